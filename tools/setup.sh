@@ -34,7 +34,7 @@ apt_install() {
     fi
     say "Installing Debian packages: $*"
     "${root[@]}" apt-get update -qq
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 if [ -z "${PYTHON:-}" ] && ! command -v python3 >/dev/null; then apt_install python3 python3-venv; fi
@@ -52,6 +52,6 @@ if ! suits "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/nul
 fi
 
 say "Installing WoVR [$extras] with the versions of constraints.txt into $venv (a few minutes the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 \
     --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --editable ".[$extras]"
 say "Ready: $venv/bin/wovr --help"
