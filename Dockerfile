@@ -22,7 +22,7 @@ WORKDIR /opt/wovr
 COPY constraints.txt ./
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 COPY . .
-RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".${EXTRAS:+[$EXTRAS]}"
+RUN pip install --use-pep517 -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".${EXTRAS:+[$EXTRAS]}"
 
 WORKDIR /tmp
 USER 10001:10001
