@@ -1,0 +1,19 @@
+"""What lies on disk between two steps."""
+
+from wovr_core.artifacts.manifest import ArtifactError, Draft, Kind, Manifest, read_manifest, writing
+from wovr_core.artifacts.weights import load_json, load_table, load_weights, save_json, save_table, save_weights
+
+__all__ = [
+    "ArtifactError",
+    "Draft",
+    "Kind",
+    "Manifest",
+    "load_json",
+    "load_table",
+    "load_weights",
+    "read_manifest",
+    "save_json",
+    "save_table",
+    "save_weights",
+    "writing",
+]
