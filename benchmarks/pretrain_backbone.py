@@ -1,0 +1,170 @@
+"""Pretrain the tabletop codec and video transformer on task-free play: other colours, other sizes, no labels.
+
+    python benchmarks/pretrain_backbone.py --out wovr_core/world_model/pretrained/tabletop-play
+
+As the paper starts from a video model pretrained on the internet's videos, the tabletop starts from this one.
+It sees random hands at random scenes (`Split.PLAY`) and never a task's colours, sizes, instructions or outcomes.
+Stopped and started again, it goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from wovr_core.envs.experts.tabletop import play
+from wovr_core.envs.splits import Split
+from wovr_core.envs.tabletop import Tabletop
+from wovr_core.settings import Settings, WorldModel
+from wovr_core.training.loop import train
+from wovr_core.trajectory import to_unit
+from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.windows import Footage, WindowSampler, window_at
+
+CHUNKS = 6
+
+
+def play_footage(first: int, count: int, generator: torch.Generator) -> Footage:
+    """Play episodes `first` .. `first + count`, recorded."""
+    env = Tabletop()
+    seen = env.reset(Split.PLAY.ids(count, start=first), Split.PLAY)
+    frames, pose, actions = [seen.frames], [seen.pose], []
+    for _ in range(CHUNKS):
+        for action in play(env, generator=generator).unbind(1):
+            env.step(action)
+            seen = env.observe()
+            frames.append(seen.frames)
+            pose.append(seen.pose)
+            actions.append(action)
+    return Footage(torch.stack(frames, 1), torch.stack(actions, 1), torch.stack(pose, 1))
+
+
+class Stream:
+    """An endless film of play: a pool of episodes, a few of which are new every `every` steps."""
+
+    def __init__(self, pool: int, fresh: int, every: int, first: int) -> None:
+        self.pool, self.fresh, self.every, self.next = pool, fresh, every, first
+        self.footage: Footage | None = None
+
+    def at(self, step: int) -> Footage:
+        if self.footage is None or step % self.every == 0:
+            count = self.pool if self.footage is None else self.fresh
+            new = play_footage(self.next, count, torch.Generator().manual_seed(self.next))
+            self.next += count
+            self.footage = new if self.footage is None else Footage(
+                *(torch.cat([getattr(self.footage, f.name)[count:], getattr(new, f.name)]) for f in dataclasses.fields(Footage))
+            )  # fmt: skip
+        return self.footage
+
+
+def train_codec(codec: PatchAutoencoder, steps: int, checkpoint: Path, log: Path) -> int:
+    """Reconstruct play; what moved counts more, and the decoder must bear a little noise on the latents."""
+    stream, generator = Stream(384, 96, 100, 0), torch.Generator().manual_seed(1)
+
+    def loss(step: int) -> torch.Tensor:
+        footage = stream.at(step)
+        episode = torch.randint(len(footage), (16,), generator=generator)
+        window = window_at(footage, episode, torch.randint(0, 41, (16,), generator=generator))
+        frames = to_unit(window.frames[:, [0, 1, 2, 3, 4]] if step % 2 else window.frames[:, [0, 9, 10, 11, 12]])
+        latents = codec.encode(frames)
+        spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
+        latents = latents + 0.08 * spread * torch.randn(latents.shape, generator=generator)
+        seen = torch.cat([codec.decode_future(latents[:, :, :1], 1, frames=[0]), codec.decode_future(latents, 1)], 1)
+        moved = ((frames - frames[:, :1]).abs().amax(2, keepdim=True) > 0.1).float()
+        error = (seen - frames) * (1 + 2 * moved)
+        return error.square().mean() + 0.1 * error.abs().mean()
+
+    def note(step: int, value: float) -> None:
+        if step % 200 == 0:
+            log.open("a").write(json.dumps({"codec": step, "loss": value, "time": time.time()}) + "\n")
+
+    train(codec, loss, name="codec", steps=steps, learning_rate=2e-3, generator=generator, ema=0.998,
+          checkpoint=checkpoint, checkpoint_every=500, on_step=note)  # fmt: skip
+    with torch.no_grad():
+        latents = torch.cat([codec.encode(to_unit(stream.footage.frames[i : i + 32, :9])) for i in range(0, 256, 32)])
+        codec.latents_mean += latents.mean((0, 2, 3, 4)) * codec.latents_std
+        codec.latents_std *= latents.std((0, 2, 3, 4))
+    return stream.next
+
+
+def train_transformer(
+    model: DiffusionWorldModel, steps: int, rate: float, first: int, checkpoint: Path, log: Path
+) -> int:
+    stream, generator = Stream(768, 96, 60, first), torch.Generator().manual_seed(2)
+    model.statistics.fit(stream.at(0))
+    sampler = WindowSampler(stream.footage, model.cfg, generator=generator)
+
+    def loss(step: int) -> torch.Tensor:
+        nonlocal sampler
+        footage = stream.at(step)
+        if footage is not sampler.footage:
+            sampler = WindowSampler(footage, model.cfg, generator=generator)
+        return model.loss(sampler.draw(model.cfg.batch), generator=generator)
+
+    recent: list[float] = []
+
+    def note(step: int, value: float) -> None:
+        recent.append(value)
+        if step % 100 == 99:
+            entry = {"transformer": step + 1, "loss": sum(recent[-100:]) / 100, "time": time.time()}
+            log.open("a").write(json.dumps(entry) + "\n")
+
+    train(model.transformer, loss, name="transformer", steps=steps, learning_rate=rate, generator=generator, ema=0.999,
+          warmup=200, checkpoint=checkpoint, checkpoint_every=250, on_step=note)  # fmt: skip
+    return stream.next
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and log")
+    parser.add_argument("--codec-steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    given.work.mkdir(parents=True, exist_ok=True)
+    log, begun = given.work / "log.jsonl", time.time()
+    settings: WorldModel = Settings().world_model
+    model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=3)
+    codec_file = given.work / "codec.safetensors"
+    if codec_file.exists():
+        model.autoencoder.load_state_dict(load_file(codec_file))
+        episodes = int((given.work / "codec-episodes").read_text())
+    else:
+        model.autoencoder.requires_grad_(True)
+        episodes = train_codec(model.autoencoder, given.codec_steps, given.work / "codec-checkpoint.safetensors", log)
+        model.autoencoder.requires_grad_(False)
+        (given.work / "codec-episodes").write_text(str(episodes))
+        save_file(model.autoencoder.state_dict(), codec_file)
+    episodes = train_transformer(
+        model, given.steps, given.learning_rate, episodes, given.work / "transformer-checkpoint.safetensors", log
+    )
+    given.out.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.half().contiguous() for name, value in model.state_dict().items()},
+        given.out / "weights.safetensors",
+    )
+    provenance = {
+        "command": f"python benchmarks/pretrain_backbone.py --codec-steps {given.codec_steps} --steps {given.steps}"
+        f" --learning-rate {given.learning_rate}",
+        "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "play": "ids of Split.PLAY from 0 on"},
+        "play_episodes": episodes,
+        "play_frames": episodes * (CHUNKS * 8 + 1),
+        "seconds": round(time.time() - begun),
+        "threads": given.threads,
+        "date": time.strftime("%Y-%m-%d"),
+        "architecture": settings.architecture.model_dump(),
+    }
+    (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""What every test shares: quiet threads, and small things of the real kind."""
+
+import pytest
+import torch
+
+from wovr_core.settings import Architecture, WorldModel
+from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.model import DiffusionWorldModel
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def tiny_world_model() -> DiffusionWorldModel:
+    """The real classes, small, with random weights that no longer sit at their zero initialisation."""
+    torch.manual_seed(0)
+    architecture = Architecture(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8)
+    cfg = WorldModel(architecture=architecture, pretrained="none", dream_precision="float32")
+    model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
+    for parameter in model.transformer.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model

@@ -1,0 +1,170 @@
+"""What must hold of the world model, trained or not."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from wovr_core.protocols import DreamState
+from wovr_core.settings import Architecture
+from wovr_core.training.loop import train
+from wovr_core.world_model import flow
+from wovr_core.world_model.autoencoder import Autoencoder
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.windows import Footage, WindowSampler, window_at
+
+
+def a_state(model: DiffusionWorldModel, b: int = 3, side: int = 4) -> DreamState:
+    g = torch.Generator().manual_seed(5)
+    shape = (b, model.autoencoder.channels, side, side)
+    return DreamState(
+        reference=torch.randn(shape, generator=g), memory=torch.randn(shape, generator=g),
+        future=torch.empty(b, shape[1], 0, side, side), actions=torch.rand(b, 4, 3, generator=g),
+        pose=torch.rand(b, 5, 2, generator=g),
+    )  # fmt: skip
+
+
+def dream_of(model: DiffusionWorldModel, state: DreamState, actions: torch.Tensor, seed: int = 1, **kw) -> DreamState:
+    return model.imagine(state, actions, generator=torch.Generator().manual_seed(seed), **kw)
+
+
+def some_footage(episodes: int = 6) -> Footage:
+    g = torch.Generator().manual_seed(3)
+    frames = torch.randint(0, 256, (episodes, 49, 3, 16, 16), generator=g, dtype=torch.uint8)
+    return Footage(frames, torch.rand(episodes, 48, 3, generator=g) * 2 - 1, torch.rand(episodes, 49, 2, generator=g))
+
+
+def test_cached_and_uncached_sampling_agree(tiny_world_model):
+    state, actions = a_state(tiny_world_model), torch.rand(3, 8, 3) * 2 - 1
+    with_cache = dream_of(tiny_world_model, state, actions).future
+    assert torch.allclose(with_cache, dream_of(tiny_world_model, state, actions, cached=False).future, atol=1e-5)
+
+
+def test_the_same_generator_dreams_the_same_dream_and_another_does_not(tiny_world_model):
+    state, actions = a_state(tiny_world_model), torch.rand(3, 8, 3)
+    once = dream_of(tiny_world_model, state, actions).future
+    assert torch.equal(once, dream_of(tiny_world_model, state, actions).future)
+    assert not torch.allclose(once, dream_of(tiny_world_model, state, actions, seed=2).future, atol=1e-3)
+
+
+def test_a_dream_depends_on_its_actions_reference_memory_and_pose(tiny_world_model):
+    state, actions = a_state(tiny_world_model), torch.rand(3, 8, 3)
+    before = dream_of(tiny_world_model, state, actions).future
+    assert not torch.allclose(before, dream_of(tiny_world_model, state, -actions).future, atol=1e-4)
+    for name in ("reference", "memory", "pose"):
+        other = dataclasses.replace(state, **{name: getattr(state, name) + 0.3})
+        assert not torch.allclose(before, dream_of(tiny_world_model, other, actions).future, atol=1e-4), name
+
+
+def test_the_loss_is_of_the_future_only_and_of_every_mechanism_that_is_on(tiny_world_model, generator):
+    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    tiny_world_model.loss(window, generator=generator).backward()
+    silent = [
+        name
+        for name, p in tiny_world_model.transformer.named_parameters()
+        if p.requires_grad and (p.grad is None or p.grad.abs().sum() == 0)
+    ]
+    # the last block's context only hands over keys and values, so nothing but these may be silent
+    assert not silent
+
+
+@pytest.mark.parametrize("off", ["action_modulation", "action_tokens", "first_frame_anchor", "keep_gates", "pose_map"])
+def test_every_mechanism_can_be_switched_off(tiny_world_model, off, generator):
+    shape = tiny_world_model.cfg.architecture.model_dump() | {off: False}
+    cfg = tiny_world_model.cfg.model_copy(update={"architecture": Architecture(**shape)})
+    model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
+    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    assert torch.isfinite(model.loss(window, generator=generator))
+    state = a_state(model)
+    assert dream_of(model, state, torch.rand(3, 8, 3)).future.shape == (3, 8, 2, 4, 4)
+    if off == "first_frame_anchor":
+        other = dataclasses.replace(state, reference=state.reference + 1)
+        actions = torch.rand(3, 8, 3)
+        assert torch.equal(dream_of(model, state, actions).future, dream_of(model, other, actions).future)
+
+
+class LosslessCodec(Autoencoder):
+    """Sixteen pixels square, four frames to a latent: every pixel is a channel of the one latent they share."""
+
+    channels = 4 * 3 * 16
+
+    def encode(self, frames):
+        first = frames[:, :1].repeat_interleave(4, 1)
+        groups = torch.cat([first, frames[:, 1:]], 1).unflatten(1, (-1, 4))  # (b, latent, 4, 3, h, w)
+        packed = torch.nn.functional.pixel_unshuffle(groups.flatten(0, 2), 4)
+        return packed.unflatten(0, groups.shape[:3]).flatten(2, 3).transpose(1, 2)
+
+    def decode_future(self, window, count=2, *, frames=None):
+        latents = window[:, :, -count:].transpose(1, 2).unflatten(2, (4, -1))
+        seen = torch.nn.functional.pixel_shuffle(latents.flatten(0, 2), 4).unflatten(0, latents.shape[:3]).flatten(1, 2)
+        return seen if frames is None else seen[:, frames]
+
+
+def test_latent_resident_and_reencoding_rollouts_agree_for_a_lossless_codec(tiny_world_model):
+    shape = tiny_world_model.cfg.architecture.model_dump() | {"latent_channels": LosslessCodec.channels}
+    futures = []
+    for context in ("latent", "reencode"):
+        torch.manual_seed(0)
+        cfg = tiny_world_model.cfg.model_copy(update={"architecture": Architecture(**shape), "context": context})
+        model = DiffusionWorldModel(cfg, LosslessCodec(), action_dim=3)
+        state = a_state(model)
+        g = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            state = model.imagine(state, torch.full((3, 8, 3), 0.3), generator=g)
+        futures.append(state.future)
+    assert torch.allclose(*futures, atol=1e-4)
+
+
+def test_train_stop_resume_is_train(tiny_world_model, tmp_path):
+    footage = some_footage()
+    start = {name: value.clone() for name, value in tiny_world_model.state_dict().items()}
+    ends = []
+
+    def run(checkpoint, stop_at=None):
+        g = torch.Generator().manual_seed(9)
+        sampler = WindowSampler(footage, tiny_world_model.cfg, generator=g)
+
+        def loss(step):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return tiny_world_model.loss(sampler.draw(4), generator=g)
+
+        train(
+            tiny_world_model.transformer, loss, name="t", steps=6, learning_rate=1e-2, ema=0.9, generator=g,
+            checkpoint=checkpoint, checkpoint_every=2,
+        )  # fmt: skip
+
+    tiny_world_model.load_state_dict(start)
+    run(None)
+    ends.append({name: value.clone() for name, value in tiny_world_model.state_dict().items()})
+    tiny_world_model.load_state_dict(start)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "checkpoint.safetensors", stop_at=5)
+    tiny_world_model.load_state_dict(start)
+    run(tmp_path / "checkpoint.safetensors")
+    ends.append(tiny_world_model.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in start)
+    assert any(not torch.equal(ends[0][name], start[name]) for name in start)
+
+
+def test_the_schedule_is_the_papers():
+    assert flow.schedule(5, 5.0).tolist() == pytest.approx([1, 0.952, 0.882, 0.769, 0.556, 0], abs=5e-4)
+
+
+def test_a_perfect_velocity_lands_on_the_future_in_any_number_of_steps():
+    future, noise = torch.randn(2, 3), torch.randn(2, 3)
+    for steps in (1, 2, 5):
+        x, levels = noise, flow.schedule(steps, 5.0)
+        for now, after in zip(levels, levels[1:], strict=False):
+            x = x + (after - now) * (noise - future)
+        assert torch.allclose(x, future, atol=1e-6)
+
+
+def test_a_window_is_one_reference_four_remembered_eight_to_come():
+    footage = some_footage(1)
+    window = window_at(footage, torch.tensor([0, 0]), torch.tensor([0, 20]))
+    assert torch.equal(window.frames[0, :5], footage.frames[0, :1].expand(5, -1, -1, -1)), "the start is repeated"
+    assert window.actions[0, :5].eq(0).all(), "and nothing led to it"
+    assert torch.equal(window.frames[1, 1:], footage.frames[0, 17:29])
+    assert torch.equal(window.actions[1, 1:], footage.actions[0, 16:28]), "an action leads to its frame"
+    assert torch.equal(window.frames[1, 0], footage.frames[0, 0])

@@ -1,0 +1,57 @@
+"""Is the candidate really better? Paired, on initial states nobody has trained on."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from scipy.stats import binomtest, norm
+from torch import Tensor
+
+from wovr_core.evaluation.success import Rate, success_rate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidate against baseline on the same initial states."""
+
+    candidate: Rate
+    baseline: Rate
+    gained: int  # initial states only the candidate solves
+    lost: int  # initial states only the baseline solves
+    difference: float
+    low: float  # interval of the paired difference
+    high: float
+    p_value: float  # exact McNemar, two-sided
+    confidence: float
+
+
+def compare(
+    candidate: Bool[Tensor, " trial"], baseline: Bool[Tensor, " trial"], *, confidence: float = 0.95
+) -> Comparison:
+    """Paired comparison: McNemar's exact test, and Agresti and Min's (2005) interval of the difference."""
+    if len(candidate) != len(baseline) or not len(candidate):
+        raise ValueError(f"a paired comparison needs the same trials: got {len(candidate)} and {len(baseline)}")
+    n = len(candidate)
+    gained, lost = int((candidate & ~baseline).sum()), int((~candidate & baseline).sum())
+    rates = [success_rate(int(wins.sum()), n, confidence=confidence) for wins in (candidate, baseline)]
+    z = float(norm.ppf(0.5 + confidence / 2))
+    plus, minus, total = gained + 0.5, lost + 0.5, n + 2  # half a pair added to each cell
+    middle = (plus - minus) / total
+    half = z * ((plus + minus) - (plus - minus) ** 2 / total) ** 0.5 / total
+    p_value = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+    return Comparison(
+        candidate=rates[0], baseline=rates[1], gained=gained, lost=lost, difference=(gained - lost) / n,
+        low=middle - half, high=middle + half, p_value=p_value, confidence=confidence,
+    )  # fmt: skip
+
+
+def decide(comparison: Comparison, *, minimum_gain: float = 0.0) -> tuple[bool, str]:
+    """Promote only when the whole interval of the paired difference lies above `minimum_gain`."""
+    c = comparison
+    said = (
+        f"candidate {c.candidate} against base {c.baseline}: {100 * c.difference:+.1f} points "
+        f"[{100 * c.low:+.1f}, {100 * c.high:+.1f}], {c.gained} gained, {c.lost} lost, p = {c.p_value:.2g}"
+    )
+    if c.low > minimum_gain:
+        return True, said
+    wanted = "0" if minimum_gain == 0 else f"{100 * minimum_gain:+.1f} points"
+    return False, f"{said}: the interval does not lie above {wanted}"

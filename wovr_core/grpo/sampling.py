@@ -1,0 +1,87 @@
+"""Which dreams an update learns from: groups that began alike and ended differently."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wovr_core.grpo.advantages import group_advantages, informative_groups, returns
+from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream, together
+from wovr_core.protocols import Policy, RewardModel, WorldModel
+from wovr_core.settings import Grpo
+from wovr_core.trajectory import InitState
+
+
+@dataclass(frozen=True)
+class StartPool:
+    """Init states to dream from: starts of episodes, and keyframes (KIR)."""
+
+    initial: Sequence[InitState]
+    keyframes: Sequence[InitState]
+
+    def draw(self, groups: int, kir_ratio: float, *, generator: torch.Generator) -> list[InitState]:
+        """`kir_ratio` of the groups begin at keyframes, as far as there are any."""
+        from_keyframes = round(groups * kir_ratio) if self.keyframes else 0
+        return [
+            pool[row]
+            for pool, count in ((self.initial, groups - from_keyframes), (self.keyframes, from_keyframes))
+            for row in torch.randint(len(pool), (count,), generator=generator).tolist()
+        ]
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """The informative groups of an update, and what all the groups drawn for it were like."""
+
+    dreams: Dreams
+    advantages: Float[Tensor, " rollout"]
+    group_rates: list[float]  # success rate of every group drawn
+    kept: int  # groups
+    success: float  # of all dreams drawn from the starts of episodes
+    imagined_frames: int
+
+
+def harvest(
+    policy: Policy,
+    world_model: WorldModel,
+    reward: RewardModel,
+    pool: StartPool,
+    cfg: Grpo,
+    *,
+    judge: Judge,
+    generator: torch.Generator,
+) -> Harvest | None:
+    """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is."""
+    parts: list[tuple[Dreams, Tensor]] = []
+    rates: list[float] = []
+    started: list[Tensor] = []
+    kept = frames = 0
+    for _ in range(cfg.max_draws):
+        starts = pool.draw(cfg.groups, cfg.kir_ratio, generator=generator)
+        members = [start for start in starts for _ in range(cfg.group_size)]
+        dreams = dream(
+            policy, world_model, reward, members, temperature=cfg.temperature, judge=judge, generator=generator,
+            mask=cfg.mask,
+        )  # fmt: skip
+        frames += int(dreams.valid.any(-1).sum()) * CHUNK
+        success = dreams.success.unflatten(0, (-1, cfg.group_size))
+        rates += success.float().mean(-1).tolist()
+        started += [dreams.success[row] for row, start in enumerate(members) if start.rule == "initial"]
+        length = dreams.length.unflatten(0, (-1, cfg.group_size))
+        advantages = group_advantages(returns(success, length, discount=cfg.discount), kind=cfg.advantage)
+        good = informative_groups(success, cfg.informative).nonzero()[:, 0][: cfg.groups - kept]
+        kept += len(good)
+        rows = (good[:, None] * cfg.group_size + torch.arange(cfg.group_size)).flatten()
+        if len(rows):
+            parts.append((dreams[rows], advantages[good].flatten()))
+        if kept >= cfg.groups:
+            break
+    if not parts:
+        return None
+    return Harvest(
+        dreams=together([dreams for dreams, _ in parts]), advantages=torch.cat([values for _, values in parts]),
+        group_rates=rates, kept=kept, imagined_frames=frames,
+        success=torch.stack(started).float().mean().item() if started else float("nan"),
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""Imagined rollouts: the policy decides, the world model dreams, the reward model judges. Nothing here is real.
+
+This room sees protocols and init states only. It cannot reach an environment, and has nothing but pictures, words
+and the arm's own pose to decide by.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from wovr_core.imagination.masking import held_for, valid_steps
+from wovr_core.protocols import Policy, RewardModel, WorldModel
+from wovr_core.trajectory import InitState, Observation
+
+CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How success is read off imagined frames."""
+
+    every: int = 2  # read every n-th frame
+    hysteresis: int = 2  # so many readings in a row must agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dreams:
+    """A batch of imagined rollouts, padded to the longest; padding is not valid."""
+
+    starts: tuple[InitState, ...]  # one per rollout
+    frames: UInt8[Tensor, "rollout chunk c h w"]  # what the policy saw when it decided
+    pose: Float[Tensor, "rollout chunk p"]
+    tokens: Int[Tensor, "rollout chunk step a"]
+    log_prob: Float[Tensor, "rollout chunk step a"]
+    valid: Bool[Tensor, "rollout chunk step"]
+    success: Bool[Tensor, " rollout"]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def length(self) -> Int[Tensor, " rollout"]:
+        """T_valid."""
+        return self.valid.flatten(1).sum(-1)
+
+    def __getitem__(self, rows: Tensor) -> "Dreams":
+        chosen = tuple(self.starts[row] for row in rows.tolist())
+        tensors = {name: value[rows] for name, value in vars(self).items() if name != "starts"}
+        return Dreams(starts=chosen, **tensors)
+
+
+def dream(
+    policy: Policy,
+    world_model: WorldModel,
+    reward: RewardModel,
+    starts: Sequence[InitState],
+    *,
+    temperature: float,
+    judge: Judge,
+    generator: torch.Generator,
+    mask: bool = True,
+    batch: int = 256,
+    watch: Callable[[Tensor, UInt8[Tensor, "b frames c h w"]], None] | None = None,
+) -> Dreams:
+    """One imagined rollout from each start, until success (if masked) or until its steps are used up.
+
+    Finished rollouts leave the batch. `watch` is shown the rows and the judged frames of every dreamt chunk.
+    """
+    with torch.no_grad():
+        parts = [
+            _dream(policy, world_model, reward, starts[i : i + batch], temperature, judge, generator, mask, i, watch)
+            for i in range(0, len(starts), batch)
+        ]
+    return together(parts)
+
+
+def together(parts: Sequence[Dreams]) -> Dreams:
+    """Batches of rollouts as one, padded to the longest."""
+    longest = max(part.valid.shape[1] for part in parts)
+
+    def column(name: str) -> Tensor:
+        values = [getattr(part, name) for part in parts]
+        return torch.cat([torch.cat([v, v.new_zeros(len(v), longest - v.shape[1], *v.shape[2:])], 1) for v in values])
+
+    return Dreams(
+        starts=tuple(start for part in parts for start in part.starts), frames=column("frames"), pose=column("pose"),
+        tokens=column("tokens"), log_prob=column("log_prob"), valid=column("valid"),
+        success=torch.cat([part.success for part in parts]),
+    )  # fmt: skip
+
+
+def _dream(
+    policy: Policy,
+    world_model: WorldModel,
+    reward: RewardModel,
+    starts: Sequence[InitState],
+    temperature: float,
+    judge: Judge,
+    generator: torch.Generator,
+    mask: bool,
+    offset: int,
+    watch: Callable[[Tensor, Tensor], None] | None,
+) -> Dreams:
+    n = len(starts)
+    chunks = torch.tensor([start.steps_left // CHUNK for start in starts])
+    said = [start.instruction for start in starts]
+    read = list(range(judge.every - 1, CHUNK, judge.every))
+    state = world_model.begin(starts)
+    sees = torch.stack([start.memory[-1] for start in starts])
+    alive = torch.arange(n)
+    streak, success = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob", "valid")}
+
+    def scatter(values: Tensor) -> Tensor:
+        """Rows of the living at their place among all."""
+        everyone = values.new_zeros(n, *values.shape[1:])
+        everyone[alive] = values
+        return everyone
+
+    for chunk in range(int(chunks.max())):
+        going = (chunks[alive] > chunk).nonzero()[:, 0]
+        if not len(going):
+            break
+        alive, state, sees = alive[going], state[going], sees[going]
+        now = [said[row] for row in alive.tolist()]
+        seen = Observation(frames=sees, instructions=tuple(now), pose=state.pose[:, -1])
+        decided = policy.act(seen, temperature=temperature, generator=generator)
+        state = world_model.imagine(state, decided.actions, generator=generator)
+        frames = world_model.look(state, read)
+        shown = reward.probability(frames.flatten(0, 1), [said for said in now for _ in read]).unflatten(
+            0, (-1, len(read))
+        )
+        counts = held_for(shown >= reward.threshold, streak[alive])
+        streak[alive] = counts[:, -1]
+        holds = counts >= judge.hysteresis  # (living, reading)
+        steps = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
+        steps[:, read] = holds
+        counted = valid_steps(steps) if mask else torch.ones_like(steps)
+        for name, values in (
+            ("frames", seen.frames), ("pose", seen.pose), ("tokens", decided.tokens),
+            ("log_prob", decided.log_prob), ("valid", counted),
+        ):  # fmt: skip
+            columns[name].append(scatter(values))
+        if watch is not None:
+            watch(alive + offset, frames)
+        won = holds.any(1)
+        success[alive[won]] = True
+        keep = (~won if mask else torch.ones_like(won)).nonzero()[:, 0]
+        alive, state, sees = alive[keep], state[keep], frames[keep, -1]
+        if not len(alive):
+            break
+    stacked = {name: torch.stack(values, 1) for name, values in columns.items()}
+    return Dreams(starts=tuple(starts), success=success, **stacked)

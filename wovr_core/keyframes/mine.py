@@ -1,0 +1,71 @@
+"""Choosing keyframes: every rule proposes, guards dispose."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wovr_core.keyframes.rules import RULES, Evidence, nearest_success, thumbnails
+from wovr_core.protocols import RewardModel
+from wovr_core.settings import Keyframes, Task
+from wovr_core.trajectory import Episode
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A reference into the episodes: never a copy of pixels."""
+
+    episode: int
+    step: int
+    rule: str
+    score: float
+
+
+def mine(episodes: Sequence[Episode], reward: RewardModel, cfg: Keyframes, task: Task) -> list[Keyframe]:
+    """Keyframes of all episodes, the most wanted first within each, under these guards.
+
+    Never a state in which the goal has been reached, at least `min_gap` steps apart, `min_steps_left` to go, at most
+    `per_episode` an episode, `per_rule` and `per_task` over all.
+    """
+    features = [thumbnails(episode.frames) for episode in episodes]
+    successes = defaultdict(list)
+    for episode, seen in zip(episodes, features, strict=True):
+        if episode.succeeded:
+            successes[episode.instruction].append(seen)
+    chosen: list[Keyframe] = []
+    per_rule: Counter[str] = Counter()
+    per_task: Counter[str] = Counter()
+    for index, episode in enumerate(episodes):
+        given = Evidence(
+            episode=episode,
+            probability=reward.probability(episode.frames, [episode.instruction] * len(episode.frames)),
+            nearest_success=nearest_success(features[index], successes[episode.instruction]),
+            features=features[index],
+        )
+        proposals = [
+            Keyframe(index, decision_before(moment.step, task, cfg), name, moment.score)
+            for name, rule in RULES.items()
+            if getattr(cfg, name)
+            for moment in rule(given)
+        ]
+        taken: list[int] = []
+        for keyframe in sorted(proposals, key=lambda k: -k.score):
+            reached = episode.success_step is not None and keyframe.step >= episode.success_step
+            near = any(abs(keyframe.step - step) < cfg.min_gap for step in taken)
+            full = (
+                len(taken) >= cfg.per_episode
+                or per_rule[keyframe.rule] >= cfg.per_rule
+                or per_task[episode.instruction] >= cfg.per_task
+            )
+            if keyframe.step < task.chunk or reached or near or full:
+                continue
+            taken.append(keyframe.step)
+            per_rule[keyframe.rule] += 1
+            per_task[episode.instruction] += 1
+            chosen.append(keyframe)
+    return chosen
+
+
+def decision_before(step: int, task: Task, cfg: Keyframes) -> int:
+    """The policy's last decision before a step, early enough that `min_steps_left` remain."""
+    latest = (task.horizon - cfg.min_steps_left) // task.chunk * task.chunk
+    return min(max(0, step - 1) // task.chunk * task.chunk, latest)

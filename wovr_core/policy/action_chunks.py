@@ -1,0 +1,19 @@
+"""Actions as discrete choices: fifteen bins for each motion, two for the gripper."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BINS = 15
+CENTRES = torch.linspace(-1, 1, BINS)
+
+
+def to_tokens(actions: Float[Tensor, "*b a"]) -> Int[Tensor, "*b a"]:
+    """The nearest bin of every motion in [-1, 1]; the gripper, last, is 1 when it closes (> 0)."""
+    motion = ((actions[..., :-1].clamp(-1, 1) + 1) / 2 * (BINS - 1)).round().long()
+    return torch.cat([motion, (actions[..., -1:] > 0).long()], -1)
+
+
+def from_tokens(tokens: Int[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
+    """The centre of every chosen bin; the gripper is -1 or 1."""
+    return torch.cat([CENTRES[tokens[..., :-1]], tokens[..., -1:].float() * 2 - 1], -1)

@@ -1,0 +1,32 @@
+"""The base policy: imitate demonstrations, chunk by chunk."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from wovr_core.policy.action_chunks import to_tokens
+from wovr_core.policy.tiny_vla import TinyVLA
+from wovr_core.settings import Policy as Settings
+from wovr_core.training.loop import train
+from wovr_core.trajectory import Episode, to_unit
+
+
+def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, generator: torch.Generator) -> list[float]:
+    """Maximise the likelihood of what the demonstrations did at the start of every chunk; returns the losses."""
+    chunk = policy.shape.chunk
+    frames = torch.cat([episode.frames[:-1:chunk] for episode in episodes])
+    tokens = torch.cat([to_tokens(episode.actions).unflatten(0, (-1, chunk)) for episode in episodes])
+    said = [episode.instruction for episode in episodes for _ in range(len(episode.actions) // chunk)]
+
+    def loss(step: int) -> torch.Tensor:
+        rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
+        motion, gripper = policy(to_unit(frames[rows]), [said[row] for row in rows.tolist()])
+        wanted = tokens[rows]
+        of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
+        return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
+
+    return train(
+        policy, loss, name="base policy", steps=cfg.steps, learning_rate=cfg.learning_rate, generator=generator,
+        weight_decay=1e-3,
+    )  # fmt: skip

@@ -1,0 +1,137 @@
+"""A vision-language-action policy small enough for a laptop: words query heatmaps, heatmaps give keypoints.
+
+An instruction is embedded and asks, through queries, where things are in a map of image features; the soft-argmax
+of each answer is a point. A small network turns points and words into a chunk of actions: for each motion a
+discretised Gaussian over bins (neighbouring bins mean neighbouring motions, which free logits would have to learn),
+for the gripper a coin. So log-probabilities are exact.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wovr_core.policy.action_chunks import CENTRES, from_tokens
+from wovr_core.trajectory import ActionChunk, Observation, to_unit
+
+
+class Shape(BaseModel):
+    """What rebuilds a tiny VLA (or the reward classifier on the same trunk) before its weights are read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocabulary: tuple[str, ...]
+    words: int  # longest instruction
+    image_size: int
+    action_dim: int = 3
+    chunk: int = 8
+    features: int = 24
+    keypoints: int = 12
+    hidden: int = 128
+    kernel: int = 1  # of the second convolution
+
+
+def vocabulary_of(instructions: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """All words of some instructions in order, and the length of the longest instruction."""
+    split = [instruction.lower().split() for instruction in set(instructions)]
+    return tuple(sorted({word for words in split for word in words})), max(map(len, split))
+
+
+class LanguageKeypoints(nn.Module):
+    """Image and instruction to a vector: keypoints the words asked for, their spread and strength, and the words."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.words = {word: i for i, word in enumerate(shape.vocabulary)}
+        c, k = shape.features, shape.keypoints
+        self.look = nn.Sequential(
+            nn.Conv2d(3, c, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2), nn.ReLU(),
+        )  # fmt: skip
+        self.embedding = nn.Embedding(
+            len(shape.vocabulary) + 1, 16
+        )  # the last is for words never heard, and for silence
+        self.language = nn.Sequential(nn.Linear(16 * shape.words, 64), nn.GELU())
+        self.query = nn.Linear(64, k * c)
+        axis = torch.linspace(-1, 1, shape.image_size // 2)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.places: Tensor
+        self.register_buffer("places", torch.stack([x.flatten(), y.flatten()], -1), persistent=False)
+        self.width = 4 * k + 64
+
+    def tokens(self, instructions: Sequence[str]) -> Int[Tensor, "b words"]:
+        unknown = len(self.shape.vocabulary)
+        known: dict[str, list[int]] = {}
+        for instruction in set(instructions):
+            ids = [self.words.get(word, unknown) for word in instruction.lower().split()][: self.shape.words]
+            known[instruction] = ids + [unknown] * (self.shape.words - len(ids))
+        return torch.tensor([known[instruction] for instruction in instructions])
+
+    def forward(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, "b width"]:
+        features = self.look(frames).flatten(2)  # (b, c, places)
+        said = self.language(self.embedding(self.tokens(instructions)).flatten(1))
+        heat = 2 * torch.bmm(self.query(said).unflatten(1, (self.shape.keypoints, -1)), features)
+        weight = heat.softmax(-1)
+        point = weight @ self.places
+        spread = (weight @ self.places.square() - point.square()).sum(-1).clamp(min=1e-4).sqrt()
+        return torch.cat([3 * point.flatten(1), 3 * spread, 0.1 * heat.amax(-1), said], -1)
+
+
+class TinyVLA(nn.Module):
+    """The embedded policy (`Policy` protocol)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.trunk = LanguageKeypoints(shape)
+        motions = shape.action_dim - 1
+        self.head = nn.Sequential(
+            nn.Linear(self.trunk.width, shape.hidden), nn.GELU(), nn.Linear(shape.hidden, shape.hidden), nn.GELU(),
+            nn.Linear(shape.hidden, shape.chunk * (2 * motions + 1)),
+        )  # fmt: skip
+
+    def forward(
+        self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]
+    ) -> tuple[Float[Tensor, "b chunk motions bins"], Float[Tensor, "b chunk 2"]]:
+        """Logits of every motion's bins, and of the gripper opening or closing."""
+        output = self.head(self.trunk(frames, instructions)).unflatten(-1, (self.shape.chunk, -1))
+        motions = self.shape.action_dim - 1
+        middle, width, gripper = output.split([motions, motions, 1], -1)
+        width = F.softplus(width - 0.5) + 0.08
+        logits = -((CENTRES - middle[..., None]) ** 2) / (2 * width[..., None] ** 2)
+        return logits, torch.cat([torch.zeros_like(gripper), 2 * gripper], -1)
+
+    def act(self, seen: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
+        """Draw a chunk; temperature 0 takes the likeliest choices (with log-probabilities at temperature 1)."""
+        with torch.no_grad():
+            motion, gripper = self(to_unit(seen.frames), seen.instructions)
+            if temperature == 0:
+                tokens = torch.cat([motion.argmax(-1), gripper.argmax(-1, keepdim=True)], -1)
+            else:
+                tokens = torch.cat(
+                    [_draw(motion / temperature, generator), _draw(gripper / temperature, generator)[..., None]], -1
+                )
+            log_prob = _gather(motion, gripper, tokens, temperature or 1.0)
+        return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob)
+
+    def log_prob(
+        self, seen: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
+    ) -> Float[Tensor, "b chunk a"]:
+        """Exact log-probability of each choice."""
+        motion, gripper = self(to_unit(seen.frames), seen.instructions)
+        return _gather(motion, gripper, tokens, temperature)
+
+
+def _gather(motion: Tensor, gripper: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    of_motion = (motion / temperature).log_softmax(-1).gather(-1, tokens[..., :-1, None]).squeeze(-1)
+    of_gripper = (gripper / temperature).log_softmax(-1).gather(-1, tokens[..., -1:])
+    return torch.cat([of_motion, of_gripper], -1)
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(logits.shape, generator=generator).clamp(min=1e-9)
+    return (logits - torch.log(-torch.log(uniform))).argmax(-1)  # Gumbel: one draw of a categorical

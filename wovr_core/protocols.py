@@ -1,0 +1,72 @@
+"""What the method asks of its parts. Whoever answers these calls can take part: a toy, a remote server, a 5B model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from wovr_core.trajectory import ActionChunk, InitState, Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamState:
+    """All a world model remembers of a batch of dreams; everything else is forgotten between two calls."""
+
+    reference: Float[Tensor, "b c y x"]  # latent of the episode's true first frame
+    memory: Float[Tensor, "b c y x"]  # latent of the last four frames
+    future: Float[Tensor, "b c latents y x"]  # latents of the chunk just dreamt; none at the start
+    actions: Float[Tensor, "b 4 a"]  # that led to the remembered frames
+    pose: Float[Tensor, "b 5 p"]  # gripper position at the first and at the remembered frames
+
+    def __getitem__(self, rows: Tensor) -> "DreamState":
+        return DreamState(**{name: value[rows] for name, value in vars(self).items()})
+
+    def __len__(self) -> int:
+        return len(self.memory)
+
+
+class Policy(Protocol):
+    """Decides a chunk of actions from what is seen and said."""
+
+    def act(self, seen: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk: ...
+
+    def log_prob(self, seen: Observation, tokens: Tensor, *, temperature: float) -> Float[Tensor, "b chunk a"]: ...
+
+
+class WorldModel(Protocol):
+    """Dreams what the camera will see if the arm does this. Stateless: the whole state goes in and comes out."""
+
+    def begin(self, starts: Sequence[InitState]) -> DreamState: ...
+
+    def imagine(
+        self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator
+    ) -> DreamState: ...
+
+    def look(self, state: DreamState, frames: Sequence[int]) -> UInt8[Tensor, "b frames c h w"]: ...
+
+
+class RewardModel(Protocol):
+    """Sees success."""
+
+    threshold: float
+
+    def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]: ...
+
+
+class Env(Protocol):
+    """A vectorised environment: the reality that imagination must never touch."""
+
+    def reset(self, ids: Sequence[int], split: Any) -> Observation: ...
+
+    def step(self, actions: Float[Tensor, "b a"]) -> Bool[Tensor, " b"]: ...
+
+    def observe(self) -> Observation: ...
+
+
+class Tracker(Protocol):
+    """Where metrics go while something trains."""
+
+    def log(self, metrics: dict[str, float], *, step: int) -> None: ...

@@ -1,0 +1,59 @@
+"""Choosing the threshold at which an imagined rollout counts as a success."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Imagined against real outcomes."""
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+
+    @classmethod
+    def of(cls, imagined: Bool[Tensor, " n"], real: Bool[Tensor, " n"]) -> "Agreement":
+        pairs = ((imagined & real), (imagined & ~real), (~imagined & real), (~imagined & ~real))
+        return cls(*(int(pair.sum()) for pair in pairs))
+
+    @property
+    def precision(self) -> float:
+        """Of the successes imagined, the share that were real; 1 when none was imagined."""
+        seen = self.true_positives + self.false_positives
+        return self.true_positives / seen if seen else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Of the real successes, the share that were imagined; 1 when there was none."""
+        there = self.true_positives + self.false_negatives
+        return self.true_positives / there if there else 1.0
+
+    @property
+    def f1(self) -> float:
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+    def summary(self) -> dict[str, float]:
+        return {**vars(self), "precision": self.precision, "recall": self.recall, "f1": self.f1}
+
+
+def rollout_score(probability: Float[Tensor, "rollout frame"], hysteresis: int) -> Float[Tensor, " rollout"]:
+    """The highest threshold at which a rollout counts as a success: the best of its runs of `hysteresis` frames."""
+    return probability.unfold(1, hysteresis, 1).amin(-1).amax(-1)
+
+
+def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, precision: float) -> float:
+    """The threshold with the best F1 among those that reach the precision; failing that, the most precise one.
+
+    `score` is that of dreams whose real outcome is known and which nothing was trained on.
+    """
+    candidates = [0.05 * k for k in range(1, 20)] + [0.97, 0.99]
+    judged = [(threshold, Agreement.of(score >= threshold, real)) for threshold in candidates]
+    good = [pair for pair in judged if pair[1].precision >= precision and pair[1].true_positives]
+    if good:
+        return max(good, key=lambda pair: pair[1].f1)[0]
+    return max(judged, key=lambda pair: (pair[1].precision if pair[1].true_positives else 0.0, pair[1].f1))[0]

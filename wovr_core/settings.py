@@ -1,0 +1,292 @@
+"""The one settings tree; every default is written here once.
+
+Top-level branches are the pipeline's words: `policy`, `collect`, `world_model`, `reward`, `keyframes`, `grpo`,
+`pace`, `evaluate`, `promote`, and `task` for what several of them share. Unknown keys are refused. The defaults are
+those of the tabletop quick start, except where a comment says whose they are.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A branch of the tree: frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(Section):
+    """What several steps must agree on."""
+
+    environment: Literal["tabletop"] = "tabletop"
+    image_size: PositiveInt = 48  # pixels, square
+    action_dim: PositiveInt = 3
+    chunk: PositiveInt = 8  # actions a policy decides at once
+    horizon: PositiveInt = 48  # steps of an episode
+    seed: NonNegativeInt = 0  # of everything that is drawn at random
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if self.chunk != 8:
+            raise ValueError(
+                f"task.chunk is {self.chunk}, but a world-model window is 1 reference + 4 memory + 8 future frames "
+                f"(13 frames = 4 latents of a codec with temporal factor 4); set task.chunk to 8"
+            )
+        if self.horizon % self.chunk:
+            raise ValueError(
+                f"task.horizon is {self.horizon}, not a multiple of task.chunk {self.chunk}: "
+                f"use {self.horizon // self.chunk * self.chunk} or {(self.horizon // self.chunk + 1) * self.chunk}"
+            )
+        return self
+
+
+class Policy(Section):
+    """The base policy: behaviour-cloned from scripted demonstrations."""
+
+    demonstrations: PositiveInt = 40
+    action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
+    grasp_offset: Share = 0.02  # where it grasps, in table units
+    steps: PositiveInt = 600
+    batch: PositiveInt = 128
+    learning_rate: PositiveFloat = 3e-3
+
+
+class Collect(Section):
+    """Real episodes: the budget that everything else is made from."""
+
+    episodes: PositiveInt = 320  # to train world model and reward on
+    held_out: PositiveInt = 96  # never trained on: fidelity, calibration, further starts of dreams
+    temperature: PositiveFloat = 1.0
+
+
+class Architecture(Section):
+    """The diffusion transformer. These are the shipped backbone's; `pipelines/configs/libero-*.yaml` has Wan's."""
+
+    latent_channels: PositiveInt = 48
+    patch: PositiveInt = 1  # latent pixels to a token, each way
+    heads: PositiveInt = 4
+    head_dim: PositiveInt = 40
+    layers: PositiveInt = 4
+    ffn_dim: PositiveInt = 512
+    freq_dim: PositiveInt = 128
+    text_dim: PositiveInt = (
+        64  # of the text embedder that is dropped; kept so that Wan's configuration reads as published
+    )
+    prediction: Literal["velocity", "sample"] = "sample"  # Wan predicts velocity
+    action_modulation: bool = True
+    action_tokens: bool = True
+    first_frame_anchor: bool = True
+    keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
+    pose_map: bool = True  # tell each token where the gripper will be; tiny profile only
+
+    @model_validator(mode="after")
+    def _gates_need_samples(self) -> Self:
+        if self.keep_gates and self.prediction == "velocity":
+            raise ValueError("world_model.architecture.keep_gates mixes frames, so it needs prediction: sample")
+        return self
+
+
+class WorldModel(Section):
+    """The video world model, and how it is fitted to real episodes."""
+
+    architecture: Architecture = Architecture()
+    pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
+    steps: PositiveInt = 500
+    batch: PositiveInt = 32
+    learning_rate: PositiveFloat = 3e-4
+    ema: Share = 0.995
+    clip: PositiveFloat = 1.0  # of the gradient norm
+    shift: PositiveFloat = 5.0  # of the noise schedule, METHOD section 3
+    sampler_steps: PositiveInt = 5
+    lowest_noise: Share = 0.1  # lowest u drawn in training; the sampler of 5 steps never goes below 0.2
+    memory_noise: Share = 0.3  # largest noise level on the memory latent during training; 0 switches noisy context off
+    memory_noise_when_dreaming: Share = 0.0
+    dream_precision: Literal["float32", "bfloat16"] = "bfloat16"
+    start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
+    static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
+    contact_weight: PositiveFloat = 3.0  # how much likelier a window with a gripper event is drawn
+    context: Literal["latent", "reencode"] = "latent"  # what a dream carries from chunk to chunk
+    checkpoint_every: PositiveInt = 100
+    minimum_psnr_gain: float = 0.0  # gate: dB above holding the last frame, at every depth
+
+
+class Reward(Section):
+    """The success classifier."""
+
+    steps: PositiveInt = 400
+    imagined_steps: PositiveInt = 200  # further ones, on dreams of replayed real actions too
+    batch: PositiveInt = 128
+    learning_rate: PositiveFloat = 2e-3
+    ensemble: PositiveInt = 1
+    precision: Share = 0.9  # the threshold is calibrated to reach it on imagined held-out frames
+    hysteresis: PositiveInt = 2  # consecutive frames that must agree
+    every: PositiveInt = 2  # read every n-th imagined frame
+
+    @model_validator(mode="after")
+    def _reads_the_last_frame(self) -> Self:
+        if 8 % self.every:
+            raise ValueError(f"reward.every is {self.every}, which does not divide the chunk of 8: use 1, 2, 4 or 8")
+        return self
+
+
+class Keyframes(Section):
+    """Where imagined rollouts begin."""
+
+    per_episode: PositiveInt = 4
+    min_gap: PositiveInt = 8  # steps between two keyframes; nearer ones show nearly the same scene
+    min_steps_left: PositiveInt = 16
+    per_rule: PositiveInt = 400  # quota over the whole collection
+    per_task: PositiveInt = 400
+    gripper_event: bool = True
+    reward_peak: bool = True
+    divergence: bool = True
+    before_timeout: bool = True
+    before_contact: bool = True
+
+
+class Grpo(Section):
+    """Reinforcement learning inside the world model."""
+
+    updates: PositiveInt = 24
+    groups: PositiveInt = 32  # informative groups an update wants
+    group_size: Annotated[int, Field(ge=2)] = 8
+    max_draws: PositiveInt = 2  # refill: at most this many times `groups` are drawn for an update
+    informative: tuple[Share, Share] = (0.1, 0.9)  # success rates of a group that carry signal
+    kir_ratio: Share = 0.5  # share of groups that start at keyframes
+    keyframe_horizon: PositiveInt = 32  # a dream from a keyframe is short
+    temperature: PositiveFloat = 1.0
+    discount: Share = 1.0
+    advantage: Literal["mean", "standardised"] = "standardised"
+    mask: bool = True  # nothing dreamt after the first success counts
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
+    epochs: PositiveInt = 2
+    minibatch: PositiveInt = 512  # chunks
+    learning_rate: PositiveFloat = 3e-4
+    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the divergence from the base policy
+    max_imagined_gain: Share = 0.5  # stop when imagined success has risen by more: the next thing is to look at reality
+    snapshot_every: PositiveInt = 8  # updates between two snapshots, for the curve of real success drawn afterwards
+    base_success: tuple[Share, Share] = (0.03, 0.97)  # outside, there is nothing to learn from
+
+
+class Pace(Section):
+    """Refit the world model on what the evolved policy does."""
+
+    rounds: NonNegativeInt = 1
+    episodes: PositiveInt = 160
+    held_out: PositiveInt = 48
+    steps: PositiveInt = 200
+    new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
+    updates: PositiveInt = 16
+    rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
+
+
+class Evaluate(Section):
+    """Real success on initial states that nothing else ever sees."""
+
+    episodes: PositiveInt = 1000
+    confidence: Share = 0.95
+    greedy: bool = False
+    temperature: PositiveFloat = 1.0
+    curve_episodes: NonNegativeInt = 300  # a snapshot, for the report's curve only; nothing is chosen by it
+
+
+class Promote(Section):
+    """What happens to a policy that earned it."""
+
+    model: str = "tabletop-policy"
+    alias: str = "champion"
+    minimum_gain: Share = 0.0  # the lower bound of the paired interval must exceed it
+
+
+class Settings(Section):
+    """Everything a run depends on."""
+
+    task: Task = Task()
+    policy: Policy = Policy()
+    collect: Collect = Collect()
+    world_model: WorldModel = WorldModel()
+    reward: Reward = Reward()
+    keyframes: Keyframes = Keyframes()
+    grpo: Grpo = Grpo()
+    pace: Pace = Pace()
+    evaluate: Evaluate = Evaluate()
+    promote: Promote = Promote()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.keyframes.min_steps_left < self.task.chunk:
+            raise ValueError(
+                f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a dream is at least one chunk of "
+                f"{self.task.chunk} actions: raise it to {self.task.chunk} or more"
+            )
+        if self.grpo.keyframe_horizon % self.task.chunk:
+            raise ValueError(
+                f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of task.chunk {self.task.chunk}"
+            )
+        if self.grpo.keyframe_horizon > self.task.horizon:
+            raise ValueError(
+                f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, longer than task.horizon {self.task.horizon}"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a YAML file; every complaint names the key, what was given and what is allowed."""
+        try:
+            tree = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise SettingsError(f"cannot read settings {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{path} is not YAML: {error}") from error
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{path} holds a {type(tree).__name__}, not a tree of settings")
+        return cls.parse(tree, source=str(path))
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any], *, source: str = "settings") -> Self:
+        """Validate a tree; raises `SettingsError` in our words."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, source, cls)) from error
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be run, and why."""
+
+
+def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            branch = root
+            for part in problem["loc"][:-1]:
+                inner: Any = branch.model_fields[str(part)].annotation
+                branch = inner
+            known = list(branch.model_fields)
+            near = get_close_matches(str(problem["loc"][-1]), known, n=1)
+            message = (
+                f"unknown setting; did you mean {near[0]}?" if near else f"unknown setting; known: {', '.join(known)}"
+            )
+        elif "input" in problem and not isinstance(problem["input"], dict):
+            message += f" (got {problem['input']!r})"
+        lines.append(f"  {where}: {message}" if where else f"  {message}")
+    return f"{source} cannot be run:\n" + "\n".join(lines)

@@ -1,0 +1,90 @@
+"""evaluate: candidate and baseline for real, on initial states that nothing else ever sees; and the verdict."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wovr_core.artifacts import Kind, Manifest, load_table, read_manifest, save_json, save_table, writing
+from wovr_core.envs.splits import Split
+from wovr_core.envs.tabletop import Tabletop
+from wovr_core.evaluation.success import attempt, policy_decides, success_rate
+from wovr_core.evaluation.verdict import compare, decide
+from wovr_core.policy.tiny_vla import TinyVLA
+from wovr_core.settings import Evaluate, Promote, Task
+from wovr_core.steps.models import open_policy
+from wovr_core.training.loop import progress_bar
+
+SEED = 77  # of the evaluation itself: the same for every candidate, whatever the run's seed
+
+
+def evaluate_policies(
+    cfg: Evaluate, task: Task, *, candidate: Path, baseline: Path, out: Path, snapshots: tuple[Path, ...] = ()
+) -> Manifest:
+    """Paired trials. Snapshots of the policies in between are measured too, for the report's curve and nothing else."""
+    ids = Split.EVALUATION.ids(cfg.episodes)
+    made_from = {"candidate": candidate, "baseline": baseline} | {
+        f"snapshots_{i}": path for i, path in enumerate(snapshots)
+    }
+    settings = {"evaluate": cfg.model_dump(), "task": task.model_dump()}
+    with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft, progress_bar() as progress:
+        between = [] if not cfg.curve_episodes else [
+            (path, name, i) for i, path in enumerate(snapshots) for name in sorted(p.stem for p in path.glob("snapshot-*.safetensors"))
+        ]  # fmt: skip
+        bar = progress.add_task("evaluate for real", total=2 + len(between), note="")
+        wins: dict[str, Tensor] = {}
+        said: tuple[str, ...] = ()
+        for role, path in (("candidate", candidate), ("baseline", baseline)):
+            wins[role], said = trials(open_policy(path), cfg, task, ids)
+            progress.update(bar, advance=1)
+        curve = []
+        for path, name, phase in between:
+            won, _ = trials(open_policy(path, weights=name), cfg, task, ids[: cfg.curve_episodes])
+            rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
+            curve.append({"phase": phase, "update": int(name.split("-")[1]), **vars(rate)})
+            progress.update(bar, advance=1)
+        rows = [
+            {"init_state": i, "instruction": words, "candidate": bool(c), "baseline": bool(b)}
+            for i, words, c, b in zip(ids, said, wins["candidate"], wins["baseline"], strict=True)
+        ]
+        save_table(draft.folder, "trials", rows)
+        save_json(draft.folder, "curve", curve)
+        tasks = defaultdict(list)
+        for row in rows:
+            tasks[row["instruction"]].append(row)
+        for role, won in wins.items():
+            rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
+            by_task = {
+                words: vars(success_rate(sum(bool(r[role]) for r in some), len(some), confidence=cfg.confidence))
+                for words, some in sorted(tasks.items())
+            }
+            draft.summary[role] = {**vars(rate), "success_rate": rate.value, "by_task": by_task}
+        draft.summary["episodes"] = 2 * cfg.episodes + sum(int(str(row["n"])) for row in curve)
+    return draft.manifest
+
+
+def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range) -> tuple[Tensor, tuple[str, ...]]:
+    """Did the policy reach the goal from each initial state, and what was it told?"""
+    env = Tabletop(image_size=task.image_size)
+    generator = torch.Generator().manual_seed(SEED)
+    decider = policy_decides(policy, temperature=0.0 if cfg.greedy else cfg.temperature, generator=generator)
+    _, won = attempt(env, decider, ids, Split.EVALUATION, chunks=task.horizon // task.chunk, record=False)
+    return won, env.observe().instructions
+
+
+def judge(cfg: Promote, *, evaluation: Path, out: Path) -> Manifest:
+    """Promote or hold. Holding is a result, not a failure."""
+    manifest = read_manifest(evaluation, Kind.EVALUATION)
+    rows = load_table(evaluation, "trials")
+    won = {role: torch.tensor([bool(row[role]) for row in rows]) for role in ("candidate", "baseline")}
+    confidence = float(manifest.settings["evaluate"]["confidence"])
+    comparison = compare(won["candidate"], won["baseline"], confidence=confidence)
+    promote, said = decide(comparison, minimum_gain=cfg.minimum_gain)
+    with writing(
+        out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from={"evaluation": evaluation}
+    ) as draft:
+        facts = {**vars(comparison), "candidate": vars(comparison.candidate), "baseline": vars(comparison.baseline)}
+        save_json(draft.folder, "verdict", {"promote": promote, "reason": said, **facts})
+        draft.summary |= {"promote": promote, "reason": said, **facts}
+    return draft.manifest

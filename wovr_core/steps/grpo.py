@@ -1,0 +1,129 @@
+"""grpo: improve the policy inside the world model."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from wovr_core.artifacts import Kind, Manifest, load_table, read_manifest, save_weights, writing
+from wovr_core.grpo.sampling import StartPool, harvest
+from wovr_core.grpo.update import update_policy
+from wovr_core.imagination.replay import init_state
+from wovr_core.imagination.rollout import Judge
+from wovr_core.settings import Grpo, Reward, Task
+from wovr_core.steps.models import RealData, open_episodes, open_policy, open_reward, open_world_model, save_policy
+from wovr_core.training.loop import TrainingError, progress_bar
+from wovr_core.trajectory import InitState
+
+
+def improve_policy(
+    cfg: Grpo,
+    task: Task,
+    *,
+    policy: Path,
+    world_model: Path,
+    reward: Path,
+    keyframes: Path,
+    episodes: Sequence[Path],
+    out: Path,
+    updates: int | None = None,
+) -> Manifest:
+    """GRPO in dreams that begin at the starts of real episodes and at keyframes.
+
+    Stops early when imagined success has risen by more than `max_imagined_gain`: beyond that a dream is likelier to
+    be exploited than to teach, and the next thing to do is to look at reality. Writes one line of history an update.
+    """
+    data = open_episodes(episodes)
+    check_something_to_learn(data, cfg)
+    actor, dreamer, judge_of_success = open_policy(policy), open_world_model(world_model), open_reward(reward)
+    reading = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
+    judge = Judge(every=reading.every, hysteresis=reading.hysteresis)
+    pool = start_pool(data, load_keyframes(keyframes), cfg, task)
+    generator = torch.Generator().manual_seed(task.seed)
+    reference = open_policy(policy) if cfg.kl else None
+    optimiser = torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
+    made_from = {"policy": policy, "world_model": world_model, "reward": reward, "keyframes": keyframes}
+    made_from |= {f"episodes_{i}": path for i, path in enumerate(episodes)}
+    count = updates if updates is not None else cfg.updates
+    settings = {"grpo": cfg.model_dump(), "task": task.model_dump(), "updates": count}
+    history: list[dict[str, object]] = []
+    stopped = ""
+    with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft, progress_bar() as progress:
+        bar = progress.add_task("grpo in dreams", total=count, note="")
+        for update in range(count):
+            begun = time.monotonic()
+            crop = harvest(actor, dreamer, judge_of_success, pool, cfg, judge=judge, generator=generator)
+            if crop is None:
+                raise TrainingError(
+                    f"grpo: none of {cfg.groups * cfg.max_draws} groups of dreams was informative at update {update} "
+                    f"(all members of each succeeded or all failed); raise grpo.group_size or grpo.temperature, "
+                    f"or start nearer to success with grpo.kir_ratio"
+                )
+            if update % cfg.snapshot_every == 0:
+                save_weights(draft.folder, f"snapshot-{update:04d}", actor.state_dict())
+            outcome = update_policy(
+                actor, optimiser, crop.dreams, crop.advantages, cfg, generator=generator, reference=reference
+            )
+            history.append(
+                {
+                    "update": update, "imagined_success": crop.success, "groups_kept": crop.kept,
+                    "group_rates": crop.group_rates, "imagined_frames": crop.imagined_frames,
+                    "valid_steps": crop.dreams.length.float().mean().item(), **vars(outcome),
+                    "seconds": time.monotonic() - begun,
+                }
+            )  # fmt: skip
+            progress.update(bar, advance=1, note=f"imagined success {100 * crop.success:.0f} %")
+            first = history[0]["imagined_success"]
+            if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
+                stopped = f"imagined success rose by {100 * (crop.success - first):.0f} points: time to look at reality"
+                break
+        save_policy(draft.folder, actor)
+        lines = [json.dumps({k: _number(v) for k, v in row.items()}) + "\n" for row in history]
+        (draft.folder / "history.jsonl").write_text("".join(lines))
+        draft.summary |= {
+            "updates": len(history), "stopped": stopped, "imagined_frames": sum(int(str(r["imagined_frames"])) for r in history),
+            "imagined_success": [_number(history[0]["imagined_success"]), _number(history[-1]["imagined_success"])],
+            "real_success_before": data.success_rate, "starts": len(pool.initial), "keyframes": len(pool.keyframes),
+        }  # fmt: skip
+    return draft.manifest
+
+
+def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
+    """A policy that never or always succeeds gives groups that all agree: say so before an hour is spent."""
+    low, high = cfg.base_success
+    if not low <= data.success_rate <= high:
+        advice = (
+            "more demonstrations or easier tasks" if data.success_rate < low else "harder tasks: this policy is done"
+        )
+        raise TrainingError(
+            f"grpo: the policy succeeded in {100 * data.success_rate:.1f} % of {len(data.episodes)} real episodes, outside "
+            f"grpo.base_success [{100 * low:.0f}, {100 * high:.0f}] %: there is nothing to learn from; give it {advice}"
+        )
+
+
+def load_keyframes(path: Path) -> list[dict[str, object]]:
+    read_manifest(path, Kind.KEYFRAMES)
+    return load_table(path, "keyframes")
+
+
+def start_pool(data: RealData, keyframes: Sequence[dict[str, object]], cfg: Grpo, task: Task) -> StartPool:
+    """Init states of the dreams; those at keyframes are short."""
+    initial = [
+        init_state(episode, 0, index=i, steps_left=task.horizon, rule="initial")
+        for i, episode in enumerate(data.episodes)
+    ]
+    return StartPool(initial, [keyframe_start(data, row, cfg, task) for row in keyframes])
+
+
+def keyframe_start(data: RealData, row: dict[str, object], cfg: Grpo, task: Task) -> InitState:
+    episode, step = int(str(row["episode"])), int(str(row["step"]))
+    left = min(task.horizon - step, cfg.keyframe_horizon) // task.chunk * task.chunk
+    return init_state(data.episodes[episode], step, index=episode, steps_left=left, rule=str(row["rule"]))
+
+
+def _number(value: object) -> object:
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value

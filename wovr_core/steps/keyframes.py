@@ -1,0 +1,25 @@
+"""keyframes: mark the moments of the collected episodes from which dreaming is worthwhile."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from wovr_core.artifacts import Kind, Manifest, save_table, writing
+from wovr_core.keyframes.mine import mine
+from wovr_core.settings import Keyframes, Task
+from wovr_core.steps.models import open_episodes, open_reward
+
+
+def mine_keyframes(cfg: Keyframes, task: Task, *, episodes: Sequence[Path], reward: Path, out: Path) -> Manifest:
+    """References (episode, step, rule, score) into the newest collection: the failures of the policy as it is now."""
+    newest = open_episodes(episodes[-1:]).episodes
+    before = sum(len(open_episodes([path]).episodes) for path in episodes[:-1])
+    made_from = {f"episodes_{i}": path for i, path in enumerate(episodes)} | {"reward": reward}
+    settings = {"keyframes": cfg.model_dump(), "task": task.model_dump()}
+    with writing(out, Kind.KEYFRAMES, settings=settings, made_from=made_from) as draft:
+        chosen = mine(newest, open_reward(reward), cfg, task)
+        rows = [{**vars(keyframe), "episode": keyframe.episode + before} for keyframe in chosen]
+        save_table(draft.folder, "keyframes", rows)
+        by_rule = Counter(keyframe.rule for keyframe in chosen)
+        draft.summary |= {"keyframes": len(rows), "by_rule": dict(by_rule), "from_episodes": len(newest)}
+    return draft.manifest

@@ -1,0 +1,85 @@
+"""pace: look at what the evolved policy really does, keep it or roll it back, and refit the world model to it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from wovr_core.artifacts import Kind, Manifest, read_manifest, writing
+from wovr_core.evaluation.fidelity import as_rows, psnr, trustworthy
+from wovr_core.imagination.replay import replay
+from wovr_core.pace.drift import drift, worse
+from wovr_core.pace.mixture import episode_shares
+from wovr_core.settings import Pace, Task
+from wovr_core.steps.models import (
+    RealData,
+    for_dreaming,
+    open_episodes,
+    open_policy,
+    open_world_model,
+    save_policy,
+    save_world_model,
+)
+from wovr_core.steps.world_model import fit_world_model, measure
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.windows import Footage
+
+
+def choose_policy(
+    cfg: Pace, task: Task, *, evolved: Path, evolved_episodes: Path, previous: Path, previous_episodes: Path, out: Path
+) -> Manifest:
+    """The evolved policy, unless its own real episodes say that it is worse than the one before."""
+    new, old = open_episodes([evolved_episodes]), open_episodes([previous_episodes])
+    wins, before = (sum(episode.succeeded for episode in data.episodes) for data in (new, old))
+    back = worse(wins, len(new.episodes), before, len(old.episodes), confidence=cfg.rollback_confidence)
+    said = (
+        f"real success {100 * new.success_rate:.1f} % (n = {len(new.episodes)}) after "
+        f"{100 * old.success_rate:.1f} % (n = {len(old.episodes)})"
+    )
+    chosen = previous if back else evolved
+    made_from = {
+        "evolved": evolved, "evolved_episodes": evolved_episodes,
+        "previous": previous, "previous_episodes": previous_episodes,
+    }  # fmt: skip
+    settings = {"pace": cfg.model_dump(), "task": task.model_dump()}
+    with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
+        save_policy(draft.folder, open_policy(chosen))
+        draft.summary |= {"rolled_back": back, "reason": f"{said}: {'rolled back' if back else 'kept'}"}
+    return draft.manifest
+
+
+def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path) -> Manifest:
+    """Continue the world model on old and new episodes (newest collection last); says how far the policy had drifted."""
+    data, newest = open_episodes(episodes), open_episodes(episodes[-1:])
+    older = open_episodes(episodes[:-1])
+    fitted = read_manifest(world_model, Kind.WORLD_MODEL)
+    model = open_world_model(world_model, dreaming=False)
+    made_from = {f"episodes_{i}": path for i, path in enumerate(episodes)} | {"world_model": world_model}
+    settings = {"pace": cfg.model_dump(), "world_model": fitted.settings["world_model"], "task": task.model_dump()}
+    with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
+        moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
+        refit = DiffusionWorldModel(
+            model.cfg.model_copy(update={"static_windows": 0.0}), model.autoencoder, action_dim=task.action_dim
+        )
+        refit.load_state_dict(model.state_dict())
+        share = episode_shares(data.sizes, cfg.new_share)
+        fit_world_model(
+            refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
+            folder=episodes[-1], share=share,
+        )  # fmt: skip
+        model.load_state_dict(refit.state_dict())
+        save_world_model(draft.folder, model)
+        rows = measure(model, newest.held_out, seed=task.seed)
+        good, said = trustworthy(rows, model.cfg.minimum_psnr_gain)
+        draft.summary |= {
+            "trustworthy": good, "reason": said, "fidelity": as_rows(rows), "training_episodes": len(data.training),
+            "drift_db": moved.decibels, "drift_reason": f"dreams of the new policy's episodes reach {moved.new:.1f} dB, of older ones {moved.old:.1f} dB",
+            "held_out_episodes": len(newest.held_out), "steps": cfg.steps,
+        }  # fmt: skip
+    return draft.manifest
+
+
+def replay_psnr(model: DiffusionWorldModel, data: RealData, seed: int, limit: int = 64) -> torch.Tensor:
+    """Mean PSNR of each held-out episode, dreamt from its first frame with its own actions."""
+    shown = replay(for_dreaming(model), data.held_out[:limit], generator=torch.Generator().manual_seed(seed), every=8)
+    return psnr(shown.imagined, shown.real).mean(1)

@@ -1,0 +1,37 @@
+"""policy: make the base policy from a few scripted demonstrations."""
+
+from pathlib import Path
+
+import torch
+
+from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.envs.experts.tabletop import demonstrate
+from wovr_core.envs.splits import Split
+from wovr_core.envs.tabletop import Tabletop
+from wovr_core.evaluation.success import attempt
+from wovr_core.policy.behaviour_cloning import clone
+from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
+from wovr_core.settings import Policy, Task
+from wovr_core.steps.models import save_policy
+
+
+def clone_base_policy(cfg: Policy, task: Task, *, out: Path) -> Manifest:
+    """Behaviour-clone the scripted demonstrator; the demonstrations that fail are left out."""
+    generator = torch.Generator().manual_seed(task.seed)
+    env = Tabletop(image_size=task.image_size)
+    episodes, _ = attempt(
+        env,
+        lambda seen: demonstrate(env, noise=cfg.action_noise, offset=cfg.grasp_offset, generator=generator),
+        Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000),
+        Split.DEMONSTRATION,
+        chunks=task.horizon // task.chunk,
+    )
+    good = [episode for episode in episodes if episode.succeeded]
+    vocabulary, words = vocabulary_of([episode.instruction for episode in good])
+    torch.manual_seed(task.seed)  # initial weights
+    policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, chunk=task.chunk))
+    with writing(out, Kind.POLICY, settings={"policy": cfg.model_dump(), "task": task.model_dump()}) as draft:
+        losses = clone(policy, good, cfg, generator=generator)
+        save_policy(draft.folder, policy)
+        draft.summary |= {"demonstrations": len(good), "loss": round(losses[-1], 4)}
+    return draft.manifest

@@ -1,0 +1,66 @@
+"""reward: learn to see success, on real frames and on dreams whose real outcome is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.evaluation.fidelity import outcomes, probabilities
+from wovr_core.imagination.replay import replay
+from wovr_core.imagination.rollout import Judge
+from wovr_core.policy.tiny_vla import Shape, vocabulary_of
+from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
+from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.reward.train import LabelledFrames, fit
+from wovr_core.settings import Reward, Task
+from wovr_core.steps.models import open_episodes, open_world_model, save_reward
+from wovr_core.training.loop import TrainingError
+from wovr_core.trajectory import Episode
+
+
+def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_model: Path, out: Path) -> Manifest:
+    """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened."""
+    data = open_episodes(episodes)
+    successes = sum(episode.succeeded for episode in data.training)
+    if not 0 < successes < len(data.training):
+        raise TrainingError(
+            f"reward: {successes} of {len(data.training)} training episodes succeeded, so success cannot be told from "
+            f"failure; collect more episodes, or start from a policy that sometimes succeeds"
+        )
+    dreamer = open_world_model(world_model)
+    generator = torch.Generator().manual_seed(task.seed)
+    torch.manual_seed(task.seed)
+    vocabulary, words = vocabulary_of([episode.instruction for episode in data.training])
+    shape = Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, kernel=3)
+    reward = SuccessClassifier(shape, members=cfg.ensemble)
+    made_from = {f"episodes_{i}": path for i, path in enumerate(episodes)} | {"world_model": world_model}
+    settings = {"reward": cfg.model_dump(), "task": task.model_dump()}
+    with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
+        real = LabelledFrames.of_episodes(data.training)
+        fit(reward, [real], cfg, steps=cfg.steps, name="reward", generator=generator)
+        imagined = LabelledFrames.of_sequences(*dreamt(data.training, dreamer, cfg, generator))
+        fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
+
+        judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
+        shown = replay(dreamer, data.held_out, generator=generator)
+        read = shown.imagined[:, cfg.every - 1 :: cfg.every]
+        score = rollout_score(probabilities(reward, read, shown.instructions), cfg.hysteresis)
+        reward.threshold = calibrate(score, shown.success.any(1), precision=cfg.precision)
+        agreement = outcomes(reward, shown, judge)
+        frames = LabelledFrames.of_episodes(data.held_out)
+        seen = reward.probability(frames.frames, frames.instructions) >= reward.threshold
+        save_reward(draft.folder, reward)
+        draft.summary |= {
+            "threshold": reward.threshold, "imagined": agreement.summary(),
+            "real_frames": Agreement.of(seen, frames.success).summary(), "held_out_episodes": len(data.held_out),
+        }  # fmt: skip
+    return draft.manifest
+
+
+def dreamt(
+    episodes: Sequence[Episode], dreamer: object, cfg: Reward, generator: torch.Generator
+) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    """Imagined frames of the episodes replayed from their start, what was said, and whether the goal really held."""
+    shown = replay(dreamer, episodes, generator=generator, every=cfg.every)  # type: ignore[arg-type]
+    return shown.imagined, list(shown.instructions), shown.success

@@ -1,0 +1,86 @@
+"""One training loop for every model: AdamW, warm-up and cosine, gradient clip, EMA, exact resume."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on, and what to do about it."""
+
+
+def progress_bar() -> Progress:
+    """The bar shown by everything that takes longer than ten seconds: name, done, elapsed, ETA."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("eta"),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        refresh_per_second=2,
+    )  # fmt: skip
+
+
+def train(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    *,
+    name: str,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    ema: float = 0.0,
+    clip: float = 1.0,
+    weight_decay: float = 1e-2,
+    warmup: int = 20,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 100,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Minimise `loss(step)` over the model's parameters; leaves the EMA weights in the model when `ema` > 0.
+
+    Returns the loss of every step run by this call. With a `checkpoint` path, progress is saved every
+    `checkpoint_every` steps and picked up again: weights, EMA, optimiser and random numbers, so that a training that
+    was stopped ends with the same weights as one that was not. Raises `TrainingError` when a loss is not finite.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
+    average = [p.detach().clone() for p in parameters]
+    first = load_checkpoint(checkpoint, parameters, average, optimiser, generator) if checkpoint is not None else 0
+    history: list[float] = []
+    with progress_bar() as progress:
+        bar = progress.add_task(name, total=steps, completed=first, note="")
+        for step in range(first, steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * _cosine(step / steps))
+            value = loss(step)
+            if not torch.isfinite(value):
+                raise TrainingError(
+                    f"{name}: the loss is {value.item()} at step {step} of {steps}; nothing was written. "
+                    f"Lower the learning rate ({learning_rate:g}) or look for frames or actions that are not finite"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, clip)
+            optimiser.step()
+            if ema:
+                decay = min(ema, (step + 1) / (step + 10))  # a short memory at first
+                torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+            history.append(value.item())
+            if on_step is not None:
+                on_step(step, history[-1])
+            progress.update(bar, advance=1, note=f"loss {history[-1]:.4f}")
+            if checkpoint is not None and (step + 1) % checkpoint_every == 0:
+                save_checkpoint(checkpoint, parameters, average, optimiser, generator, step + 1)
+    if ema:
+        with torch.no_grad():
+            for parameter, mean in zip(parameters, average, strict=True):
+                parameter.copy_(mean)
+    return history
+
+
+def _cosine(share: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * share))

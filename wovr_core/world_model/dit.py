@@ -1,0 +1,219 @@
+"""The video diffusion transformer: diffusers' Wan blocks and weights, conditioned on actions instead of text.
+
+The reference and memory latents are clean context: they attend to each other only, so their keys and values are
+computed once per chunk and reused at every denoising step. The future attends to them and to itself.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wovr_core.settings import Architecture
+from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, PoseMap
+
+Heads = tuple[Tensor, Tensor]  # keys and values, (b, heads, tokens, head_dim)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a window is conditioned on, per frame of its 13."""
+
+    actions: Float[Tensor, "b 13 a"]  # normalised; the first is the null action
+    pose: Float[Tensor, "b 13 p"]  # gripper position at each frame
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything about a chunk that does not change while it is denoised."""
+
+    reference: Tensor  # (b, c, y, x)
+    last: Tensor  # (b, c, y, x), the memory latent
+    self_attention: list[Heads]  # per block, of the context tokens
+    cross_attention: list[Heads | None]  # per block, of the action tokens
+    modulation: Tensor  # (b, 4, d), from actions
+    poses: Tensor | None  # (b, 2, tokens, d), of the future
+
+    @property
+    def batch(self) -> int:
+        return len(self.last)
+
+
+class WorldModelTransformer(nn.Module):
+    """Predicts the flow velocity of the future latents of a window."""
+
+    def __init__(self, cfg: Architecture, *, action_dim: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.heads * cfg.head_dim
+        self.backbone = WanTransformer3DModel(
+            patch_size=(1, cfg.patch, cfg.patch), num_attention_heads=cfg.heads, attention_head_dim=cfg.head_dim,
+            in_channels=cfg.latent_channels, out_channels=cfg.latent_channels, text_dim=cfg.text_dim,
+            freq_dim=cfg.freq_dim, ffn_dim=cfg.ffn_dim, num_layers=cfg.layers, cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads", eps=1e-6, rope_max_seq_len=1024,
+        )  # fmt: skip
+        del self.backbone.condition_embedder.text_embedder  # actions take the place of words
+        self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
+        self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
+        self.pose_map = PoseMap(width) if cfg.pose_map else None
+        self.keep_gates = nn.Linear(width, 2) if cfg.keep_gates else None
+        if self.keep_gates is not None:
+            nn.init.zeros_(self.keep_gates.weight)
+            self.keep_gates.bias.data = torch.tensor([3.0, -3.0])  # at first: the last frame stays
+            nn.init.zeros_(self.backbone.proj_out.weight)
+            nn.init.zeros_(self.backbone.proj_out.bias)
+
+    def context(
+        self,
+        reference: Float[Tensor, "b c y x"],
+        memory: Float[Tensor, "b c y x"],
+        conditions: Conditions,
+        *,
+        memory_noise: Float[Tensor, " b"],
+    ) -> Context:
+        """Run the given latents through the blocks once. `memory_noise` is the noise level the memory carries."""
+        cfg = self.cfg
+        if not cfg.first_frame_anchor:
+            reference = memory
+        actions = conditions.actions.to(self.dtype)
+        if self.action_modulation is not None:
+            modulation = self.action_modulation(actions)
+        else:
+            modulation = actions.new_zeros(len(memory), LATENTS, 1)
+        poses = None
+        if self.pose_map is not None:
+            grid = (memory.shape[-2] // cfg.patch, memory.shape[-1] // cfg.patch)
+            poses = self.pose_map(conditions.pose.to(self.dtype), actions[..., -1], grid)
+        tokens = self.action_tokens(actions) if self.action_tokens is not None else None
+        cross = [
+            self._keys_values(block.attn2, tokens) if tokens is not None else None for block in self.backbone.blocks
+        ]
+
+        level = torch.stack([torch.zeros_like(memory_noise), memory_noise], 1)
+        x = self._embed(torch.stack([reference, memory], 2), None if poses is None else poses[:, :CONTEXT])
+        modulate = self._modulations(level, modulation[:, :CONTEXT])[0]
+        rope = self._rope(memory, slice(0, CONTEXT))
+        kept: list[Heads] = []
+        for i, (block, actions_kv) in enumerate(zip(self.backbone.blocks, cross, strict=True)):
+            last_block = i + 1 == len(cross)
+            x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
+            kept.append(own)
+        future_poses = None if poses is None else poses[:, CONTEXT:]
+        return Context(reference, memory, kept, cross, modulation, future_poses)
+
+    def forward(
+        self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
+    ) -> Float[Tensor, "b c 2 y x"]:
+        """The velocity `noise - future` at `noisy = (1 - s) future + s noise`, with s the noise level in (0, 1]."""
+        x = self._embed(noisy, context.poses)
+        level = noise_level[:, None].expand(-1, LATENTS - CONTEXT)
+        modulate, temb = self._modulations(level, context.modulation[:, CONTEXT:])
+        rope = self._rope(noisy[:, :, 0], slice(CONTEXT, LATENTS))
+        blocks = zip(self.backbone.blocks, context.self_attention, context.cross_attention, strict=True)
+        for block, given, actions_kv in blocks:
+            x, _ = self._block(block, x, modulate, rope, given, actions_kv)
+        shift, scale = (self.backbone.scale_shift_table[:, None] + temb[:, :, None]).chunk(
+            2, dim=2
+        )  # (b, latent, 1, d)
+        x = _normalise(x) * (1 + scale) + shift
+        output = self._unpatch(self.backbone.proj_out(x), noisy).float()
+        if self.cfg.prediction == "velocity":
+            return output
+        if self.keep_gates is not None:
+            grid = (noisy.shape[-2] // self.cfg.patch, noisy.shape[-1] // self.cfg.patch)
+            gates = (
+                self.keep_gates(x).float().sigmoid().transpose(2, 3).unflatten(-1, grid)
+            )  # (b, latent, 2, rows, columns)
+            gates = gates.repeat_interleave(self.cfg.patch, -1).repeat_interleave(self.cfg.patch, -2)[:, None]
+            output = (
+                output
+                + gates[:, :, :, 0] * context.last[:, :, None]
+                + gates[:, :, :, 1] * context.reference[:, :, None]
+            )
+        return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the blocks compute; latents come in and velocities go out in float32."""
+        return self.backbone.proj_out.weight.dtype
+
+    def _embed(self, latents: Tensor, poses: Tensor | None) -> Tensor:
+        """Latents (b, c, latent, y, x) to tokens (b, latent, token, d)."""
+        x = self.backbone.patch_embedding(latents.to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
+        return x if poses is None else x + poses
+
+    def _unpatch(self, x: Tensor, like: Tensor) -> Tensor:
+        p, rows, columns = self.cfg.patch, like.shape[-2] // self.cfg.patch, like.shape[-1] // self.cfg.patch
+        x = x.unflatten(-1, (p, p, -1)).unflatten(2, (rows, columns))  # (b, latent, rows, columns, p, p, c)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def _modulations(self, level: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Per latent frame: the six vectors every block adds to its own table, and the embedding they come from."""
+        embedder = self.backbone.condition_embedder
+        frequencies = embedder.timesteps_proj(1000 * level.flatten())
+        temb = embedder.time_embedder(frequencies.to(actions.dtype)).unflatten(0, level.shape) + actions
+        return embedder.time_proj(F.silu(temb)).unflatten(-1, (6, -1)), temb
+
+    def _rope(self, latent: Tensor, frames: slice) -> tuple[Tensor, Tensor]:
+        shape = latent.new_empty(1, 1, LATENTS, *latent.shape[-2:], device="meta")
+        cos, sin = self.backbone.rope(_Shape(shape, latent.device))
+        per_frame = cos.shape[1] // LATENTS
+        tokens = slice(frames.start * per_frame, frames.stop * per_frame)
+        return cos[:, tokens].transpose(1, 2), sin[:, tokens].transpose(1, 2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.cfg.heads, self.cfg.head_dim)).transpose(1, 2)
+
+    def _keys_values(self, attention: Any, tokens: Tensor) -> Heads:
+        return self._heads(attention.norm_k(attention.to_k(tokens))), self._heads(attention.to_v(tokens))
+
+    def _block(
+        self,
+        block: Any,
+        x: Tensor,
+        modulate: Tensor,
+        rope: tuple[Tensor, Tensor],
+        given: Heads | None,
+        actions: Heads | None,
+        keys_only: bool = False,
+    ) -> tuple[Tensor, Heads]:
+        """One Wan block over tokens (b, latent, token, d); returns them and this block's own keys and values."""
+        table = (block.scale_shift_table[:, None] + modulate)[..., None, :]  # (b, latent, 6, 1, d)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
+        h = (_normalise(x) * (1 + scale) + shift).flatten(1, 2)
+        attention = block.attn1
+        own = (_rotate(self._heads(attention.norm_k(attention.to_k(h))), rope), self._heads(attention.to_v(h)))
+        if keys_only:
+            return x, own
+        query = _rotate(self._heads(attention.norm_q(attention.to_q(h))), rope)
+        keys, values = own if given is None else (torch.cat([given[0], own[0]], 2), torch.cat([given[1], own[1]], 2))
+        y = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
+        x = x + attention.to_out[0](y).view_as(x) * gate
+        if actions is not None:
+            cross = block.attn2
+            query = self._heads(cross.norm_q(cross.to_q(block.norm2(x).flatten(1, 2))))
+            y = F.scaled_dot_product_attention(query, *actions).transpose(1, 2).flatten(2)
+            x = x + cross.to_out[0](y).view_as(x)
+        return x + block.ffn(_normalise(x) * (1 + ffn_scale) + ffn_shift) * ffn_gate, own
+
+
+class _Shape:
+    """The little that diffusers' rotary embedding asks of a tensor."""
+
+    def __init__(self, like: Tensor, device: torch.device) -> None:
+        self.shape, self.device, self.dtype = like.shape, device, torch.float32
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding over pairs of neighbouring channels, as Wan has it."""
+    cos, sin = rope[0][..., 0::2].to(x.dtype), rope[1][..., 1::2].to(x.dtype)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)

@@ -1,0 +1,23 @@
+"""Rectified flow: noise levels, the straight path between a latent and noise, and the loss on its velocity."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def shifted(u: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
+    """Noise levels pushed towards 1: s u / (1 + (s - 1) u), METHOD section 3."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def schedule(steps: int, shift: float) -> Float[Tensor, " steps+1"]:
+    """The noise levels a sampler visits, from 1 down to 0; five steps at shift 5: 1, .952, .882, .769, .556, 0."""
+    return shifted(torch.linspace(1, 0, steps + 1), shift)
+
+
+def noised(
+    latent: Float[Tensor, " b *shape"], noise: Float[Tensor, " b *shape"], level: Float[Tensor, " b"]
+) -> Float[Tensor, " b *shape"]:
+    """(1 - s) latent + s noise."""
+    s = level.view(-1, *[1] * (latent.dim() - 1))
+    return (1 - s) * latent + s * noise

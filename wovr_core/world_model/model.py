@@ -1,0 +1,147 @@
+"""The world model: transformer, codec and action statistics together, dreaming chunk after chunk."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from wovr_core.protocols import DreamState
+from wovr_core.settings import WorldModel as Settings
+from wovr_core.trajectory import InitState, to_pixels, to_unit
+from wovr_core.world_model import flow
+from wovr_core.world_model.autoencoder import Autoencoder
+from wovr_core.world_model.conditioning import FUTURE, MEMORY
+from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
+from wovr_core.world_model.windows import Footage, Window
+
+
+class ActionStatistics(nn.Module):
+    """How actions are scaled, and how far an action of 1 moves the arm: measured, and stored with the weights."""
+
+    def __init__(self, action_dim: int, pose_dim: int = 2) -> None:
+        super().__init__()
+        self.q01: Tensor
+        self.q99: Tensor
+        self.reach: Tensor
+        self.pose_low: Tensor
+        self.pose_high: Tensor
+        self.register_buffer("q01", -torch.ones(action_dim))
+        self.register_buffer("q99", torch.ones(action_dim))
+        self.register_buffer("reach", torch.ones(pose_dim))  # pose units per unit of action
+        self.register_buffer("pose_low", torch.zeros(pose_dim))
+        self.register_buffer("pose_high", torch.ones(pose_dim))
+
+    @torch.no_grad()
+    def fit(self, footage: Footage) -> None:
+        flat = footage.actions.flatten(0, 1)
+        self.q01.copy_(flat.quantile(0.01, 0) if len(flat) < 1_000_000 else flat[::16].quantile(0.01, 0))
+        self.q99.copy_(flat.quantile(0.99, 0) if len(flat) < 1_000_000 else flat[::16].quantile(0.99, 0))
+        moved, asked = footage.pose.diff(dim=1).flatten(0, 1), flat[:, : footage.pose.shape[-1]]
+        for d in range(asked.shape[-1]):
+            clear = asked[:, d].abs() > 0.2
+            self.reach[d] = (moved[clear, d] / asked[clear, d]).median()
+        self.pose_low.copy_(footage.pose.flatten(0, 1).amin(0))
+        self.pose_high.copy_(footage.pose.flatten(0, 1).amax(0))
+
+    def normalise(self, actions: Float[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
+        """To [-1, 1] by the 1st and 99th percentile; the gripper, last, as it is."""
+        motion = 2 * (actions - self.q01) / (self.q99 - self.q01).clamp(min=1e-3) - 1
+        return torch.cat([motion[..., :-1].clamp(-1.5, 1.5), actions[..., -1:]], -1)
+
+    def integrate(self, pose: Float[Tensor, "b p"], actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t p"]:
+        """Where the arm will be after each action."""
+        path = []
+        for action in actions[..., : pose.shape[-1]].unbind(1):
+            pose = torch.minimum(torch.maximum(pose + self.reach * action, self.pose_low), self.pose_high)
+            path.append(pose)
+        return torch.stack(path, 1)
+
+
+class DiffusionWorldModel(nn.Module):
+    """Dreams what the camera will see if the arm does this (the `WorldModel` protocol)."""
+
+    def __init__(self, cfg: Settings, autoencoder: Autoencoder, *, action_dim: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.autoencoder = autoencoder.requires_grad_(False)
+        self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim)
+        self.statistics = ActionStatistics(action_dim)
+
+    # ---------------------------------------------------------------------------------------------- learning
+
+    def loss(self, window: Window, *, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Mean squared error of the flow velocity of the future latents."""
+        with torch.no_grad():
+            latents = self.autoencoder.encode(to_unit(window.frames))
+        reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
+
+        def uniform() -> Tensor:
+            return torch.rand(len(future), generator=generator)
+
+        memory_level = self.cfg.memory_noise * uniform()
+        memory = flow.noised(memory, torch.randn(memory.shape, generator=generator), memory_level)
+        u = self.cfg.lowest_noise + (1 - self.cfg.lowest_noise) * (1 - uniform())
+        level = flow.shifted(u, self.cfg.shift)
+        noise = torch.randn(future.shape, generator=generator)
+        conditions = Conditions(self.statistics.normalise(window.actions) * _acts(window.actions), window.pose)
+        context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
+        velocity = self.transformer(flow.noised(future, noise, level), level, context)
+        return (velocity - (noise - future)).square().mean()
+
+    # ---------------------------------------------------------------------------------------------- dreaming
+
+    @torch.no_grad()
+    def begin(self, starts: Sequence[InitState]) -> DreamState:
+        """The state of dreams that begin at these moments of real episodes."""
+        frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
+        latents = self.autoencoder.encode(to_unit(frames))
+        return DreamState(
+            reference=latents[:, :, 0], memory=latents[:, :, 1], future=latents[:, :, 1:1],
+            actions=torch.stack([start.actions for start in starts]), pose=torch.stack([start.pose for start in starts]),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def imagine(
+        self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator, cached: bool = True
+    ) -> DreamState:
+        """The state after these actions; its `future` holds what was seen on the way. `cached` is for the test."""
+        path = self.statistics.integrate(state.pose[:, -1], actions)
+        every = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
+        conditions = Conditions(self.statistics.normalise(every) * _acts(every), torch.cat([state.pose, path], 1))
+        quiet = torch.full((len(state.memory),), self.cfg.memory_noise_when_dreaming)
+        memory = state.memory
+        if self.cfg.memory_noise_when_dreaming:
+            memory = flow.noised(memory, torch.randn(memory.shape, generator=generator), quiet)
+
+        def context() -> Context:
+            return self.transformer.context(state.reference, memory, conditions, memory_noise=quiet)
+
+        b, c, y, x = memory.shape
+        future, kept = torch.randn(b, c, 2, y, x, generator=generator), context()
+        levels = flow.schedule(self.cfg.sampler_steps, self.cfg.shift)
+        for now, after in pairwise(levels):
+            velocity = self.transformer(future, now.expand(b), kept if cached else context())
+            future = future + (after - now) * velocity
+        next_memory = future[:, :, 1] if self.cfg.context == "latent" else self._reencoded(state, future)
+        return DreamState(
+            reference=state.reference, memory=next_memory, future=future, actions=actions[:, -MEMORY:],
+            pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def look(self, state: DreamState, frames: Sequence[int] = range(FUTURE)) -> UInt8[Tensor, "b frames c h w"]:
+        """The pixels of the chosen frames of the chunk just dreamt."""
+        window = torch.cat([state.reference[:, :, None], state.memory[:, :, None], state.future], 2)
+        return to_pixels(self.autoencoder.decode_future(window, frames=list(frames)))
+
+    def _reencoded(self, state: DreamState, future: Tensor) -> Tensor:
+        window = torch.cat([state.reference[:, :, None], state.memory[:, :, None], future], 2)
+        frames = self.autoencoder.decode_future(window)
+        return self.autoencoder.encode(torch.cat([frames[:, :1], frames[:, -MEMORY:]], 1))[:, :, 1]
+
+
+def _acts(actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t 1"]:
+    """0 for null actions, which stay null when normalised; 1 for others."""
+    return (actions != 0).any(-1, keepdim=True).float()
