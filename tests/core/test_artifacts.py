@@ -122,9 +122,7 @@ def test_a_link_is_no_file_of_an_artifact(tmp_path):
 
 def test_the_wrong_kind_is_refused(tmp_path):
     write(tmp_path / "policy", Kind.POLICY)
-    with pytest.raises(
-        ArtifactError, match=r"expected WorldModel at .*, got Policy: .* step world_model or pace"
-    ):
+    with pytest.raises(ArtifactError, match=r"expected WorldModel at .*, got Policy: .* step world_model or pace"):
         read_manifest(tmp_path / "policy", Kind.WORLD_MODEL)
 
 
@@ -219,16 +217,21 @@ def test_a_summary_that_json_cannot_say_is_named(tmp_path):
 
 
 def test_a_manifest_is_asked_for_after_writing(tmp_path):
-    with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={}) as draft:
-        error = pytest.raises(ArtifactError, lambda: draft.manifest)
-    assert error.match("still being written")
+    with (
+        writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={}) as draft,
+        pytest.raises(ArtifactError, match="still being written"),
+    ):
+        _ = draft.manifest
     assert draft.manifest.files == {}
 
 
-def test_others_may_read_an_artifact_as_any_file_here(tmp_path):
+def test_others_may_read_an_artifact_like_any_file_made_here(tmp_path):
     write(tmp_path / "reward")
-    (tmp_path / "plain").mkdir()
-    assert (tmp_path / "reward").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "reward", *(tmp_path / "reward").rglob("*")):
+        plain = tmp_path / ("folder" if path.is_dir() else "file")
+        assert path.stat().st_mode == plain.stat().st_mode, path
 
 
 def test_nothing_is_pickled(tmp_path):

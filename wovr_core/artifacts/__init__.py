@@ -1,5 +1,6 @@
 """What lies on disk between two steps."""
 
+from wovr_core.artifacts.episodes import read_episodes, write_episodes
 from wovr_core.artifacts.manifest import ArtifactError, Draft, Kind, Manifest, read_manifest, writing
 from wovr_core.artifacts.weights import load_json, load_table, load_weights, save_json, save_table, save_weights
 
@@ -11,9 +12,11 @@ __all__ = [
     "load_json",
     "load_table",
     "load_weights",
+    "read_episodes",
     "read_manifest",
     "save_json",
     "save_table",
     "save_weights",
+    "write_episodes",
     "writing",
 ]

@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 def save_weights(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors to `name.safetensors`; those that share memory are written once each."""
-    save_file(
-        {
-            key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for key, tensor in tensors.items()
-        },
-        folder / f"{name}.safetensors",
-    )
+    path = folder / f"{name}.safetensors"
+    own = {
+        key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, tensor in tensors.items()
+    }
+    save_file(own, path)
+    path.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody but the writer read its files
 
 
 def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
