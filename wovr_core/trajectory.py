@@ -55,9 +55,9 @@ class Episode:
     instruction: str
     init_state: int  # id of the initial state; its split says what the episode may be used for
     actions: Float[Tensor, "t a"]  # commands sent to the arm, each in [-1, 1]
-    frames: UInt8[Tensor, "t+1 c h w"]  # seen before every action, and once after the last
-    pose: Float[Tensor, "t+1 p"]  # gripper position at every frame
-    success: Bool[Tensor, "t+1"]  # did the goal hold at this frame
+    frames: UInt8[Tensor, " t+1 c h w"]  # seen before every action, and once after the last
+    pose: Float[Tensor, " t+1 p"]  # gripper position at every frame
+    success: Bool[Tensor, " t+1"]  # did the goal hold at this frame
 
     def __post_init__(self) -> None:
         steps = len(self.actions)

@@ -48,7 +48,7 @@ def replay(
     actions: Tensor | None = None,
     batch: int = 128,
 ) -> Replay:
-    """Dream the episodes' own actions from step `start` on; other `actions` (episode, t, a) may be put in their place."""
+    """Dream the episodes' own actions from step `start` on, or other `actions` (episode, t, a) in their place."""
     if not episodes:
         raise ValueError("nothing to replay: no episodes given")
     count = chunks if chunks is not None else (len(episodes[0].actions) - start) // CHUNK
@@ -68,6 +68,7 @@ def replay(
     shown = [start + chunk * CHUNK + frame + 1 for chunk in range(count) for frame in read]
     return Replay(
         instructions=tuple(e.instruction for e in episodes), imagined=torch.cat(imagined),
-        real=torch.stack([e.frames[shown] for e in episodes]), success=torch.stack([e.success[shown] for e in episodes]),
+        real=torch.stack([e.frames[shown] for e in episodes]),
+        success=torch.stack([e.success[shown] for e in episodes]),
         first=torch.stack([e.frames[start] for e in episodes]),
     )  # fmt: skip

@@ -48,7 +48,7 @@ def mine(episodes: Sequence[Episode], reward: RewardModel, cfg: Keyframes, task:
             for moment in rule(given)
         ]
         taken: list[int] = []
-        for keyframe in sorted(proposals, key=lambda k: -k.score):
+        for keyframe in in_turn(proposals):
             reached = episode.success_step is not None and keyframe.step >= episode.success_step
             near = any(abs(keyframe.step - step) < cfg.min_gap for step in taken)
             full = (
@@ -63,6 +63,16 @@ def mine(episodes: Sequence[Episode], reward: RewardModel, cfg: Keyframes, task:
             per_task[episode.instruction] += 1
             chosen.append(keyframe)
     return chosen
+
+
+def in_turn(proposals: Sequence[Keyframe]) -> list[Keyframe]:
+    """Every rule's most wanted moment first, then every rule's second, and so on."""
+    turns: Counter[str] = Counter()
+    ranked = []
+    for keyframe in sorted(proposals, key=lambda k: -k.score):
+        turns[keyframe.rule] += 1
+        ranked.append((turns[keyframe.rule], keyframe))
+    return [keyframe for _, keyframe in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def decision_before(step: int, task: Task, cfg: Keyframes) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -73,6 +73,15 @@ class BalancedSampler:
         return self.data.frames[rows], said, label
 
 
+def jitter(frames: Float[Tensor, "b 3 h w"], *, generator: torch.Generator, most: int = 5) -> Float[Tensor, "b 3 h w"]:
+    """Shift every frame by up to `most` pixels each way, its edge repeated: success does not depend on where."""
+    b, _, height, width = frames.shape
+    wide = F.pad(frames, (most, most, most, most), mode="replicate")
+    by = torch.randint(0, 2 * most + 1, (2, b, 1), generator=generator)
+    rows, columns = by[0] + torch.arange(height), by[1] + torch.arange(width)
+    return wide.movedim(1, -1)[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
 def fit(
     classifier: SuccessClassifier,
     sources: Sequence[LabelledFrames],
@@ -91,6 +100,7 @@ def fit(
         frames = frames + 0.06 * torch.rand(len(frames), 1, 1, 1, generator=generator) * torch.randn(
             frames.shape, generator=generator
         )
+        frames = jitter(frames, generator=generator)
         if step % 4 & 1:  # the table has no left or right
             frames = frames.flip(-1)
         if step % 4 & 2:

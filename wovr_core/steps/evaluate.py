@@ -29,9 +29,12 @@ def evaluate_policies(
     }
     settings = {"evaluate": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft, progress_bar() as progress:
-        between = [] if not cfg.curve_episodes else [
-            (path, name, i) for i, path in enumerate(snapshots) for name in sorted(p.stem for p in path.glob("snapshot-*.safetensors"))
-        ]  # fmt: skip
+        between = [
+            (path, file.stem, phase)
+            for phase, path in enumerate(snapshots)
+            for file in sorted(path.glob("snapshot-*.safetensors"))
+            if cfg.curve_episodes
+        ]
         bar = progress.add_task("evaluate for real", total=2 + len(between), note="")
         wins: dict[str, Tensor] = {}
         said: tuple[str, ...] = ()

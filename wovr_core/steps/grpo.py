@@ -14,7 +14,15 @@ from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge
 from wovr_core.settings import Grpo, Reward, Task
-from wovr_core.steps.models import RealData, open_episodes, open_policy, open_reward, open_world_model, save_policy
+from wovr_core.steps.models import (
+    RealData,
+    named,
+    open_episodes,
+    open_policy,
+    open_reward,
+    open_world_model,
+    save_policy,
+)
 from wovr_core.training.loop import TrainingError, progress_bar
 from wovr_core.trajectory import InitState
 
@@ -46,7 +54,7 @@ def improve_policy(
     reference = open_policy(policy) if cfg.kl else None
     optimiser = torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
     made_from = {"policy": policy, "world_model": world_model, "reward": reward, "keyframes": keyframes}
-    made_from |= {f"episodes_{i}": path for i, path in enumerate(episodes)}
+    made_from |= named(episodes)
     count = updates if updates is not None else cfg.updates
     settings = {"grpo": cfg.model_dump(), "task": task.model_dump(), "updates": count}
     history: list[dict[str, object]] = []
@@ -84,7 +92,9 @@ def improve_policy(
         lines = [json.dumps({k: _number(v) for k, v in row.items()}) + "\n" for row in history]
         (draft.folder / "history.jsonl").write_text("".join(lines))
         draft.summary |= {
-            "updates": len(history), "stopped": stopped, "imagined_frames": sum(int(str(r["imagined_frames"])) for r in history),
+            "updates": len(history), "stopped": stopped,
+            "imagined_frames": sum(int(str(row["imagined_frames"])) for row in history),
+            "seconds": sum(float(str(row["seconds"])) for row in history),
             "imagined_success": [_number(history[0]["imagined_success"]), _number(history[-1]["imagined_success"])],
             "real_success_before": data.success_rate, "starts": len(pool.initial), "keyframes": len(pool.keyframes),
         }  # fmt: skip
@@ -99,8 +109,8 @@ def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
             "more demonstrations or easier tasks" if data.success_rate < low else "harder tasks: this policy is done"
         )
         raise TrainingError(
-            f"grpo: the policy succeeded in {100 * data.success_rate:.1f} % of {len(data.episodes)} real episodes, outside "
-            f"grpo.base_success [{100 * low:.0f}, {100 * high:.0f}] %: there is nothing to learn from; give it {advice}"
+            f"grpo: the policy succeeded in {100 * data.success_rate:.1f} % of {len(data.episodes)} real episodes, "
+            f"outside grpo.base_success [{100 * low:.0f}, {100 * high:.0f}] %: there is nothing to learn from; give it {advice}"
         )
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from wovr_core.artifacts import Kind, Manifest, save_table, writing
 from wovr_core.keyframes.mine import mine
 from wovr_core.settings import Keyframes, Task
-from wovr_core.steps.models import open_episodes, open_reward
+from wovr_core.steps.models import named, open_episodes, open_reward
 
 
 def mine_keyframes(cfg: Keyframes, task: Task, *, episodes: Sequence[Path], reward: Path, out: Path) -> Manifest:
     """References (episode, step, rule, score) into the newest collection: the failures of the policy as it is now."""
     newest = open_episodes(episodes[-1:]).episodes
     before = sum(len(open_episodes([path]).episodes) for path in episodes[:-1])
-    made_from = {f"episodes_{i}": path for i, path in enumerate(episodes)} | {"reward": reward}
+    made_from = named(episodes) | {"reward": reward}
     settings = {"keyframes": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.KEYFRAMES, settings=settings, made_from=made_from) as draft:
         chosen = mine(newest, open_reward(reward), cfg, task)

@@ -18,6 +18,7 @@ from wovr_core.trajectory import Episode
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 
+FOR_TRAINING = (Split.DEMONSTRATION, Split.COLLECTION)
 PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
 
 
@@ -125,13 +126,22 @@ def open_episodes(paths: Sequence[Path]) -> RealData:
         read_manifest(path, Kind.EPISODES)
         new = read_episodes(path)
         every += new
-        sizes.append(sum(split_of(episode.init_state) is Split.COLLECTION for episode in new))
+        sizes.append(sum(split_of(episode.init_state) in FOR_TRAINING for episode in new))
     splits = [split_of(episode.init_state) for episode in every]
     if Split.EVALUATION in splits:
         raise ArtifactError("episodes of the evaluation split must never be trained on; collect others")
     return RealData(
         every,
-        [episode for episode, split in zip(every, splits, strict=True) if split is Split.COLLECTION],
+        [episode for episode, split in zip(every, splits, strict=True) if split in FOR_TRAINING],
         [episode for episode, split in zip(every, splits, strict=True) if split is Split.KEYFRAMES],
         sizes,
     )
+
+
+def named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Collections of episodes as the inputs an artifact names in its manifest."""
+    return {f"episodes_{i}": path for i, path in enumerate(paths)}
+
+
+def digests(paths: Sequence[Path]) -> list[str]:
+    return [read_manifest(path, Kind.EPISODES).digest for path in paths]

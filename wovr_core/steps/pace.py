@@ -14,6 +14,7 @@ from wovr_core.settings import Pace, Task
 from wovr_core.steps.models import (
     RealData,
     for_dreaming,
+    named,
     open_episodes,
     open_policy,
     open_world_model,
@@ -49,12 +50,12 @@ def choose_policy(
 
 
 def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path) -> Manifest:
-    """Continue the world model on old and new episodes (newest collection last); says how far the policy had drifted."""
+    """Continue the world model on old and new episodes, newest collection last; says how far the policy has drifted."""
     data, newest = open_episodes(episodes), open_episodes(episodes[-1:])
     older = open_episodes(episodes[:-1])
     fitted = read_manifest(world_model, Kind.WORLD_MODEL)
     model = open_world_model(world_model, dreaming=False)
-    made_from = {f"episodes_{i}": path for i, path in enumerate(episodes)} | {"world_model": world_model}
+    made_from = named(episodes) | {"world_model": world_model}
     settings = {"pace": cfg.model_dump(), "world_model": fitted.settings["world_model"], "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
@@ -65,7 +66,7 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
         share = episode_shares(data.sizes, cfg.new_share)
         fit_world_model(
             refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
-            folder=episodes[-1], share=share,
+            data=episodes, share=share,
         )  # fmt: skip
         model.load_state_dict(refit.state_dict())
         save_world_model(draft.folder, model)
@@ -73,7 +74,8 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
         good, said = trustworthy(rows, model.cfg.minimum_psnr_gain)
         draft.summary |= {
             "trustworthy": good, "reason": said, "fidelity": as_rows(rows), "training_episodes": len(data.training),
-            "drift_db": moved.decibels, "drift_reason": f"dreams of the new policy's episodes reach {moved.new:.1f} dB, of older ones {moved.old:.1f} dB",
+            "drift_db": moved.decibels, 
+            "drift_reason": f"new episodes are dreamt at {moved.new:.1f} dB, older ones at {moved.old:.1f} dB",
             "held_out_episodes": len(newest.held_out), "steps": cfg.steps,
         }  # fmt: skip
     return draft.manifest

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.experts.tabletop import demonstrate
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
@@ -15,8 +16,11 @@ from wovr_core.settings import Policy, Task
 from wovr_core.steps.models import save_policy
 
 
-def clone_base_policy(cfg: Policy, task: Task, *, out: Path) -> Manifest:
-    """Behaviour-clone the scripted demonstrator; the demonstrations that fail are left out."""
+def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Path) -> Manifest:
+    """Record the scripted demonstrator and behaviour-clone it; what fails is left out. Writes both artifacts.
+
+    The demonstrations are kept because the world model and the reward learn from them too.
+    """
     generator = torch.Generator().manual_seed(task.seed)
     env = Tabletop(image_size=task.image_size)
     episodes, _ = attempt(
@@ -27,10 +31,14 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path) -> Manifest:
         chunks=task.horizon // task.chunk,
     )
     good = [episode for episode in episodes if episode.succeeded]
+    told = {"policy": cfg.model_dump(), "task": task.model_dump()}
+    with writing(demonstrations, Kind.EPISODES, settings=told) as draft:
+        write_episodes(draft.folder, good, source="tabletop demonstrator", policy_digest="scripted")
+        draft.summary |= {"episodes": len(good), "attempts": len(episodes)}
     vocabulary, words = vocabulary_of([episode.instruction for episode in good])
     torch.manual_seed(task.seed)  # initial weights
     policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, chunk=task.chunk))
-    with writing(out, Kind.POLICY, settings={"policy": cfg.model_dump(), "task": task.model_dump()}) as draft:
+    with writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft:
         losses = clone(policy, good, cfg, generator=generator)
         save_policy(draft.folder, policy)
         draft.summary |= {"demonstrations": len(good), "loss": round(losses[-1], 4)}

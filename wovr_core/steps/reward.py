@@ -14,7 +14,7 @@ from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Reward, Task
-from wovr_core.steps.models import open_episodes, open_world_model, save_reward
+from wovr_core.steps.models import named, open_episodes, open_world_model, save_reward
 from wovr_core.training.loop import TrainingError
 from wovr_core.trajectory import Episode
 
@@ -34,7 +34,7 @@ def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_mod
     vocabulary, words = vocabulary_of([episode.instruction for episode in data.training])
     shape = Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, kernel=3)
     reward = SuccessClassifier(shape, members=cfg.ensemble)
-    made_from = {f"episodes_{i}": path for i, path in enumerate(episodes)} | {"world_model": world_model}
+    made_from = named(episodes) | {"world_model": world_model}
     settings = {"reward": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
         real = LabelledFrames.of_episodes(data.training)

@@ -9,7 +9,15 @@ from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.settings import Task, WorldModel
-from wovr_core.steps.models import for_dreaming, new_world_model, open_episodes, provenance, save_world_model
+from wovr_core.steps.models import (
+    digests,
+    for_dreaming,
+    named,
+    new_world_model,
+    open_episodes,
+    provenance,
+    save_world_model,
+)
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode
@@ -17,17 +25,17 @@ from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler
 
 
-def train_world_model(cfg: WorldModel, task: Task, *, episodes: Path, out: Path) -> Manifest:
+def train_world_model(cfg: WorldModel, task: Task, *, episodes: Sequence[Path], out: Path) -> Manifest:
     """Learn from the training episodes; measure on the held-out ones."""
-    data = open_episodes([episodes])
+    data = open_episodes(episodes)
     torch.manual_seed(task.seed)
     model = new_world_model(cfg, task)
     settings = {"world_model": cfg.model_dump(), "task": task.model_dump()}
-    with writing(out, Kind.WORLD_MODEL, settings=settings, made_from={"episodes": episodes}) as draft:
+    with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=named(episodes)) as draft:
         footage = Footage.of(data.training)
         if cfg.pretrained == "none":
             model.statistics.fit(footage)
-        fit_world_model(model, footage, steps=cfg.steps, name="world model", seed=task.seed, folder=episodes)
+        fit_world_model(model, footage, steps=cfg.steps, name="world model", seed=task.seed, data=episodes)
         save_world_model(draft.folder, model)
         rows = measure(model, data.held_out, seed=task.seed)
         good, said = trustworthy(rows, cfg.minimum_psnr_gain)
@@ -45,14 +53,14 @@ def fit_world_model(
     steps: int,
     name: str,
     seed: int,
-    folder: Path,
+    data: Sequence[Path],
     share: torch.Tensor | None = None,
 ) -> None:
     """Train in place, resumable: what is already learnt is kept under a key made of the settings and the input."""
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
     sampler = WindowSampler(footage, cfg, generator=generator, share=share)
-    with scratch(name, cfg.model_dump_json(), seed, steps, (folder / "manifest.json").read_text()) as kept:
+    with scratch(name, cfg.model_dump_json(), seed, steps, *digests(data)) as kept:
         train(
             model.transformer, lambda step: model.loss(sampler.draw(cfg.batch), generator=generator), name=name,
             steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,

@@ -99,7 +99,8 @@ class DiffusionWorldModel(nn.Module):
         latents = self.autoencoder.encode(to_unit(frames))
         return DreamState(
             reference=latents[:, :, 0], memory=latents[:, :, 1], future=latents[:, :, 1:1],
-            actions=torch.stack([start.actions for start in starts]), pose=torch.stack([start.pose for start in starts]),
+            actions=torch.stack([start.actions for start in starts]),
+            pose=torch.stack([start.pose for start in starts]),
         )  # fmt: skip
 
     @torch.no_grad()

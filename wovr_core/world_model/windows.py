@@ -41,7 +41,7 @@ class Window:
 
 
 def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " b"]) -> Window:
-    """Windows whose last remembered frame is `step`. Before the start, the first frame is repeated with null actions."""
+    """Windows whose last remembered frame is `step`; before the start, the first frame repeated with null actions."""
     frame = torch.cat([torch.zeros_like(step)[:, None], step[:, None] + torch.arange(1 - MEMORY, FUTURE + 1)], 1)
     row, shown = episode[:, None], frame.clamp(min=0)
     action = footage.actions[row, (shown - 1).clamp(min=0)] * (frame > 0)[..., None]
