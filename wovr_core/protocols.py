@@ -17,6 +17,7 @@ class DreamState:
 
     reference: Float[Tensor, "b c y x"]  # latent of the episode's true first frame
     memory: Float[Tensor, "b c y x"]  # latent of the last four frames
+    before: Float[Tensor, "b c y x"]  # the memory `future` was dreamt from; a causal codec decodes `future` after it
     future: Float[Tensor, "b c latents y x"]  # latents of the chunk just dreamt; none at the start
     actions: Float[Tensor, "b 4 a"]  # that led to the remembered frames
     pose: Float[Tensor, "b 5 p"]  # gripper position at the first and at the remembered frames

@@ -1,6 +1,7 @@
 """What must hold of the world model, trained or not."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ def a_state(model: DiffusionWorldModel, b: int = 3, side: int = 4) -> DreamState
     shape = (b, model.autoencoder.channels, side, side)
     return DreamState(
         reference=torch.randn(shape, generator=g), memory=torch.randn(shape, generator=g),
-        future=torch.empty(b, shape[1], 0, side, side), actions=torch.rand(b, 4, 3, generator=g),
-        pose=torch.rand(b, 5, 2, generator=g),
+        before=torch.zeros(shape), future=torch.empty(b, shape[1], 0, side, side),
+        actions=torch.rand(b, 4, 3, generator=g), pose=torch.rand(b, 5, 2, generator=g),
     )  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def test_a_perfect_velocity_lands_on_the_future_in_any_number_of_steps():
     future, noise = torch.randn(2, 3), torch.randn(2, 3)
     for steps in (1, 2, 5):
         x, levels = noise, flow.schedule(steps, 5.0)
-        for now, after in zip(levels, levels[1:], strict=False):
+        for now, after in pairwise(levels):
             x = x + (after - now) * (noise - future)
         assert torch.allclose(x, future, atol=1e-6)
 

@@ -12,7 +12,7 @@ from wovr_core.settings import WorldModel as Settings
 from wovr_core.trajectory import InitState, to_pixels, to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
-from wovr_core.world_model.conditioning import FUTURE, MEMORY
+from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
 from wovr_core.world_model.windows import Footage, Window
 
@@ -98,7 +98,7 @@ class DiffusionWorldModel(nn.Module):
         frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
         latents = self.autoencoder.encode(to_unit(frames))
         return DreamState(
-            reference=latents[:, :, 0], memory=latents[:, :, 1], future=latents[:, :, 1:1],
+            reference=latents[:, :, 0], memory=latents[:, :, 1], before=latents[:, :, 1], future=latents[:, :, 1:1],
             actions=torch.stack([start.actions for start in starts]),
             pose=torch.stack([start.pose for start in starts]),
         )  # fmt: skip
@@ -127,19 +127,19 @@ class DiffusionWorldModel(nn.Module):
             future = future + (after - now) * velocity
         next_memory = future[:, :, 1] if self.cfg.context == "latent" else self._reencoded(state, future)
         return DreamState(
-            reference=state.reference, memory=next_memory, future=future, actions=actions[:, -MEMORY:],
-            pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
+            reference=state.reference, memory=next_memory, before=state.memory, future=future,
+            actions=actions[:, -MEMORY:], pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
         )  # fmt: skip
 
     @torch.no_grad()
     def look(self, state: DreamState, frames: Sequence[int] = range(FUTURE)) -> UInt8[Tensor, "b frames c h w"]:
         """The pixels of the chosen frames of the chunk just dreamt."""
-        window = torch.cat([state.reference[:, :, None], state.memory[:, :, None], state.future], 2)
+        window = torch.cat([state.reference[:, :, None], state.before[:, :, None], state.future], 2)
         return to_pixels(self.autoencoder.decode_future(window, frames=list(frames)))
 
     def _reencoded(self, state: DreamState, future: Tensor) -> Tensor:
         window = torch.cat([state.reference[:, :, None], state.memory[:, :, None], future], 2)
-        frames = self.autoencoder.decode_future(window)
+        frames = self.autoencoder.decode_future(window, LATENTS)  # the reference first, as in training
         return self.autoencoder.encode(torch.cat([frames[:, :1], frames[:, -MEMORY:]], 1))[:, :, 1]
 
 

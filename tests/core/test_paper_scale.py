@@ -1,0 +1,189 @@
+"""The paper's five-billion-parameter model is the class of the quick start with other numbers."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from wovr_core.settings import Architecture, Settings, WorldModel
+from wovr_core.trajectory import InitState
+from wovr_core.world_model.autoencoder import WanAutoencoder
+from wovr_core.world_model.dit import Conditions, WorldModelTransformer
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.windows import Footage, window_at
+
+PAPER = Path(__file__).parents[2] / "pipelines" / "configs" / "paper-scale.yaml"
+
+# What lies between our state dict and the public Wan2.2-TI2V-5B: nothing but this.
+PREFIX = "backbone."
+LEFT_OUT = {  # actions take the place of words
+    f"condition_embedder.text_embedder.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")
+}
+ADDED = {  # the two action channels
+    *(f"action_modulation.net.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")),
+    *(f"action_tokens.net.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")),
+    "action_tokens.place",
+}
+
+
+def wan(**kwargs) -> WanTransformer3DModel:
+    """Wan2.2-TI2V-5B's transformer as diffusers has it (METHOD section 9), or smaller."""
+    published = {
+        "patch_size": (1, 2, 2), "num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48,
+        "out_channels": 48, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 14336, "num_layers": 30,
+        "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "rope_max_seq_len": 1024,
+    }  # fmt: skip
+    return WanTransformer3DModel(**published | kwargs)
+
+
+def wan_vae(**kwargs) -> AutoencoderKLWan:
+    published = {
+        "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+        "attn_scales": [], "temperal_downsample": [False, True, True], "is_residual": True, "in_channels": 12,
+        "out_channels": 12, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 16,
+        "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
+    }  # fmt: skip
+    return AutoencoderKLWan(**published | kwargs)
+
+
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def test_the_transformer_is_wans_less_its_words_plus_actions():
+    with torch.device("meta"):
+        ours = shapes(WorldModelTransformer(Settings.load(PAPER).world_model.architecture, action_dim=7))
+        theirs = shapes(published := wan())
+    assert len(theirs) == 825
+    assert sum(p.numel() for p in published.parameters()) == 4_999_787_712
+    assert theirs.keys() >= LEFT_OUT
+    assert {name for name in ours if not name.startswith(PREFIX)} == ADDED
+    backbone = {name.removeprefix(PREFIX): shape for name, shape in ours.items() if name.startswith(PREFIX)}
+    assert backbone == {name: shape for name, shape in theirs.items() if name not in LEFT_OUT}
+
+
+def test_wans_autoencoder_fits_behind_our_two_calls():
+    with torch.device("meta"):
+        codec = WanAutoencoder(wan_vae())
+    assert codec.channels == 48
+    assert len(shapes(codec.vae)) == 196
+    assert sum(p.numel() for p in codec.parameters()) == 704_688_668
+
+
+SMALL = Architecture(
+    latent_channels=4, patch=2, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8,
+    prediction="velocity", keep_gates=False, pose_map=False,
+)  # fmt: skip
+
+
+def shaken(module: torch.nn.Module) -> torch.nn.Module:
+    """No weight at a special value: zeros hide mistakes."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return module
+
+
+def small_world(**kwargs) -> DiffusionWorldModel:
+    torch.manual_seed(0)
+    vae = wan_vae(
+        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[0.5, 1.0, 2.0, 1.5],
+    )  # fmt: skip
+    cfg = WorldModel(architecture=SMALL, pretrained="none", dream_precision="float32", **kwargs)
+    return shaken(DiffusionWorldModel(cfg, WanAutoencoder(vae).eval(), action_dim=7)).eval()
+
+
+def some_footage(episodes: int = 2) -> Footage:
+    g = torch.Generator().manual_seed(3)
+    frames = torch.randint(0, 256, (episodes, 25, 3, 64, 64), generator=g, dtype=torch.uint8)
+    return Footage(frames, torch.rand(episodes, 24, 7, generator=g) * 2 - 1, torch.rand(episodes, 25, 2, generator=g))
+
+
+def starts(footage: Footage) -> list[InitState]:
+    return [
+        InitState(
+            instruction="stack the bowls", reference=frames[0], memory=frames[5:9], actions=actions[4:8],
+            pose=pose[[0, 5, 6, 7, 8]], steps_left=16, episode=0, step=8, rule="initial",
+        )
+        for frames, actions, pose in zip(footage.frames, footage.actions, footage.pose, strict=True)
+    ]  # fmt: skip
+
+
+def test_a_window_of_thirteen_frames_is_four_latents():
+    world, footage = small_world(), some_footage()
+    window = window_at(footage, torch.arange(2), torch.tensor([0, 9]))
+    latents = world.autoencoder.encode(window.frames / 127.5 - 1)
+    assert latents.shape == (2, 4, 4, 4, 4)
+    assert world.autoencoder.decode_future(latents).shape == (2, 8, 3, 64, 64)
+    loss = world.loss(window, generator=torch.Generator().manual_seed(0))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in world.transformer.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("context", ["latent", "reencode"])
+def test_wans_classes_dream_chunk_after_chunk(context):
+    world, footage = small_world(context=context), some_footage()
+    state, g = world.begin(starts(footage)), torch.Generator().manual_seed(1)
+    for _ in range(2):
+        state = world.imagine(state, torch.rand(2, 8, 7, generator=g), generator=g)
+    assert state.future.shape == (2, 4, 2, 4, 4)
+    assert torch.isfinite(state.future).all()
+    assert world.look(state).shape == (2, 8, 3, 64, 64)
+    assert torch.equal(world.look(state, [3, 7]), world.look(state)[:, [3, 7]])
+
+
+def test_a_causal_codec_decodes_a_chunk_after_the_memory_it_was_dreamt_from():
+    world, footage = small_world(), some_footage()
+    before = world.begin(starts(footage))
+    after = world.imagine(before, torch.rand(2, 8, 7), generator=torch.Generator().manual_seed(1))
+    in_order = torch.cat([before.reference[:, :, None], before.memory[:, :, None], after.future], 2)
+    decoded = ((world.autoencoder.decode_future(in_order) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    assert torch.equal(world.look(after), decoded)
+
+
+def test_reencoded_memory_stands_after_the_reference_as_it_does_in_training():
+    """The codec is causal: a memory latent depends on the frame that is encoded before it."""
+    world, footage = small_world(context="reencode"), some_footage()
+    before = world.begin(starts(footage))
+    after = world.imagine(before, torch.rand(2, 8, 7), generator=torch.Generator().manual_seed(1))
+    window = torch.cat([before.reference[:, :, None], before.memory[:, :, None], after.future], 2)
+    frames = world.autoencoder.decode_future(window, 4)  # the reference and all that follows
+    again = world.autoencoder.encode(torch.cat([frames[:, :1], frames[:, -4:]], 1))
+    assert torch.allclose(after.memory, again[:, :, 1], atol=1e-5)
+
+
+def test_our_block_computes_what_wans_block_does():
+    model = shaken(WorldModelTransformer(SMALL, action_dim=7)).eval()
+    x, words = torch.randn(2, 4, 4, 24), torch.randn(2, 13, 24)  # (b, latent, token, d)
+    modulate = torch.randn(2, 4, 6, 24)
+    block = model.backbone.blocks[0]
+    rope = model.backbone.rope(torch.empty(2, 4, 4, 4, 4))
+    with torch.no_grad():
+        per_token = modulate.repeat_interleave(4, 1)
+        theirs = block(x.flatten(1, 2), words, per_token, rope)
+        turned = tuple(wave.transpose(1, 2) for wave in rope)
+        ours, _ = model._block(block, x, modulate, turned, None, model._keys_values(block.attn2, words))
+    assert torch.allclose(ours.flatten(1, 2), theirs, atol=1e-5)
+
+
+def test_one_layer_of_our_transformer_is_wans_own_forward():
+    """Beyond one layer they part on purpose: our context never looks at the future, so it is computed once."""
+    model = shaken(WorldModelTransformer(SMALL.model_copy(update={"layers": 1}), action_dim=7)).eval()
+    latents, actions = torch.randn(2, 4, 4, 4, 4), torch.rand(2, 13, 7)
+    memory_noise, level = torch.tensor([0.1, 0.3]), torch.tensor([0.6, 0.9])
+    model.action_modulation = None  # Wan knows no such thing
+    model.backbone.condition_embedder.text_embedder = torch.nn.Identity()
+    with torch.no_grad():
+        context = model.context(
+            latents[:, :, 0], latents[:, :, 1], Conditions(actions, torch.zeros(2, 13, 2)), memory_noise=memory_noise
+        )
+        ours = model(latents[:, :, 2:], level, context)
+        levels = torch.stack([torch.zeros(2), memory_noise, level, level], 1)
+        theirs = model.backbone(latents, 1000 * levels.repeat_interleave(4, 1), model.action_tokens(actions)).sample
+    assert torch.allclose(ours, theirs[:, :, 2:], atol=1e-5)
+    other = dataclasses.replace(context, self_attention=[(k + 1, v + 1) for k, v in context.self_attention])
+    assert not torch.allclose(model(latents[:, :, 2:], level, other), theirs[:, :, 2:], atol=1e-3)
