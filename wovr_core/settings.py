@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,10 +25,19 @@ from pydantic import (
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def _lowest_first(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("bounds go lowest first")
+    return bounds
+
+
+Bounds = Annotated[tuple[Share, Share], AfterValidator(_lowest_first)]
+
+
 class Section(BaseModel):
     """A branch of the tree: frozen, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Task(Section):
@@ -166,7 +176,7 @@ class Grpo(Section):
     groups: PositiveInt = 32  # informative groups an update wants
     group_size: Annotated[int, Field(ge=2)] = 8
     max_draws: PositiveInt = 2  # refill: at most this many times `groups` are drawn for an update
-    informative: tuple[Share, Share] = (0.1, 0.9)  # success rates of a group that carry signal
+    informative: Bounds = (0.1, 0.9)  # success rates of a group that carry signal
     kir_ratio: Share = 0.5  # share of groups that start at keyframes
     keyframe_horizon: PositiveInt = 32  # a dream from a keyframe is short
     temperature: PositiveFloat = 1.0
@@ -181,7 +191,7 @@ class Grpo(Section):
     kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the divergence from the base policy
     max_imagined_gain: Share = 0.5  # stop when imagined success has risen by more: the next thing is to look at reality
     snapshot_every: PositiveInt = 8  # updates between two snapshots, for the curve of real success drawn afterwards
-    base_success: tuple[Share, Share] = (0.03, 0.97)  # outside, there is nothing to learn from
+    base_success: Bounds = (0.03, 0.97)  # outside, there is nothing to learn from
 
 
 class Pace(Section):
@@ -249,11 +259,12 @@ class Settings(Section):
     def load(cls, path: Path) -> Self:
         """Read a YAML file; every complaint names the key, what was given and what is allowed."""
         try:
-            tree = yaml.safe_load(path.read_text()) or {}
+            tree = yaml.safe_load(path.read_text())
         except OSError as error:
             raise SettingsError(f"cannot read settings {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path} is not YAML: {error}") from error
+        tree = {} if tree is None else tree  # an empty file
         if not isinstance(tree, dict):
             raise SettingsError(f"{path} holds a {type(tree).__name__}, not a tree of settings")
         return cls.parse(tree, source=str(path))

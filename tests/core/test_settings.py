@@ -1,0 +1,97 @@
+"""Settings that cannot be run are refused at once, in words that say what, where and the fix."""
+
+from pathlib import Path
+
+import pytest
+
+from wovr_core.settings import Settings, SettingsError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))
+
+
+def complaint(tree: dict) -> str:
+    with pytest.raises(SettingsError) as caught:
+        Settings.parse(tree)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    Settings.load(path)
+
+
+def test_there_are_shipped_configs():
+    assert {path.name for path in CONFIGS} >= {"tabletop.yaml", "tabletop-smoke.yaml", "paper-scale.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"grpo": {"learning_rat": 1}}, ["grpo.learning_rat", "did you mean learning_rate?"]),
+        ({"world_model": {"architecture": {"head": 2}}}, ["world_model.architecture.head", "did you mean heads?"]),
+        ({"gpro": {}}, ["gpro", "did you mean grpo?"]),
+        ({"task": {"zzz": 1}}, ["task.zzz", "unknown setting; known:", "horizon"]),
+        ({"task": {"horizon": 50}}, ["task.horizon is 50", "task.chunk 8", "use 48 or 56"]),
+        ({"task": {"chunk": 4}}, ["task.chunk is 4", "13 frames", "set task.chunk to 8"]),
+        ({"world_model": {"architecture": {"prediction": "velocity"}}}, ["keep_gates", "prediction: sample"]),
+        ({"reward": {"every": 3}}, ["reward.every is 3", "use 1, 2, 4 or 8"]),
+        ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),
+        ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "task.chunk 8"]),
+        ({"grpo": {"keyframe_horizon": 56}}, ["grpo.keyframe_horizon is 56", "task.horizon 48"]),
+        ({"collect": {"episodes": "many"}}, ["collect.episodes", "integer", "got 'many'"]),
+        ({"collect": {"episodes": 2.5}}, ["collect.episodes", "got 2.5"]),
+        ({"reward": {"precision": 1.5}}, ["reward.precision", "less than or equal to 1", "got 1.5"]),
+        ({"grpo": {"group_size": 1}}, ["grpo.group_size", "greater than or equal to 2", "got 1"]),
+        ({"grpo": {"informative": [0.9, 0.1]}}, ["grpo.informative", "[0.9, 0.1]", "lowest first"]),
+        ({"grpo": {"base_success": [0.9, 0.1]}}, ["grpo.base_success", "[0.9, 0.1]", "lowest first"]),
+        ({"grpo": None}, ["grpo", "got None"]),
+        ({"world_model": {"learning_rate": float("inf")}}, ["world_model.learning_rate", "got inf"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_run_is_refused_with_the_fix(tree, said):
+    message = complaint(tree)
+    assert not [part for part in said if part not in message], message
+
+
+def test_every_mistake_is_named_at_once():
+    message = complaint({"grpo": {"learning_rat": 1}, "collect": {"episodes": "many"}})
+    assert "grpo.learning_rat" in message
+    assert "collect.episodes" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"task: {horizon: [", "is not YAML"),
+        (b"- a\n- list\n", "holds a list, not a tree of settings"),
+        (b"\xff\xfe\x00 not text", "is not YAML"),
+        (b"false", "holds a bool"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_refused_by_name(tmp_path, content, said):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=said) as caught:
+        Settings.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        with pytest.raises(SettingsError, match="cannot read settings"):
+            Settings.load(path)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert Settings.load(tmp_path / "empty.yaml") == Settings()
+
+
+def test_whole_numbers_may_arrive_as_floats_as_they_do_from_kubeflow():
+    assert Settings.parse({"collect": {"episodes": 40.0}}).collect.episodes == 40
+
+
+def test_settings_cannot_change_under_a_running_step():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().grpo.updates = 3
