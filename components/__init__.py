@@ -1,0 +1,1 @@
+"""Carriers: each reads ports, calls one step of the method, and writes ports."""

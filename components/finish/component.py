@@ -1,0 +1,9 @@
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def finish(status: dsl.PipelineTaskFinalStatus):
+    """Say how the run ended, whatever happened before."""
+    print(f"{status.pipeline_task_name}: {status.state.lower()}. {status.error_message or ''}")

@@ -1,0 +1,30 @@
+from kfp import dsl
+from kfp.dsl import Input, Output
+
+from components import images
+from components.artifacts import Episodes, Keyframes, RewardModel
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def mine_keyframes(
+    task: dict,
+    keyframes: dict,
+    episodes: Input[Episodes],
+    reward: Input[RewardModel],
+    chosen: Output[Keyframes],
+    newest: Input[Episodes] | None = None,
+):
+    """Mark the moments of the newest episodes from which dreaming is worthwhile."""
+    from pathlib import Path
+
+    from wovr_core import settings
+    from wovr_core.steps.keyframes import mine_keyframes as step
+
+    manifest = step(
+        settings.Keyframes.model_validate(keyframes),
+        settings.Task.model_validate(task),
+        episodes=[Path(some.path) for some in (episodes, newest) if some],
+        reward=Path(reward.path),
+        out=Path(chosen.path),
+    )
+    chosen.metadata.update(manifest.summary)

@@ -1,0 +1,31 @@
+from kfp import dsl
+from kfp.dsl import Input, Output
+
+from components import images
+from components.artifacts import Episodes, RewardModel, WorldModel
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def train_reward(
+    task: dict,
+    reward: dict,
+    demonstrations: Input[Episodes],
+    episodes: Input[Episodes],
+    world_model: Input[WorldModel],
+    fitted: Output[RewardModel],
+    newest: Input[Episodes] | None = None,
+):
+    """Learn to see success, on real frames and on dreams whose real outcome is known."""
+    from pathlib import Path
+
+    from wovr_core import settings
+    from wovr_core.steps.reward import train_reward as step
+
+    manifest = step(
+        settings.Reward.model_validate(reward),
+        settings.Task.model_validate(task),
+        episodes=[Path(some.path) for some in (demonstrations, episodes, newest) if some],
+        world_model=Path(world_model.path),
+        out=Path(fitted.path),
+    )
+    fitted.metadata.update(manifest.summary)

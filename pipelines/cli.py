@@ -1,0 +1,189 @@
+"""The `wovr` command."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wovr_core.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from pipelines.local import Run
+
+CONFIGS = Path(__file__).parent / "configs"
+console = Console(highlight=False)
+complaints = Console(stderr=True, highlight=False)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Post-train a robot policy with RL inside a world model.
+
+    A few real episodes in, a better policy and the evidence out. Start with `wovr run tabletop`: two cores, some
+    minutes, a verdict and a report. Then copy `pipelines/configs/tabletop.yaml`, change what you like
+    (`wovr config show tabletop` lists every setting there is) and run that.
+    """,
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at settings, or check them before hours are spent.")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[str, typer.Argument(help="A settings file, or the name of one in pipelines/configs: `tabletop`.")]
+
+
+@app.command()
+def run(
+    config: Config,
+    out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/NAME by default.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Reuse finished steps although the code has changed since.")
+    ] = False,
+) -> None:
+    """Run the whole pipeline on this machine; run it again to go on where it was stopped.
+
+    Ends well when there is a verdict, be it *promote* or *hold*. Steps whose settings, inputs and code are unchanged
+    are reused: after an edit of `grpo`, nothing before it runs again.
+    """
+    with _plainly():
+        path = _find(config)
+        settings = Settings.load(path)
+        from pipelines.local import run_pipeline
+
+        folder = out or Path("runs") / path.stem
+        console.print(f"[bold]posttrain[/] with {path.name}, kept in {folder}")
+        _tell(run_pipeline(settings, folder, keep=keep))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tabletop.")]) -> None:
+    """Tell the outcome of a run again, and where its report lies."""
+    with _plainly():
+        from pipelines.local import Run
+
+        _tell(Run.read(folder))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Steps: policy, collect, world_model, reward, keyframes, grpo, pace, choose, evaluate, judge, promote.",
+)
+def step(
+    context: typer.Context,
+    word: Annotated[str, typer.Argument(help="Which step.")],
+    config: Config = "tabletop",
+) -> None:
+    """Run one step alone, from artifact to artifact.
+
+    Artifacts are folders; `runs/NAME/run.json` says where those of a run lie. Ports are given by name:
+
+        wovr step collect tabletop --policy runs/mine/policy --out runs/mine/episodes
+
+    A step called without its ports names them.
+    """
+    with _plainly():
+        settings = Settings.load(_find(config))
+        from pipelines.steps import run_step
+
+        done = run_step(word, settings, context.args)
+        console.print_json(data=done.summary) if hasattr(done, "summary") else console.print(escape(str(done)))
+
+
+@app.command("compile")
+def compile_(
+    config: Config = "tabletop",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("build/posttrain.yaml"),
+) -> None:
+    """Compile the pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""
+    with _plainly():
+        settings = Settings.load(_find(config))
+        from kfp import compiler
+
+        from pipelines.posttrain import posttrain
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(posttrain(settings), str(out))
+        console.print(f"wrote {out}")
+
+
+@config_app.command("show")
+def show(config: Config = "tabletop") -> None:
+    """Print every setting a run of CONFIG would have, defaults included."""
+    with _plainly():
+        tree = Settings.load(_find(config)).model_dump(mode="json")
+        print(yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), end="")
+
+
+@config_app.command("check")
+def check(config: Config) -> None:
+    """Say whether CONFIG can be run, and if not, why."""
+    with _plainly():
+        path = _find(config)
+        Settings.load(path)
+        console.print(f"{path} can be run")
+
+
+def _find(config: str) -> Path:
+    named = CONFIGS / f"{config}.yaml"
+    if Path(config).is_file() or not named.exists():
+        path = Path(config)
+        if not path.exists():
+            known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+            raise SettingsError(f"there is no settings file {config}, and none of that name among: {known}")
+        return path
+    return named
+
+
+def _tell(run: "Run") -> None:
+    """Base and final success for real, the verdict, and where the evidence lies."""
+    from wovr_core.artifacts import Kind, read_manifest
+
+    verdict, world_model = run.artifact("judge", "verdict"), run.artifact("train-world-model", "fitted")
+    if verdict is None:
+        if world_model is None:
+            raise FileNotFoundError(f"{run.folder} holds no run that has come this far: wovr run CONFIG")
+        reason = read_manifest(world_model, Kind.WORLD_MODEL).summary["reason"]
+        console.print(f"\n[bold]stopped[/] before any RL: the world model cannot be trusted ({escape(reason)})")
+        return
+    said = read_manifest(verdict, Kind.VERDICT).summary
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, role in (("base", "baseline"), ("final", "candidate")):
+        rate = said[role]
+        share, low, high = (100 * value for value in (rate["successes"] / rate["n"], rate["low"], rate["high"]))
+        table.add_row(f"{name} policy", f"{share:.1f} % real success", f"\\[{low:.1f}, {high:.1f}] % (n = {rate['n']})")
+    console.print()
+    console.print(table)
+    colour = "green" if said["promote"] else "yellow"
+    console.print(f"[bold {colour}]{'promote' if said['promote'] else 'hold'}[/]: {escape(said['reason'])}")
+    if (page := run.artifact("write-report", "report")) is not None:
+        shutil.copyfile(page / "report.html", run.folder / "report.html")
+        console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """What a user can mend is told in a few words; a bug of ours keeps its traceback."""
+    try:
+        yield
+    except SettingsError as error:
+        complaints.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        complaints.print("\nstopped; the same command goes on from here")
+        raise typer.Exit(130) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        ours = type(error).__module__.startswith(("wovr_core", "pipelines", "components"))
+        if not ours and not isinstance(error, OSError):
+            raise
+        complaints.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

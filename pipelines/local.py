@@ -1,0 +1,202 @@
+"""Run the very pipeline that Kubeflow would run, on this machine: kfp's local runner, task after task.
+
+What has finished is not run again (kfp's cache), so a run that was stopped goes on where it stopped. In a terminal
+kfp's runner leaves three wishes, and `Attendant` stands in for two of its functions to grant them: a task owns the
+terminal, so that progress bars are bars; it dies with the run, so that nothing trains on unseen; and what each task
+took and made is written down.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from kfp import local
+from kfp.dsl import Artifact
+from kfp.local import subprocess_task_handler
+from kfp.local.orchestrator import task_executor
+from kfp.local.status import Status
+from rich.console import Console
+
+from pipelines.posttrain import posttrain
+from wovr_core.artifacts.manifest import code_version
+from wovr_core.settings import Settings
+
+CHECKOUT = Path(__file__).parents[1]
+QUIET = (
+    "import logging; logging.disable(logging.INFO); from kfp.dsl.executor_main import executor_main; executor_main()"
+)
+
+
+class RunError(RuntimeError):
+    """A run that did not finish, and why: the words of the task that failed, where it was one."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One task of a run that has finished."""
+
+    seconds: float  # it took when it ran, which may have been earlier
+    reused: bool
+    outputs: dict[str, Any]  # by port: path of an artifact, or value of a parameter
+
+
+@dataclass
+class Run:
+    """What a run has done so far; kept in `run.json`."""
+
+    folder: Path
+    tasks: dict[str, Finished] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """The record of a run; an empty one where nothing has run."""
+        record = folder / "run.json"
+        tasks = json.loads(record.read_text()) if record.exists() else {}
+        return cls(folder, {name: Finished(**task) for name, task in tasks.items()})
+
+    def add(self, name: str, task: Finished) -> None:
+        self.tasks[name] = task
+        beside = self.folder / "run.json.writing"
+        beside.write_text(json.dumps({name: asdict(task) for name, task in self.tasks.items()}, indent=2) + "\n")
+        os.replace(beside, self.folder / "run.json")
+
+    def artifact(self, task: str, port: str) -> Path | None:
+        """Where a task's artifact lies; None if the run never came to that task."""
+        return Path(self.tasks[task].outputs[port]) if task in self.tasks else None
+
+
+def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False) -> Run:
+    """Run, or go on with a run; artifacts, logs and the cache of finished tasks lie under `folder`.
+
+    Another version of the code has another cache: finished tasks are run again when the code has changed. With
+    `keep` the run goes on with those of the version that ran last.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder), (folder / "kfp.log").open("a") as log, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning)  # kfp's, that our image may not be one of Python
+        local.init(
+            local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(folder),
+            enable_caching=True,
+            cache_root=str(_cache_of(folder, keep=keep)),
+        )
+        attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout))
+        with (
+            patch.object(task_executor, "execute_single_task", attendant.execute(task_executor.execute_single_task)),
+            patch.object(subprocess_task_handler, "run_local_subprocess", attendant.spawn),
+            redirect_stdout(log),
+        ):
+            try:
+                posttrain(settings)(**settings.model_dump(mode="json"))
+            except RuntimeError as error:  # kfp names the task only
+                raise RunError(attendant.complaint or str(error)) from error
+    return attendant.run
+
+
+class Attendant:
+    """Sees to the tasks of a run: starts each, says how it goes, keeps the record."""
+
+    def __init__(self, run: Run, before: Run, console: Console) -> None:
+        self.run, self.before, self.console = run, before, console
+        self.complaint = ""  # of the first task that failed
+        self._task, self._spawned = "", False
+
+    def execute(self, original: Any) -> Any:
+        """Stands in for kfp's execution of one task, cached or not."""
+
+        def execute_single_task(**given: Any) -> tuple[dict[str, Any], Status]:
+            self._task, self._spawned = given["task_spec"].component_ref.name.removeprefix("comp-"), False
+            begun = time.monotonic()
+            outputs, status = original(**given)
+            seconds = time.monotonic() - begun
+            if status is Status.SUCCESS:
+                if not self._spawned and self._task in self.before.tasks:
+                    seconds = self.before.tasks[self._task].seconds
+                plain = {port: v.uri if isinstance(v, Artifact) else v for port, v in outputs.items()}
+                self.run.add(self._task, Finished(round(seconds, 1), not self._spawned, plain))
+                said = f"{seconds:.0f} s" if self._spawned else "finished before"
+                self.console.print(f"[green]✔[/] {self._task} [dim]{said}[/]")
+            return outputs, status
+
+        return execute_single_task
+
+    def spawn(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        """Stands in for kfp's start of a process; `full_command` is a shell's, and carries the task's source."""
+        _, _, _, source, *arguments = full_command
+        self._spawned = True
+        self.console.print(f"[bold]▶ {self._task}[/]")
+        log = self.run.folder / "logs" / f"{self._task}.log"
+        log.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="wovr-") as place, log.open("w") as errors:
+            module = Path(place) / "task.py"
+            module.write_text(source)
+            code = subprocess.run(
+                [sys.executable, "-c", QUIET, "--component_module_path", str(module), *arguments],
+                env={**os.environ, **_environment(self.run.folder), **(env_vars or {})},
+                stderr=errors,
+                preexec_fn=_die_with_parent,
+            ).returncode
+        if code:
+            self.console.print(f"[red]✘ {self._task}[/]")
+            self.complaint = self.complaint or f"{self._task}: {_last_words(log, code)}\n(all of it: {log})"
+        return code
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """What every task of the run finds in its environment."""
+    wishes = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "OMP_WAIT_POLICY": "passive",  # a waiting thread leaves its core to others
+    }
+    given = {name: os.environ.get(name, wish) for name, wish in wishes.items()}
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    return given | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
+
+
+def _cache_of(folder: Path, *, keep: bool) -> Path:
+    caches = folder / ".finished"
+    older = sorted(caches.glob("*"), key=lambda path: path.stat().st_mtime)
+    return older[-1] if keep and older else caches / code_version()
+
+
+def _last_words(log: Path, code: int) -> str:
+    """The message of the exception that ended a task, without the way there."""
+    if code < 0:
+        return f"stopped by {signal.Signals(-code).name}; if that was not you, the machine may be out of memory"
+    *_, after = log.read_text(errors="replace").split("Traceback (most recent call last):\n")
+    words = list(dropwhile(lambda line: line.startswith(" "), after.splitlines()))
+    return "\n".join(words) or f"exit code {code}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two runs in one folder would write into each other's checkpoints."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another run is at work in {folder}: wait for it, or choose another folder") from error
+        yield
+
+
+def _die_with_parent() -> None:
+    """Between fork and exec: have Linux kill this process when the run is killed."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -1,0 +1,80 @@
+"""One round of PACE: the dreams follow the policy they have changed."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Input
+
+from components.artifacts import Episodes, Keyframes, Policy, RewardModel, WorldModel
+from components.keyframes.component import mine_keyframes
+from components.pace.component import choose_policy, collect_again, improve_again, refit_world_model
+from components.reward.component import train_reward
+
+
+class Round(NamedTuple):
+    """What a round leaves to the next one."""
+
+    chosen: Policy
+    newest: Episodes
+    refitted: WorldModel
+    reward: RewardModel
+    keyframes: Keyframes
+    improved: Policy
+
+
+@dsl.pipeline(name="pace-round", description="Look at what the policy really does, refit the dreams to it, improve it.")
+def pace_round(
+    round: int,
+    task: dict,
+    collect: dict,
+    reward: dict,
+    keyframes: dict,
+    grpo: dict,
+    pace: dict,
+    evolved: Input[Policy],
+    previous: Input[Policy],
+    previous_episodes: Input[Episodes],
+    demonstrations: Input[Episodes],
+    episodes: Input[Episodes],
+    world_model: Input[WorldModel],
+) -> Round:
+    newest = collect_again(task=task, collect=collect, pace=pace, round=round, policy=evolved).outputs["episodes"]
+    chosen = choose_policy(
+        task=task,
+        pace=pace,
+        evolved=evolved,
+        evolved_episodes=newest,
+        previous=previous,
+        previous_episodes=previous_episodes,
+    ).outputs["chosen"]
+    refitted = refit_world_model(
+        task=task,
+        pace=pace,
+        world_model=world_model,
+        demonstrations=demonstrations,
+        episodes=episodes,
+        newest=newest,
+    ).outputs["refitted"]
+    sees_success = train_reward(
+        task=task,
+        reward=reward,
+        demonstrations=demonstrations,
+        episodes=episodes,
+        newest=newest,
+        world_model=refitted,
+    ).outputs["fitted"]
+    beginnings = mine_keyframes(
+        task=task, keyframes=keyframes, episodes=episodes, newest=newest, reward=sees_success
+    ).outputs["chosen"]
+    improved = improve_again(
+        task=task,
+        grpo=grpo,
+        pace=pace,
+        policy=chosen,
+        world_model=refitted,
+        reward=sees_success,
+        keyframes=beginnings,
+        episodes=episodes,
+        newest=newest,
+    ).outputs["improved"]
+    return Round(chosen, newest, refitted, sees_success, beginnings, improved)

@@ -1,0 +1,90 @@
+"""One step alone, outside any pipeline: from settings and the paths of artifacts to an artifact."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from wovr_core.artifacts import Manifest
+from wovr_core.settings import Section, Settings
+
+STEPS = {
+    "policy": "wovr_core.steps.policy:clone_base_policy",
+    "collect": "wovr_core.steps.collect:collect_episodes",
+    "world_model": "wovr_core.steps.world_model:train_world_model",
+    "reward": "wovr_core.steps.reward:train_reward",
+    "keyframes": "wovr_core.steps.keyframes:mine_keyframes",
+    "grpo": "wovr_core.steps.grpo:improve_policy",
+    "pace": "wovr_core.steps.pace:refit_world_model",
+    "choose": "wovr_core.steps.pace:choose_policy",
+    "evaluate": "wovr_core.steps.evaluate:evaluate_policies",
+    "judge": "wovr_core.steps.evaluate:judge",
+    "promote": "components.platform.registry:promote_policy",
+}
+
+
+class PortsError(ValueError):
+    """Ports a step does not have, or lacks."""
+
+
+def run_step(word: str, settings: Settings, given: Sequence[str]) -> Any:
+    """Run a step with `given` ports, as they stand on a command line: --policy PATH --out PATH."""
+    function = step_named(word)
+    values = dict(_read(word, function, given))
+    branches = {type(branch): branch for _, branch in settings}
+    hints = get_type_hints(function)
+    sections = [branches[hints[name]] for name in signature(function).parameters if _is_branch(hints[name])]
+    return function(*sections, **values)
+
+
+def step_named(word: str) -> Callable[..., Manifest]:
+    if word not in STEPS:
+        raise PortsError(f"there is no step {word!r}: choose one of {', '.join(STEPS)}")
+    module, name = STEPS[word].split(":")
+    return getattr(import_module(module), name)
+
+
+def usage(word: str, function: Callable[..., Any]) -> str:
+    """How a step's ports are given."""
+    said = []
+    for name, kind, required in _ports(function):
+        several = " (several: oldest first)" if get_args(kind) and int not in get_args(kind) else ""
+        one = f"--{name} {'N' if int in (kind, *get_args(kind)) else 'PATH'}{several}"
+        said.append(one if required else f"[{one}]")
+    return f"wovr step {word} CONFIG {' '.join(said)}"
+
+
+def _ports(function: Callable[..., Any]) -> list[tuple[str, Any, bool]]:
+    """Name, type, and whether it must be given."""
+    hints = get_type_hints(function)
+    return [
+        (name, hints[name], parameter.default is Parameter.empty)
+        for name, parameter in signature(function).parameters.items()
+        if not _is_branch(hints[name])
+    ]
+
+
+def _read(word: str, function: Callable[..., Any], given: Sequence[str]) -> list[tuple[str, Any]]:
+    texts: dict[str, list[str]] = {}
+    for name, text in zip(given[::2], given[1::2], strict=False):
+        texts.setdefault(name.removeprefix("--").replace("-", "_"), []).append(text)
+    ports = _ports(function)
+    unknown = texts.keys() - {name for name, *_ in ports}
+    missing = {name for name, _, required in ports if required} - texts.keys()
+    if unknown or missing or len(given) % 2:
+        wrong = [f"has no --{name}" for name in sorted(unknown)] + [f"wants --{name}" for name in sorted(missing)]
+        raise PortsError(
+            f"the step {word} {', '.join(wrong) or 'wants a value for each port'}\n{usage(word, function)}"
+        )
+    return [(name, _value(kind, texts[name])) for name, kind, _ in ports if name in texts]
+
+
+def _value(kind: Any, texts: list[str]) -> Any:
+    if int in (kind, *get_args(kind)):
+        return int(texts[-1])
+    return tuple(Path(text) for text in texts) if get_args(kind) else Path(texts[-1])
+
+
+def _is_branch(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)

@@ -1,0 +1,72 @@
+"""What a user types, and what a mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipelines.cli import CONFIGS, app
+from wovr_core.artifacts import Kind, writing
+from wovr_core.settings import Settings
+
+
+def wovr(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_config_that_is_shipped_can_be_run(config):
+    assert wovr("config", "check", config).exit_code == 0
+
+
+def test_show_prints_a_tree_that_loads_again():
+    shown = yaml.safe_load(wovr("config", "show", "tabletop-smoke").stdout)
+    assert Settings.parse(shown) == Settings.load(CONFIGS / "tabletop-smoke.yaml")
+
+
+def test_a_misspelt_setting_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "mine.yaml").write_text("grpo: {updatess: 3}")
+    answer = wovr("run", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run"))
+    assert answer.exit_code == 2
+    assert "grpo.updatess: unknown setting; did you mean updates?" in answer.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_does_not_exist_is_answered_with_those_that_do():
+    answer = wovr("config", "check", "tabeltop")
+    assert answer.exit_code == 2
+    assert "tabletop-smoke" in answer.stderr
+
+
+def test_a_step_called_without_its_ports_names_them():
+    answer = wovr("step", "collect")
+    assert answer.exit_code == 1
+    assert "wovr step collect CONFIG --policy PATH --out PATH [--round N]" in answer.stderr
+
+
+def test_an_unknown_step_is_answered_with_those_there_are():
+    answer = wovr("step", "colect")
+    assert answer.exit_code == 1
+    assert "collect" in answer.stderr
+
+
+def test_a_step_given_an_artifact_of_the_wrong_kind_says_so_and_writes_nothing(tmp_path):
+    with writing(tmp_path / "verdict", Kind.VERDICT, settings={}):
+        pass
+    answer = wovr("step", "collect", "tabletop", "--policy", str(tmp_path / "verdict"), "--out", str(tmp_path / "out"))
+    assert answer.exit_code == 1
+    assert "expected Policy" in answer.stderr and "got Verdict" in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_a_run_that_never_was_says_so(tmp_path):
+    answer = wovr("report", str(tmp_path))
+    assert answer.exit_code == 1
+    assert "wovr run CONFIG" in answer.stderr
+
+
+def test_compile_writes_what_kubeflow_takes(tmp_path):
+    file = tmp_path / "posttrain.yaml"
+    assert wovr("compile", "-o", str(file)).exit_code == 0
+    assert next(yaml.safe_load_all(Path(file).read_text()))["pipelineInfo"]["name"] == "posttrain"

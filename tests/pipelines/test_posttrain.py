@@ -1,0 +1,65 @@
+"""The pipeline is the story: its parameters are the settings, its wires fit, and it compiles."""
+
+from inspect import signature
+
+import pytest
+import yaml
+from kfp import compiler, components, dsl
+from kfp.dsl.types.type_utils import InconsistentTypeException
+
+from components.collect.component import collect_episodes
+from components.policy.component import clone_base_policy
+from components.reward.component import train_reward
+from pipelines.posttrain import posttrain
+from pipelines.steps import STEPS, step_named
+from wovr_core.settings import Pace, Settings
+
+
+def compiled(settings: Settings, folder) -> dict:
+    file = folder / "posttrain.yaml"
+    compiler.Compiler().compile(posttrain(settings), str(file))
+    return next(yaml.safe_load_all(file.read_text()))
+
+
+def test_it_compiles_and_kubeflow_reads_it_back(tmp_path):
+    compiled(Settings(), tmp_path)
+    again = components.load_component_from_file(str(tmp_path / "posttrain.yaml"))
+    assert set(again.component_spec.inputs) == set(Settings.model_fields)
+
+
+def test_its_parameters_are_the_branches_of_the_settings(tmp_path):
+    inputs = compiled(Settings(), tmp_path)["root"]["inputDefinitions"]["parameters"]
+    assert {name: given["defaultValue"] for name, given in inputs.items()} == Settings().model_dump(mode="json")
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_it_has_as_many_pace_rounds_as_the_settings_say(rounds, tmp_path):
+    spec = compiled(Settings(pace=Pace(rounds=rounds)), tmp_path)
+    assert sum(name.startswith("comp-pace-round") for name in spec["components"]) == rounds
+
+
+def test_a_wire_into_the_wrong_port_fails_when_the_pipeline_is_built():
+    with pytest.raises(InconsistentTypeException):
+
+        @dsl.pipeline
+        def crossed(task: dict, policy: dict, collect: dict, reward: dict):
+            base = clone_base_policy(task=task, policy=policy).outputs["base"]
+            episodes = collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
+            train_reward(task=task, reward=reward, demonstrations=episodes, episodes=episodes, world_model=base)
+
+
+def test_what_changes_the_outside_world_is_never_cached(tmp_path):
+    spec = compiled(Settings(), tmp_path)
+    parts = [spec["root"], *spec["components"].values()]
+    tasks = {name: task for part in parts for name, task in part.get("dag", {}).get("tasks", {}).items()}
+    cached = {name for name, task in tasks.items() if task.get("cachingOptions")}
+    assert not cached & {"finish", "promote-policy"}
+    assert {"clone-base-policy", "train-world-model", "improve-policy", "judge"} <= cached
+
+
+@pytest.mark.parametrize("word", sorted(set(Settings.model_fields) - {"task"}))
+def test_every_word_is_a_step_that_takes_its_branch_first(word):
+    branch = type(getattr(Settings(), word))
+    first = next(iter(signature(step_named(word)).parameters.values()))
+    assert word in STEPS
+    assert first.annotation in (branch, branch.__name__)
