@@ -1,0 +1,132 @@
+"""The tiny VLA: what it says it would do is what it does, and how likely."""
+
+import pytest
+import torch
+
+from tests.toys import an_episode
+from wovr_core.policy.action_chunks import BINS, CENTRES, from_tokens, to_tokens
+from wovr_core.policy.behaviour_cloning import clone
+from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
+from wovr_core.settings import Policy
+from wovr_core.trajectory import Observation
+
+INSTRUCTIONS = ("put the red block on the pad", "push the blue cup")
+
+
+@pytest.fixture
+def policy() -> TinyVLA:
+    torch.manual_seed(0)
+    vocabulary, words = vocabulary_of(INSTRUCTIONS)
+    return TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=16, features=8, keypoints=4, hidden=32))
+
+
+def seen(b: int = 6, instructions: tuple[str, ...] | None = None) -> Observation:
+    g = torch.Generator().manual_seed(4)
+    frames = torch.randint(0, 256, (b, 3, 16, 16), generator=g, dtype=torch.uint8)
+    return Observation(
+        frames=frames, instructions=instructions or (INSTRUCTIONS * b)[:b], pose=torch.rand(b, 2, generator=g)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
+def test_the_log_probability_of_an_act_is_the_one_recomputed(policy, generator, temperature):
+    decided = policy.act(seen(), temperature=temperature, generator=generator)
+    again = policy.log_prob(seen(), decided.tokens, temperature=temperature)
+    assert torch.allclose(decided.log_prob, again, atol=1e-5)
+    assert again.requires_grad
+    assert not torch.allclose(again, policy.log_prob(seen(), decided.tokens, temperature=2 * temperature), atol=1e-2)
+
+
+def test_probabilities_of_all_choices_sum_to_one(policy):
+    for dim, choices in ((0, BINS), (1, BINS), (2, 2)):
+        total = torch.zeros(6, 8)
+        for choice in range(choices):
+            tokens = torch.zeros(6, 8, 3, dtype=torch.long)
+            tokens[..., dim] = choice
+            total += policy.log_prob(seen(), tokens, temperature=1.3)[..., dim].exp()
+        assert torch.allclose(total, torch.ones(6, 8), atol=1e-5)
+
+
+def test_choices_are_drawn_as_often_as_they_are_likely(policy, generator):
+    one = seen(1)
+    many = Observation(
+        frames=one.frames.expand(4000, -1, -1, -1), instructions=one.instructions * 4000, pose=one.pose.expand(4000, 2)
+    )
+    drawn = policy.act(many, temperature=1.0, generator=generator).tokens
+    for dim, choices in ((0, BINS), (2, 2)):
+        for choice in range(choices):
+            tokens = torch.full((1, 8, 3), choice if choice < 2 or dim < 2 else 0)
+            tokens[..., 2].clamp_(max=1)
+            likely = policy.log_prob(one, tokens, temperature=1.0)[0, :, dim].exp()
+            often = (drawn[..., dim] == choice).float().mean(0)
+            assert torch.allclose(often, likely, atol=0.05)  # six standard errors
+
+
+def test_at_temperature_zero_it_takes_the_likeliest_choice_every_time(policy):
+    first, second = (policy.act(seen(), temperature=0, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    assert torch.equal(first.tokens, second.tokens)
+    drawn = policy.act(seen(), temperature=1.0, generator=torch.Generator().manual_seed(1))
+    assert (first.log_prob >= drawn.log_prob - 1e-6).all()
+    assert not torch.equal(first.tokens, drawn.tokens)
+
+
+def test_the_same_generator_decides_the_same(policy):
+    first, second = (policy.act(seen(), temperature=1.0, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first.actions, second.actions)
+
+
+def test_actions_are_commands_within_reach(policy, generator):
+    decided = policy.act(seen(), temperature=1.6, generator=generator)
+    assert decided.actions.shape == (6, 8, 3)
+    assert decided.actions.abs().max() <= 1
+    assert set(decided.actions[..., 2].unique().tolist()) <= {-1.0, 1.0}
+    assert torch.equal(decided.actions, from_tokens(decided.tokens))
+
+
+def test_tokens_are_the_nearest_bins():
+    actions = 2 * torch.rand(500, 3) - 1
+    back = from_tokens(to_tokens(actions))
+    half_bin = float(CENTRES[1] - CENTRES[0]) / 2
+    assert (back[:, :2] - actions[:, :2]).abs().max() <= half_bin + 1e-6
+    assert torch.equal(back[:, 2] > 0, actions[:, 2] > 0)
+    assert torch.equal(to_tokens(back), to_tokens(actions))
+    assert torch.equal(from_tokens(to_tokens(torch.tensor([[9.0, -9.0, 9.0]]))), torch.tensor([[1.0, -1.0, 1.0]]))
+
+
+def test_words_change_what_it_does(policy):
+    tokens = torch.zeros(2, 8, 3).long()
+    one, other = (policy.log_prob(seen(2, (words,) * 2), tokens, temperature=1) for words in INSTRUCTIONS)
+    assert not torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", ["", "fold a towel", "put the red block on the pad " * 5, "PUT the RED block"])
+def test_unknown_missing_and_surplus_words_do_no_harm(policy, generator, words):
+    decided = policy.act(seen(2, (words, INSTRUCTIONS[0])), temperature=1.0, generator=generator)
+    assert torch.isfinite(decided.log_prob).all()
+
+
+def test_a_row_does_not_depend_on_its_neighbours(policy):
+    tokens = torch.zeros(6, 8, 3).long()
+    alone = policy.log_prob(seen(1), tokens[:1], temperature=1.0)
+    assert torch.allclose(policy.log_prob(seen(), tokens, temperature=1.0)[:1], alone, atol=1e-5)
+
+
+def test_cloning_learns_what_the_demonstrations_did(generator):
+    """Two instructions, two habits: after cloning, words alone decide."""
+    said = ["go now", "stay put"]
+    episodes = []
+    for words, motion in zip(said, (1.0, -1.0), strict=True):
+        episode = an_episode(steps=16, instruction=words, shade=100)
+        episode.actions[:, 0] = motion
+        episodes.append(episode)
+    vocabulary, words = vocabulary_of(said)
+    torch.manual_seed(0)
+    policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=8, features=4, keypoints=2, hidden=16))
+    losses = clone(policy, episodes, Policy(steps=120, batch=16, learning_rate=1e-2), generator=generator)
+    assert losses[-1] < losses[0]
+    frames = episodes[0].frames[:2]
+    decided = policy.act(
+        Observation(frames=frames, instructions=tuple(said), pose=torch.zeros(2, 2)), temperature=0, generator=generator
+    )
+    assert decided.actions[0, :, 0].min() > 0.5
+    assert decided.actions[1, :, 0].max() < -0.5

@@ -1,0 +1,124 @@
+"""The success classifier: what it is shown, and when its word counts."""
+
+import pytest
+import torch
+
+from wovr_core.policy.tiny_vla import Shape
+from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
+from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit, jitter
+from wovr_core.settings import Reward
+
+
+def some_frames(successes: int = 4, failures: int = 6, t: int = 10, side: int = 8) -> LabelledFrames:
+    """Sequences whose picture says who they are: red is the sequence, green the step. Successes win half-way."""
+    b = successes + failures
+    frames = torch.zeros(b, t, 3, side, side, dtype=torch.uint8)
+    frames[:, :, 0] = torch.arange(b, dtype=torch.uint8).view(b, 1, 1, 1)
+    frames[:, :, 1] = torch.arange(t, dtype=torch.uint8).view(1, t, 1, 1)
+    success = (torch.arange(b)[:, None] < successes) & (torch.arange(t) >= t // 2)
+    return LabelledFrames.of_sequences(frames, [f"task {i % 3}" for i in range(b)], success)
+
+
+def test_positives_and_the_two_kinds_of_negatives_are_drawn_one_one_two(generator):
+    frames, said, label = BalancedSampler(some_frames(), generator=generator).draw(400)
+    sequence, step = frames[:, 0, 0, 0].long(), frames[:, 1, 0, 0].long()
+    won, after = sequence < 4, step >= 5
+    assert [(won & after).sum().item(), (won & ~after).sum().item(), (~won).sum().item()] == [100, 100, 200]
+    right_words = torch.tensor([words == f"task {i % 3}" for words, i in zip(said, sequence.tolist(), strict=True)])
+    assert torch.equal(label.bool(), won & after & right_words), (
+        "only a goal reached, under its own words, is a success"
+    )
+
+
+def test_a_fifth_of_the_positives_stand_under_wrong_words_and_are_negatives(generator):
+    frames, said, label = BalancedSampler(some_frames(), generator=generator).draw(400)
+    wrong = [i for i, words in enumerate(said) if words != f"task {int(frames[i, 0, 0, 0]) % 3}"]
+    assert len(wrong) == 20
+    assert label[wrong].eq(0).all()
+
+
+@pytest.mark.parametrize(("successes", "failures"), [(3, 0), (0, 3)])
+def test_data_without_one_kind_still_gives_batches(generator, successes, failures):
+    frames, said, label = BalancedSampler(some_frames(successes, failures), generator=generator).draw(40)
+    assert len(frames) == len(said) == len(label) > 0
+
+
+def test_jitter_shifts_a_picture_and_keeps_what_is_in_it(generator):
+    frames = torch.zeros(50, 3, 16, 16)
+    frames[:, :, 7:9, 7:9] = torch.rand(50, 3, 1, 1) + 0.5  # away from the edge, so it never leaves
+    moved = jitter(frames, generator=generator, most=5)
+    assert moved.shape == frames.shape
+    assert torch.allclose(moved.sum((2, 3)), frames.sum((2, 3)), atol=1e-4)
+    assert not torch.equal(moved, frames)
+    rows = moved[:, 0].sum(2).argmax(1)
+    assert rows.min() < 7 < rows.max(), "both ways"
+    assert torch.equal(jitter(frames, generator=generator, most=0), frames)
+
+
+def test_jitter_repeats_the_edge(generator):
+    flat = torch.full((20, 3, 8, 8), 0.7)
+    assert torch.equal(jitter(flat, generator=generator), flat), "no border comes in from outside"
+
+
+def test_precision_and_recall_are_those_of_the_textbook():
+    imagined = torch.tensor([True, True, True, False, False])
+    real = torch.tensor([True, True, False, True, False])
+    agreement = Agreement.of(imagined, real)
+    assert (agreement.precision, agreement.recall) == (2 / 3, 2 / 3)
+    assert agreement.f1 == pytest.approx(2 / 3)
+    assert agreement.true_negatives == 1
+    nothing = Agreement.of(torch.zeros(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool))
+    assert (nothing.precision, nothing.recall) == (1.0, 1.0)
+
+
+def test_a_rollout_scores_what_its_best_run_of_frames_holds():
+    probability = torch.tensor([[0.1, 0.99, 0.1, 0.6, 0.7], [0.5, 0.5, 0.5, 0.5, 0.2]])
+    assert rollout_score(probability, 1).tolist() == pytest.approx([0.99, 0.5])
+    assert rollout_score(probability, 2).tolist() == pytest.approx([0.6, 0.5]), "one flickering frame does not count"
+
+
+def test_the_threshold_reaches_the_precision_when_that_is_possible():
+    score = torch.cat([torch.linspace(0.4, 1, 60), torch.linspace(0, 0.8, 60)])
+    real = torch.arange(120) < 60
+    for precision in (0.6, 0.8, 0.9, 0.99):
+        threshold = calibrate(score, real, precision=precision)
+        assert Agreement.of(score >= threshold, real).precision >= precision
+    easy, strict = (calibrate(score, real, precision=p) for p in (0.6, 0.99))
+    recalls = [Agreement.of(score >= threshold, real).recall for threshold in (easy, strict)]
+    assert recalls[0] > recalls[1], "and gives away no more recall than that costs"
+
+
+def test_when_the_precision_is_out_of_reach_the_most_precise_threshold_is_taken():
+    score, real = torch.tensor([0.9, 0.9, 0.9, 0.5]), torch.tensor([True, True, False, False])
+    threshold = calibrate(score, real, precision=0.95)
+    assert 0.5 < threshold <= 0.9
+
+
+def test_learning_tells_a_reached_goal_from_the_rest(generator):
+    torch.manual_seed(0)
+    side, b = 16, 24
+    g = torch.Generator().manual_seed(1)
+    frames = (60 * torch.rand(b, 4, 3, side, side, generator=g)).to(torch.uint8)
+    success = torch.zeros(b, 4, dtype=torch.bool)
+    success[: b // 2, 2:] = True
+    frames[success] += 120  # a reached goal is bright
+    data = LabelledFrames.of_sequences(frames, ["light up"] * b, success)
+    shape = Shape(vocabulary=("light", "up"), words=2, image_size=side, features=4, keypoints=2, hidden=16)
+    reward = SuccessClassifier(shape, members=2)
+    losses = fit(reward, [data], Reward(batch=32, learning_rate=1e-2), steps=60, name="reward", generator=generator)
+    assert losses[-1] < losses[0]
+    read = reward.probability(data.frames, data.instructions)
+    assert read[data.success].min() > read[~data.success].max()
+    assert reward.disagreement(data.frames, data.instructions).shape == (b * 4,)
+
+
+def test_a_single_classifier_never_disagrees_and_an_ensemble_does():
+    torch.manual_seed(0)
+    shape = Shape(vocabulary=("a",), words=1, image_size=8, features=4, keypoints=2, hidden=8)
+    frames = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    assert SuccessClassifier(shape).disagreement(frames, ["a"] * 3).eq(0).all()
+    several = SuccessClassifier(shape, members=3)
+    assert several.disagreement(frames, ["a"] * 3).gt(0).all()
+    members = torch.stack([member(frames / 127.5 - 1, ["a"] * 3).sigmoid() for member in several.members])
+    assert torch.allclose(several.probability(frames, ["a"] * 3), members.mean(0), atol=1e-5)
