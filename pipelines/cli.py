@@ -70,13 +70,16 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's f
         _tell(Run.read(folder))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Steps: policy, collect, world_model, reward, keyframes, grpo, pace, choose, evaluate, judge, promote.",
-)
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def step(
     context: typer.Context,
-    word: Annotated[str, typer.Argument(help="Which step.")],
+    word: Annotated[
+        str,
+        typer.Argument(
+            help="policy, collect, world_model, reward, keyframes, grpo, pace (refit), choose, evaluate, judge, "
+            "report or promote"
+        ),
+    ],
     config: Config = "tabletop",
 ) -> None:
     """Run one step alone, from artifact to artifact.
@@ -160,7 +163,9 @@ def _tell(run: "Run") -> None:
     console.print()
     console.print(table)
     colour = "green" if said["promote"] else "yellow"
-    console.print(f"[bold {colour}]{'promote' if said['promote'] else 'hold'}[/]: {escape(said['reason'])}")
+    console.print(
+        f"[bold {colour}]{'promote' if said['promote'] else 'hold'}[/]: {escape(said['reason'])}", soft_wrap=True
+    )
     if (page := run.artifact("write-report", "report")) is not None:
         shutil.copyfile(page / "report.html", run.folder / "report.html")
         console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)

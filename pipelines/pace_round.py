@@ -12,14 +12,14 @@ from components.reward.component import train_reward
 
 
 class Round(NamedTuple):
-    """What a round leaves to the next one."""
+    """What a round leaves to the next one, and to the report."""
 
-    chosen: Policy
     newest: Episodes
+    chosen: Policy
     refitted: WorldModel
-    reward: RewardModel
-    keyframes: Keyframes
-    improved: Policy
+    last_reward: RewardModel
+    last_keyframes: Keyframes
+    last_policy: Policy
 
 
 @dsl.pipeline(name="pace-round", description="Look at what the policy really does, refit the dreams to it, improve it.")
@@ -77,4 +77,4 @@ def pace_round(
         episodes=episodes,
         newest=newest,
     ).outputs["improved"]
-    return Round(chosen, newest, refitted, sees_success, beginnings, improved)
+    return Round(newest, chosen, refitted, sees_success, beginnings, improved)

@@ -6,11 +6,12 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.collect.component import collect_episodes
-from components.evaluate.component import evaluate_policies, judge
+from components.evaluate.component import evaluate_policies, judge, write_report
 from components.finish.component import finish
 from components.grpo.component import improve_policy
 from components.keyframes.component import mine_keyframes
 from components.policy.component import clone_base_policy
+from components.promote.component import promote_policy
 from components.reward.component import train_reward
 from components.world_model.component import train_world_model
 from pipelines.pace_round import pace_round
@@ -67,10 +68,10 @@ def posttrain(settings: Settings) -> BaseComponent:
                     episodes=episodes,
                 ).outputs["improved"]
 
-                earlier = {"earlier": first} if rounds else {}
-                improved, previous, newest = first, base, episodes
+                improved, previous, newest, since = first, base, episodes, {}
+                refitted = dreams
                 for k in range(1, rounds + 1):
-                    after = pace_round(
+                    since = pace_round(
                         round=k,
                         task=task,
                         collect=collect,
@@ -83,14 +84,29 @@ def posttrain(settings: Settings) -> BaseComponent:
                         previous_episodes=newest,
                         demonstrations=demonstrations,
                         episodes=episodes,
-                        world_model=dreams,
+                        world_model=refitted,
                     ).outputs
-                    improved, previous, newest = after["improved"], after["chosen"], after["newest"]
-                    dreams, sees_success, beginnings = after["refitted"], after["reward"], after["keyframes"]
+                    improved, previous = since["last_policy"], since["chosen"]
+                    newest, refitted = since["newest"], since["refitted"]
 
                 evaluation = evaluate_policies(
-                    task=task, evaluate=evaluate, candidate=improved, baseline=base, **earlier
+                    task=task, evaluate=evaluate, candidate=improved, baseline=base, first=first
                 ).outputs["evaluation"]
-                judge(promote=promote, evaluation=evaluation)
+                verdict = judge(promote=promote, evaluation=evaluation).outputs["verdict"]
+                report = write_report(
+                    task=task,
+                    evaluation=evaluation,
+                    verdict=verdict,
+                    demonstrations=demonstrations,
+                    episodes=episodes,
+                    world_model=dreams,
+                    reward=sees_success,
+                    keyframes=beginnings,
+                    policy=first,
+                    **since,
+                ).outputs["report"]
+                promote_policy(
+                    promote=promote, policy=improved, evaluation=evaluation, verdict=verdict, report=report
+                ).set_caching_options(False)
 
     return pipeline

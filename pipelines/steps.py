@@ -20,6 +20,7 @@ STEPS = {
     "choose": "wovr_core.steps.pace:choose_policy",
     "evaluate": "wovr_core.steps.evaluate:evaluate_policies",
     "judge": "wovr_core.steps.evaluate:judge",
+    "report": "wovr_core.steps.report:write_report",
     "promote": "components.platform.registry:promote_policy",
 }
 

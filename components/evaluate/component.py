@@ -2,7 +2,7 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Evaluation, Policy, Verdict
+from components.artifacts import Episodes, Evaluation, Keyframes, Policy, Report, RewardModel, Verdict, WorldModel
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
@@ -11,8 +11,8 @@ def evaluate_policies(
     evaluate: dict,
     candidate: Input[Policy],
     baseline: Input[Policy],
+    first: Input[Policy],
     evaluation: Output[Evaluation],
-    earlier: Input[Policy] | None = None,
 ):
     """Try candidate and baseline for real, on the same initial states that nothing else ever sees."""
     from pathlib import Path
@@ -25,7 +25,7 @@ def evaluate_policies(
         settings.Task.model_validate(task),
         candidate=Path(candidate.path),
         baseline=Path(baseline.path),
-        snapshots=tuple(Path(some.path) for some in (earlier, candidate) if some),
+        snapshots=tuple(dict.fromkeys((Path(first.path), Path(candidate.path)))),
         out=Path(evaluation.path),
     )
     evaluation.metadata.update(manifest.summary)
@@ -41,3 +41,50 @@ def judge(promote: dict, evaluation: Input[Evaluation], verdict: Output[Verdict]
 
     manifest = step(settings.Promote.model_validate(promote), evaluation=Path(evaluation.path), out=Path(verdict.path))
     verdict.metadata.update(manifest.summary)
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def write_report(
+    task: dict,
+    evaluation: Input[Evaluation],
+    verdict: Input[Verdict],
+    demonstrations: Input[Episodes],
+    episodes: Input[Episodes],
+    world_model: Input[WorldModel],
+    reward: Input[RewardModel],
+    keyframes: Input[Keyframes],
+    policy: Input[Policy],
+    report: Output[Report],
+    page: Output[dsl.HTML],
+    newest: Input[Episodes] | None = None,
+    refitted: Input[WorldModel] | None = None,
+    last_reward: Input[RewardModel] | None = None,
+    last_keyframes: Input[Keyframes] | None = None,
+    last_policy: Input[Policy] | None = None,
+    chosen: Input[Policy] | None = None,
+):
+    """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last."""
+    import shutil
+    from pathlib import Path
+
+    from wovr_core import settings
+    from wovr_core.steps.report import write_report as step
+
+    def paths(*artifacts):
+        return [Path(artifact.path) for artifact in artifacts if artifact]
+
+    manifest = step(
+        settings.Task.model_validate(task),
+        evaluation=Path(evaluation.path),
+        verdict=Path(verdict.path),
+        demonstrations=Path(demonstrations.path),
+        episodes=paths(episodes, newest),
+        world_models=paths(world_model, refitted),
+        rewards=paths(reward, last_reward),
+        keyframes=paths(keyframes, last_keyframes),
+        policies=paths(policy, last_policy),
+        chosen=paths(chosen),
+        out=Path(report.path),
+    )
+    report.metadata.update(manifest.summary)
+    shutil.copyfile(Path(report.path) / "report.html", page.path)

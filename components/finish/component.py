@@ -6,4 +6,4 @@ from components import images
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def finish(status: dsl.PipelineTaskFinalStatus):
     """Say how the run ended, whatever happened before."""
-    print(f"{status.pipeline_task_name}: {status.state.lower()}. {status.error_message or ''}")
+    print(f"the run {status.state.lower()}. {status.error_message or ''}")
