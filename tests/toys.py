@@ -39,9 +39,13 @@ def a_start(name: int, *, goal: int, steps_left: int = 32, rule: str = "initial"
 
 
 class ToyWorld:
-    """Every frame the arm comes one nearer to its goal. A dream's latent is its picture: name, progress, goal."""
+    """Every frame comes one nearer to the goal. A dream's latent is its picture: name, progress, goal.
 
-    def __init__(self) -> None:
+    A world of chance stands still for a whole chunk every other time.
+    """
+
+    def __init__(self, *, chance: bool = False) -> None:
+        self.chance = chance
         self.batches: list[int] = []  # how many dreams went on at each call
 
     def begin(self, starts: Sequence[InitState]) -> DreamState:
@@ -54,16 +58,17 @@ class ToyWorld:
 
     def imagine(self, state: DreamState, actions: Tensor, *, generator: torch.Generator) -> DreamState:
         self.batches.append(len(state))
-        forward = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1)
-        memory = state.memory + 8 * forward
+        moves = torch.rand(len(state), generator=generator) < 0.5 if self.chance else torch.ones(len(state)).bool()
+        forward = torch.tensor([0.0, 8.0, 0.0]).view(3, 1, 1) * moves.view(-1, 1, 1, 1)
+        memory = state.memory + forward
         return DreamState(
             reference=state.reference, memory=memory, before=state.memory, future=memory[:, :, None],
             actions=actions[:, -4:], pose=state.pose,
         )  # fmt: skip
 
     def look(self, state: DreamState, frames: Sequence[int]) -> Tensor:
-        forward = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1)
-        return torch.stack([state.before + (frame + 1) * forward for frame in frames], 1).to(torch.uint8)
+        step = (state.memory - state.before) / 8
+        return torch.stack([state.before + (frame + 1) * step for frame in frames], 1).to(torch.uint8)
 
 
 class ToyReward:

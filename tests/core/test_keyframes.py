@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.toys import an_episode
-from wovr_core.keyframes.mine import decision_before, mine
+from wovr_core.keyframes.mine import Keyframe, decision_before, in_turn, mine
 from wovr_core.keyframes.rules import (
     RULES,
     Evidence,
@@ -177,3 +177,8 @@ def test_every_rule_has_its_turn_before_any_has_two():
     episode = an_episode(closes=[10, 26])
     chosen = keyframes_of([episode], reward, per_episode=2, divergence=False, before_timeout=False)
     assert {keyframe.rule for keyframe in chosen} == {"gripper_event", "reward_peak"}
+
+
+def test_a_rules_most_wanted_moment_comes_first():
+    faint, strong = (Keyframe(0, step, "reward_peak", score) for step, score in ((8, 0.2), (24, 0.9)))
+    assert in_turn([faint, strong]) == [strong, faint]

@@ -27,6 +27,7 @@ class StartPool:
         return [
             pool[row]
             for pool, count in ((self.initial, groups - from_keyframes), (self.keyframes, from_keyframes))
+            if count
             for row in torch.randint(len(pool), (count,), generator=generator).tolist()
         ]
 

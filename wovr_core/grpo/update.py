@@ -39,11 +39,12 @@ def update_policy(
 ) -> Outcome:
     """A few epochs of clipped policy-gradient steps over the valid chunks of the dreams.
 
-    Log-probabilities are recomputed at the sampling temperature. Raises `UpdateError` when a loss is not finite,
-    before anything is changed by it.
+    Log-probabilities are recomputed at the sampling temperature. Raises `UpdateError` when a loss or its gradient is
+    not finite, with every step of this update taken back.
     """
     chunks = ((dreams.valid.any(-1)) & (advantages != 0)[:, None]).nonzero()  # (chunk, 2): rollout and its chunk
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in parameters]
     seen_loss, seen_kl, clipped, norm = [], [], [], torch.zeros(())
     length = dreams.length.clamp(min=1).float()
     rollouts = int((advantages != 0).sum())
@@ -64,14 +65,17 @@ def update_policy(
                 with torch.no_grad():
                     base = reference.log_prob(seen, tokens, temperature=cfg.temperature)
                 loss = loss + cfg.kl * kl_penalty(new, base, valid, length[rows], rollouts=rollouts)
-            if not torch.isfinite(loss):
-                raise UpdateError(
-                    f"grpo: the loss is {loss.item()}; the policy was not changed. "
-                    f"Lower grpo.learning_rate ({cfg.learning_rate:g})"
-                )
             optimiser.zero_grad(set_to_none=True)
             (loss * len(parts)).backward()
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            if not torch.isfinite(loss + norm):
+                with torch.no_grad():
+                    for parameter, was in zip(parameters, before, strict=True):
+                        parameter.copy_(was)
+                raise UpdateError(
+                    f"grpo: the loss is {loss.item()}, its gradient {norm.item()}; the policy was not changed. "
+                    f"Lower grpo.learning_rate ({cfg.learning_rate:g})"
+                )
             optimiser.step()
             with torch.no_grad():
                 gap = (new - old)[valid]

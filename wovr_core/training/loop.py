@@ -44,7 +44,8 @@ def train(
 
     Returns the loss of every step run by this call. With a `checkpoint` path, progress is saved every
     `checkpoint_every` steps and picked up again: weights, EMA, optimiser and random numbers, so that a training that
-    was stopped ends with the same weights as one that was not. Raises `TrainingError` when a loss is not finite.
+    was stopped ends with the same weights as one that was not. Raises `TrainingError` when a loss or its gradient is
+    not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
@@ -57,14 +58,15 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * _cosine(step / steps))
             value = loss(step)
-            if not torch.isfinite(value):
-                raise TrainingError(
-                    f"{name}: the loss is {value.item()} at step {step} of {steps}; nothing was written. "
-                    f"Lower the learning rate ({learning_rate:g}) or look for frames or actions that are not finite"
-                )
             optimiser.zero_grad(set_to_none=True)
             value.backward()
-            nn.utils.clip_grad_norm_(parameters, clip)
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
+            if not torch.isfinite(value + norm):
+                raise TrainingError(
+                    f"{name}: the loss is {value.item()}, its gradient {norm.item()} at step {step} of {steps}; "
+                    f"nothing was written. Lower the learning rate ({learning_rate:g}) or look for frames or actions "
+                    f"that are not finite"
+                )
             optimiser.step()
             if ema:
                 decay = min(ema, (step + 1) / (step + 10))  # a short memory at first

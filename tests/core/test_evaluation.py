@@ -1,0 +1,199 @@
+"""How sure one may be: known values of the statistics, and trials that are what they say."""
+
+import pytest
+import torch
+
+from wovr_core.envs.splits import Split
+from wovr_core.envs.tabletop import Tabletop
+from wovr_core.evaluation.fidelity import Depth, by_depth, outcomes, psnr, trustworthy
+from wovr_core.evaluation.success import attempt, success_rate
+from wovr_core.evaluation.verdict import compare, decide
+from wovr_core.imagination.replay import Replay
+from wovr_core.imagination.rollout import Judge
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (40, 100, 0.3094, 0.4980)],
+)
+def test_wilsons_interval_has_its_known_values(successes, n, low, high):
+    rate = success_rate(successes, n)
+    assert (rate.low, rate.high) == (pytest.approx(low, abs=5e-4), pytest.approx(high, abs=5e-4))
+    assert rate.low <= rate.value <= rate.high
+
+
+def test_a_rate_says_its_interval():
+    assert str(success_rate(40, 100)) == "40.0 % [30.9, 49.8] (n = 100)"
+
+
+def trials(both: int, gained: int, lost: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
+    candidate = torch.tensor([True] * both + [True] * gained + [False] * lost + [False] * neither)
+    baseline = torch.tensor([True] * both + [False] * gained + [True] * lost + [False] * neither)
+    return candidate, baseline
+
+
+def test_mcnemars_exact_test_has_its_known_value():
+    c = compare(*trials(both=20, gained=10, lost=2, neither=8))
+    assert (c.gained, c.lost) == (10, 2)
+    assert c.p_value == pytest.approx(2 * (1 + 12 + 66) / 2**12)  # two tails of 2 or fewer of 12 coins
+    assert c.difference == pytest.approx(0.2)
+    assert (c.candidate.successes, c.baseline.successes, c.candidate.n) == (30, 22, 40)
+
+
+def test_agresti_and_mins_interval_has_its_known_value():
+    """The approval ratings of Agresti's textbook: 794, 150, 86 and 570 of 1600."""
+    c = compare(*trials(both=794, gained=86, lost=150, neither=570))
+    assert (c.low, c.high) == (pytest.approx(-0.0587, abs=1e-4), pytest.approx(-0.0212, abs=1e-4))
+
+
+def test_a_policy_that_never_differs_is_not_better():
+    c = compare(*trials(both=30, gained=0, lost=0, neither=30))
+    assert c.p_value == 1
+    assert c.low < 0 < c.high
+    assert not decide(c)[0]
+
+
+def test_pairing_sees_what_two_rates_do_not():
+    """45 against 35 of 100: the rates' own intervals overlap widely, but nothing was lost."""
+    c = compare(*trials(both=35, gained=10, lost=0, neither=55))
+    assert c.candidate.low < c.baseline.high
+    assert decide(c)[0]
+
+
+def test_different_trials_cannot_be_paired():
+    with pytest.raises(ValueError, match="needs the same trials: got 3 and 2"):
+        compare(torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="needs the same trials"):
+        compare(torch.ones(0, dtype=torch.bool), torch.ones(0, dtype=torch.bool))
+
+
+def test_the_verdict_promotes_what_is_surely_better_and_says_why():
+    better = compare(*trials(both=350, gained=300, lost=50, neither=300))
+    promote, said = decide(better)
+    assert promote
+    assert "300 gained, 50 lost" in said
+    assert "+25.0 points" in said
+    assert not decide(compare(*trials(both=350, gained=50, lost=300, neither=300)))[0]
+    promote, said = decide(better, minimum_gain=0.25)
+    assert not promote
+    assert said.endswith("does not lie above +25.0 points")
+
+
+def test_a_policy_no_better_is_seldom_promoted():
+    generator = torch.Generator().manual_seed(0)
+    promoted = 0
+    for _ in range(300):
+        candidate, baseline = torch.rand(2, 200, generator=generator) < 0.4
+        promoted += decide(compare(candidate, baseline))[0]
+    assert promoted / 300 < 0.05  # 2.5 % wanted: one side of a 95 % interval
+
+
+# ------------------------------------------------------------------------------------------ trials
+
+
+def still(seen) -> torch.Tensor:
+    return torch.zeros(len(seen), 8, 3)
+
+
+def wander(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda seen: 2 * torch.rand(len(seen), 8, 3, generator=generator) - 1
+
+
+def test_an_episode_is_what_happened():
+    env, ids = Tabletop(image_size=16), Split.COLLECTION.ids(5)
+    episodes, ever = attempt(env, wander(0), ids, Split.COLLECTION, chunks=2)
+    seen = env.reset(ids, Split.COLLECTION)
+    decide_again = wander(0)
+    for chunk in range(2):
+        for step, action in enumerate(decide_again(seen).unbind(1)):
+            now = env.observe()
+            for i, episode in enumerate(episodes):
+                at = 8 * chunk + step
+                assert torch.equal(episode.frames[at], now.frames[i])
+                assert torch.equal(episode.pose[at], now.pose[i])
+                assert torch.equal(episode.actions[at], action[i])
+            holds = env.step(action)
+            assert [bool(e.success[8 * chunk + step + 1]) for e in episodes] == holds.tolist()
+    assert [e.init_state for e in episodes] == list(ids)
+    assert ever.tolist() == [e.succeeded for e in episodes]
+
+
+def test_success_once_is_success():
+    """A goal that held at some step counts, recorded or not, although it holds no more at the end."""
+
+    class Blinking(Tabletop):
+        def step(self, actions):
+            super().step(actions)
+            self.steps = getattr(self, "steps", 0) + 1
+            return torch.tensor([self.steps == 3, False])
+
+    for record in (True, False):
+        env = Blinking(image_size=8)
+        episodes, ever = attempt(env, still, Split.COLLECTION.ids(2), Split.COLLECTION, chunks=1, record=record)
+        assert ever.tolist() == [True, False]
+        assert [e.success_step for e in episodes] == ([3, None] if record else [])
+
+
+def test_recorded_or_not_the_same_actions_win(generator):
+    from wovr_core.envs.experts.tabletop import demonstrate
+
+    won = []
+    for record in (True, False):
+        env, g = Tabletop(image_size=16), torch.Generator().manual_seed(0)
+
+        def expert(seen, env=env, g=g):
+            return demonstrate(env, noise=0.3, offset=0.05, generator=g)
+
+        won.append(attempt(env, expert, Split.COLLECTION.ids(40), Split.COLLECTION, chunks=4, record=record)[1])
+    assert torch.equal(*won)
+    assert 0 < won[0].sum() < 40
+
+
+# ------------------------------------------------------------------------------------------ fidelity
+
+
+def test_psnr_is_in_decibels():
+    black = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    assert psnr(black, black).item() == 60
+    assert psnr(black, black + 255).item() == pytest.approx(0, abs=1e-4)
+    assert psnr(black, black + 26).item() == pytest.approx(19.83, abs=0.01)  # 20 log10(255 / 26)
+
+
+def a_replay(imagined_off: int) -> Replay:
+    """Reality brightens by 2 a frame; the dream is off by a constant."""
+    real = (2 * torch.arange(1, 17, dtype=torch.uint8)).view(1, 16, 1, 1, 1).expand(3, 16, 3, 4, 4)
+    return Replay(
+        instructions=("a",) * 3, imagined=real + imagined_off, real=real, success=real[:, :, 0, 0, 0] >= 20,
+        first=torch.zeros(3, 3, 4, 4, dtype=torch.uint8),
+    )  # fmt: skip
+
+
+def test_fidelity_by_depth_is_measured_beside_holding_the_last_frame():
+    rows = by_depth(a_replay(4), shuffled=a_replay(40))
+    assert [row.depth for row in rows] == [8, 16]
+    assert rows[0].psnr == rows[1].psnr == pytest.approx(36.09, abs=0.01)
+    assert rows[0].copy_last_frame == pytest.approx(24.05, abs=0.01)  # off by 16
+    assert rows[1].copy_last_frame == pytest.approx(18.03, abs=0.01)  # off by 32
+    assert all(row.shuffled_actions < row.psnr for row in rows)
+
+
+def test_a_dream_is_trusted_when_it_beats_holding_the_last_frame_at_every_depth():
+    good, bad = Depth(8, 30.0, 25.0), Depth(16, 20.0, 22.0)
+    assert trustworthy([good], 0.0)[0]
+    assert not trustworthy([good], 6.0)[0]
+    said_no, said = trustworthy([good, bad], 0.0)
+    assert not said_no
+    assert "at depth 16" in said
+
+
+def test_imagined_outcomes_are_compared_with_real_ones():
+    class Bright:
+        threshold = 0.5
+
+        def probability(self, frames, instructions):
+            return (frames[:, 0, 0, 0] >= 24).float()
+
+    replay = a_replay(0)
+    assert outcomes(Bright(), replay, Judge(every=2, hysteresis=2)).true_positives == 3
+    assert outcomes(Bright(), replay, Judge(every=2, hysteresis=4)).false_negatives == 3

@@ -1,0 +1,225 @@
+"""Imagined rollouts, in a toy world whose every picture says whose dream it is and how far it has come."""
+
+import pytest
+import torch
+
+from tests.toys import ToyPolicy, ToyReward, ToyWorld, a_start, an_episode
+from wovr_core.grpo.sampling import StartPool, harvest
+from wovr_core.imagination.replay import init_state, replay
+from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.settings import Grpo
+
+EACH = Judge(every=1, hysteresis=1)
+
+
+def dreams_of(starts, *, judge: Judge = EACH, world: ToyWorld | None = None, reward=None, **kwargs) -> Dreams:
+    return dream(
+        ToyPolicy(), world or ToyWorld(), reward or ToyReward(), starts, temperature=1.0, judge=judge,
+        generator=torch.Generator().manual_seed(0), **kwargs,
+    )  # fmt: skip
+
+
+def test_a_dream_is_valid_up_to_and_including_its_first_success():
+    dreams = dreams_of([a_start(0, goal=1), a_start(1, goal=8), a_start(2, goal=13), a_start(3, goal=200)])
+    assert dreams.length.tolist() == [1, 8, 13, 32]
+    assert dreams.success.tolist() == [True, True, True, False]
+    assert dreams.valid[2].flatten().tolist() == [True] * 13 + [False] * 19
+
+
+def test_finished_dreams_leave_the_batch():
+    world = ToyWorld()
+    dreams_of([a_start(0, goal=4), a_start(1, goal=12), a_start(2, goal=200), a_start(3, goal=4)], world=world)
+    assert world.batches == [4, 2, 1, 1]
+
+
+def test_a_dream_ends_when_its_own_steps_are_used_up():
+    world = ToyWorld()
+    starts = [
+        a_start(0, goal=200, steps_left=8),
+        a_start(1, goal=200, steps_left=24),
+        a_start(2, goal=24, steps_left=16),
+    ]
+    dreams = dreams_of(starts, world=world)
+    assert dreams.length.tolist() == [8, 24, 16]
+    assert not dreams.success.any()
+    assert world.batches == [3, 2, 1]
+
+
+@pytest.mark.parametrize("batch", [256, 3, 1])
+def test_rows_are_never_mixed_up_when_others_leave(batch):
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(2)).tolist()
+    starts = [a_start(i, goal=1 + 2 * i, steps_left=8 * (1 + i % 4)) for i in order]
+    dreams = dreams_of(starts, batch=batch)
+    for row, start in enumerate(starts):
+        goal, left = 1 + 2 * start.episode, start.steps_left
+        assert dreams.starts[row] is start
+        assert dreams.length[row] == min(goal, left)
+        assert bool(dreams.success[row]) == (goal <= left)
+        for chunk in range(dreams.valid.shape[1]):
+            if dreams.valid[row, chunk].any():
+                name, progress = dreams.frames[row, chunk, :2, 0, 0].tolist()
+                assert (name, progress) == (start.episode, 8 * chunk)
+                assert dreams.pose[row, chunk].tolist() == [start.episode] * 2
+                assert dreams.tokens[row, chunk, :, 0].eq(start.episode).all()
+                assert dreams.tokens[row, chunk, :, 1].eq(8 * chunk).all()
+                assert torch.equal(dreams.log_prob[row, chunk], -dreams.tokens[row, chunk].float())
+
+
+def test_whoever_watches_is_shown_each_dream_under_its_own_row():
+    shown = []
+    starts = [a_start(i, goal=5 * i, steps_left=16) for i in range(5)]
+    dreams_of(starts, batch=2, watch=lambda rows, frames: shown.append((rows, frames)))
+    for rows, frames in shown:
+        assert frames[:, 0, 0, 0, 0].tolist() == rows.tolist()
+    assert {row for rows, _ in shown for row in rows.tolist()} == set(range(5))
+
+
+def test_unmasked_dreams_go_on_to_the_horizon_and_all_of_it_counts():
+    world = ToyWorld()
+    dreams = dreams_of([a_start(0, goal=4), a_start(1, goal=200)], world=world, mask=False)
+    assert dreams.length.tolist() == [32, 32]
+    assert dreams.success.tolist() == [True, False]
+    assert world.batches == [2, 2, 2, 2]
+
+
+def test_a_success_counts_when_enough_readings_in_a_row_agree():
+    for every, hysteresis, length in ((1, 1, 5), (2, 1, 6), (4, 1, 8), (1, 2, 6), (2, 2, 8), (2, 3, 10)):
+        dreams = dreams_of([a_start(0, goal=5)], judge=Judge(every=every, hysteresis=hysteresis))
+        assert dreams.length.tolist() == [length], (every, hysteresis)
+
+
+def test_one_flickering_frame_is_not_a_success():
+    start = [a_start(0, goal=7)]
+    flickers = ToyReward(dark=[8])  # seen at 7, lost at 8, seen from 9 on
+    assert dreams_of(start, reward=flickers, judge=Judge(every=1, hysteresis=1)).length.tolist() == [7]
+    assert dreams_of(start, reward=flickers, judge=Judge(every=1, hysteresis=2)).length.tolist() == [10]
+
+
+def test_a_streak_goes_on_across_chunks_of_the_right_dream():
+    """At goal 8 the first reading is the last of its chunk; others finish meanwhile and leave."""
+    starts = [a_start(0, goal=2), a_start(1, goal=8), a_start(2, goal=9)]
+    assert dreams_of(starts, judge=Judge(every=1, hysteresis=2)).length.tolist() == [3, 9, 10]
+
+
+def test_choosing_rows_of_dreams_keeps_them_whole():
+    dreams = dreams_of([a_start(i, goal=3 + i) for i in range(4)])
+    chosen = dreams[torch.tensor([2, 0])]
+    assert [start.episode for start in chosen.starts] == [2, 0]
+    assert chosen.length.tolist() == [5, 3]
+    assert chosen.frames[:, 0, 0, 0, 0].tolist() == [2, 0]
+
+
+# ------------------------------------------------------------------------------------------ groups
+
+CFG = Grpo(groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
+
+
+def crop_of(pool: StartPool, cfg: Grpo = CFG, world: ToyWorld | None = None, seed: int = 0):
+    return harvest(
+        ToyPolicy(), world or ToyWorld(chance=True), ToyReward(), pool, cfg, judge=EACH,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+
+
+def a_pool(goal: int = 16, initial: int = 9, keyframes: int = 9) -> StartPool:
+    return StartPool(
+        [a_start(i, goal=goal) for i in range(initial)],
+        [a_start(100 + i, goal=goal, steps_left=16, rule="divergence") for i in range(keyframes)],
+    )
+
+
+def test_the_members_of_a_group_share_a_start_and_their_advantages_cancel():
+    crop = crop_of(a_pool())
+    assert len(crop.dreams) == crop.kept * 8 == len(crop.advantages)
+    for group in range(crop.kept):
+        rows = slice(8 * group, 8 * group + 8)
+        assert len({id(start) for start in crop.dreams.starts[rows]}) == 1
+        won, advantages = crop.dreams.success[rows], crop.advantages[rows]
+        assert 0 < won.sum() < 8, "only groups that disagree are kept"
+        assert abs(advantages.sum()) < 1e-4
+        assert advantages[won].min() > 0 > advantages[~won].max()
+
+
+def test_the_imagined_frames_are_those_the_world_was_asked_for():
+    world = ToyWorld(chance=True)
+    assert crop_of(a_pool(), world=world).imagined_frames == 8 * sum(world.batches)
+
+
+def test_groups_are_drawn_again_until_enough_are_informative_or_the_draws_are_spent():
+    easy = StartPool([a_start(i, goal=1 if i % 2 else 16) for i in range(40)], [])  # some agree, some do not
+    crop = crop_of(easy, CFG.model_copy(update={"max_draws": 50}))
+    assert crop.kept == 6
+    assert len(crop.group_rates) % 6 == 0
+    assert len(crop.group_rates) > 6
+    hopeless = [a_start(i, goal=250) for i in range(4)]
+    world = ToyWorld(chance=True)
+    assert crop_of(StartPool(hopeless, []), world=world) is None
+    assert len(world.batches) == 3 * 4, "three draws of four chunks"
+
+
+def test_the_chosen_share_of_groups_begins_at_keyframes():
+    for ratio, wanted in ((0.0, 0), (0.5, 3), (1.0, 6)):
+        starts = a_pool().draw(6, ratio, generator=torch.Generator().manual_seed(0))
+        assert sum(start.rule == "divergence" for start in starts) == wanted
+        assert len(starts) == 6
+    alone = StartPool(a_pool().initial, [])
+    assert len(alone.draw(6, 1.0, generator=torch.Generator().manual_seed(0))) == 6, (
+        "without keyframes, all are initial"
+    )
+
+
+def test_imagined_success_is_counted_from_the_starts_of_episodes_only():
+    """From keyframes it is easier: counting them would flatter the policy."""
+    pool = StartPool([a_start(i, goal=250) for i in range(3)], [a_start(9, goal=24, rule="divergence")])
+    crop = crop_of(pool)
+    assert crop.success == 0
+    assert max(crop.group_rates) > 0
+
+
+# ------------------------------------------------------------------------------------------ starts and replays
+
+
+def told_apart() -> "an_episode":
+    """An episode whose every frame, action and pose says its step."""
+    episode = an_episode(success_at=20)
+    for t in range(49):
+        episode.frames[t], episode.pose[t] = t, t
+        if t < 48:
+            episode.actions[t] = t + 1  # action t+1 leads to frame t+1
+    return episode
+
+
+def test_a_start_remembers_four_frames_and_the_actions_that_led_to_them():
+    start = init_state(told_apart(), 20, index=7, steps_left=24, rule="divergence")
+    assert start.memory[:, 0, 0, 0].tolist() == [17, 18, 19, 20]
+    assert start.actions[:, 0].tolist() == [17, 18, 19, 20]
+    assert start.pose[:, 0].tolist() == [0, 17, 18, 19, 20]
+    assert start.reference[0, 0, 0] == 0
+    assert (start.episode, start.step, start.steps_left) == (7, 20, 24)
+
+
+def test_before_the_start_of_an_episode_nothing_moved():
+    start = init_state(told_apart(), 0, index=0, steps_left=48, rule="initial")
+    assert start.memory.eq(0).all()
+    assert start.actions.eq(0).all()
+    early = init_state(told_apart(), 2, index=0, steps_left=40, rule="gripper_event")
+    assert early.memory[:, 0, 0, 0].tolist() == [0, 0, 1, 2]
+    assert early.actions[:, 0].tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("start", "every"), [(0, 1), (0, 2), (8, 8)])
+def test_a_replay_lies_beside_the_truth_frame_by_frame(start, every, generator):
+    episode = told_apart()
+    shown = replay(ToyWorld(), [episode, episode], generator=generator, start=start, every=every, batch=1)
+    steps = list(range(start + every, 49, every))
+    assert shown.real[:, :, 0, 0, 0].tolist() == [steps] * 2
+    assert shown.imagined[:, :, 1, 0, 0].tolist() == [[step for step in steps]] * 2, (
+        "the toy goes one a frame, as we did"
+    )
+    assert shown.success[0].tolist() == [step >= 20 for step in steps]
+    assert shown.first[0, 0, 0, 0] == start
+
+
+def test_replaying_nothing_is_refused(generator):
+    with pytest.raises(ValueError, match="nothing to replay"):
+        replay(ToyWorld(), [], generator=generator)

@@ -1,0 +1,120 @@
+"""One update of the policy: towards what did better, and never into ruin."""
+
+import pytest
+import torch
+
+from tests.toys import SIDE, ToyReward, ToyWorld, a_start
+from wovr_core.grpo.update import UpdateError, update_policy
+from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.policy.tiny_vla import Shape, TinyVLA
+from wovr_core.settings import Grpo
+
+CFG = Grpo(learning_rate=1e-2, epochs=2, minibatch=8)
+
+
+@pytest.fixture
+def policy() -> TinyVLA:
+    torch.manual_seed(0)
+    return TinyVLA(Shape(vocabulary=("task",), words=1, image_size=SIDE, features=4, keypoints=2, hidden=16))
+
+
+def dreams_by(policy: TinyVLA, n: int = 12) -> Dreams:
+    return dream(
+        policy, ToyWorld(), ToyReward(), [a_start(i, goal=5 + 2 * i) for i in range(n)], temperature=1.0,
+        judge=Judge(every=1, hysteresis=1), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+
+
+def update(policy, dreams, advantages, cfg: Grpo = CFG, **kwargs):
+    optimiser = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate)
+    return update_policy(
+        policy, optimiser, dreams, advantages, cfg, generator=torch.Generator().manual_seed(0), **kwargs
+    )
+
+
+def weights(policy: TinyVLA) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in policy.parameters()]
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def likelihood(policy: TinyVLA, dreams: Dreams) -> torch.Tensor:
+    """Log-probability of each rollout's first chunk."""
+    from wovr_core.trajectory import Observation
+
+    seen = Observation(
+        frames=dreams.frames[:, 0], pose=dreams.pose[:, 0], instructions=tuple(s.instruction for s in dreams.starts)
+    )
+    return policy.log_prob(seen, dreams.tokens[:, 0], temperature=1.0).detach()
+
+
+def test_what_did_better_becomes_likelier_and_what_did_worse_less_likely(policy):
+    dreams = dreams_by(policy)
+    advantages = torch.tensor([1.0, -1.0] * 6)
+    counted = dreams.valid[:, 0, :, None]
+    before = likelihood(policy, dreams)
+    outcome = update(policy, dreams, advantages)
+    moved = ((likelihood(policy, dreams) - before) * counted).sum((1, 2)) / counted.sum((1, 2))
+    assert moved[advantages > 0].mean() > 0 > moved[advantages < 0].mean()
+    assert outcome.gradient_norm > 0
+
+
+def test_dreams_that_all_agree_change_nothing(policy):
+    before = weights(policy)
+    outcome = update(policy, dreams_by(policy), torch.zeros(12))
+    assert same(before, weights(policy))
+    assert (outcome.loss, outcome.kl, outcome.gradient_norm) == (0, 0, 0)
+
+
+def test_what_was_dreamt_after_success_changes_nothing(policy):
+    dreams, start = dreams_by(policy), policy.state_dict()
+    start = {name: value.clone() for name, value in start.items()}
+    ends = []
+    for nonsense in (0, 1):
+        tokens = torch.where(dreams.valid[..., None], dreams.tokens, nonsense)
+        policy.load_state_dict(start)
+        update(policy, Dreams(**{**vars(dreams), "tokens": tokens}), torch.tensor([1.0, -1.0] * 6))
+        ends.append(weights(policy))
+    assert same(*ends)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_policy_untouched(policy):
+    """Even when it comes after other minibatches have already moved the policy."""
+    dreams, advantages = dreams_by(policy), torch.tensor([1.0, -1.0] * 6)
+    advantages[5] = float("nan")
+    before = weights(policy)
+    with pytest.raises(UpdateError, match=r"policy was not changed. Lower grpo.learning_rate \(0.01\)"):
+        update(policy, dreams, advantages)
+    assert same(before, weights(policy))
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_policy_untouched(policy):
+    class AtACliff(TinyVLA):
+        """Its log-probabilities are finite, their slope is not."""
+
+        def log_prob(self, seen, tokens, *, temperature):
+            cliff = (0 * next(self.parameters()).sum()).sqrt()
+            return super().log_prob(seen, tokens, temperature=temperature) + cliff
+
+    cliff = AtACliff(policy.shape)
+    before = weights(cliff)
+    with pytest.raises(UpdateError, match="gradient"):
+        update(cliff, dreams_by(cliff), torch.tensor([1.0, -1.0] * 6))
+    assert same(before, weights(cliff))
+
+
+def test_the_leash_to_the_base_policy_holds(policy):
+    """With a heavy KL weight the policy moves less far than without."""
+    dreams, advantages = dreams_by(policy), torch.tensor([1.0, -1.0] * 6)
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    base = TinyVLA(policy.shape)
+    base.load_state_dict(start)
+    far = []
+    for kl in (0.0, 20.0):
+        policy.load_state_dict(start)
+        update(policy, dreams, advantages, CFG.model_copy(update={"kl": kl, "epochs": 8}), reference=base)
+        gap = likelihood(policy, dreams) - likelihood(base, dreams)
+        far.append((gap.exp() - 1 - gap).mean().item())
+    assert far[1] < far[0] / 2
