@@ -1,0 +1,142 @@
+"""The report: complete, self-contained, small, honest about a hold, and safe to open."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from wovr_core.evaluation.clips import side_by_side, thumbnail
+from wovr_core.evaluation.fidelity import Depth
+from wovr_core.evaluation.replayed import Replayed
+from wovr_core.evaluation.report import LIMIT, Clip, Phase, Snapshot, Story, Thumbnail, Update, render
+from wovr_core.evaluation.success import success_rate
+from wovr_core.evaluation.verdict import Comparison, compare
+from wovr_core.imagination.replay import Replay
+from wovr_core.keyframes.rules import RULES
+from wovr_core.reward.calibrate import Agreement
+
+NASTY = '<script>alert("&")</script>'
+
+
+def compared(*, gained: int, lost: int, n: int = 400, base: int = 140) -> Comparison:
+    old, new = (torch.zeros(n, dtype=torch.bool) for _ in range(2))
+    old[:base] = True
+    new[lost : base + gained] = True
+    return compare(new, old)
+
+
+def a_phase(*, updates: int, notes: tuple[str, ...] = ()) -> Phase:
+    depths = range(8, 49, 8)
+    return Phase(
+        collected=success_rate(60, 200), held_out=50,
+        fidelity=[Depth(d, 30 - d / 10, 24 - d / 10, 23 - d / 10) for d in depths],
+        gate="PSNR 25 dB against 20 dB for holding the last frame, at depth 48, where the difference is smallest",
+        outcomes=Agreement(18, 3, 4, 25), threshold=0.6,
+        updates=[Update(imagined_success=0.3 + u / 100, group_rates=[0, 0.25, 0.5, 1]) for u in range(updates)],
+        informative=(0.1, 0.9), group_size=8, keyframes={"gripper_event": 40}, imagined_frames=20_000, seconds=300,
+        notes=notes,
+    )  # fmt: skip
+
+
+def a_story(comparison: Comparison, *, promote: bool) -> Story:
+    frames = torch.randint(0, 255, (9, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    won = torch.arange(9) > 5
+    clip = Clip(NASTY, side_by_side(frames, frames.flip(-1), won, won))
+    return Story(
+        promote=promote, minimum_gain=0.0, comparison=comparison,
+        by_task=[(NASTY, comparison.baseline, comparison.candidate), ("other", comparison.baseline, comparison.candidate)],
+        curve=[Snapshot(phase=k, update=u, rate=success_rate(100 + 5 * u, 300)) for k, u in ((0, 0), (0, 4), (1, 0))],
+        phases=[a_phase(updates=8), a_phase(updates=4, notes=("Real success 12 %: rolled back.",))],
+        agreement=[(8, Agreement(0, 0, 1, 19)), (16, Agreement(6, 1, 2, 11))],
+        clips=[("success, dreamt as success", 6, [clip]), ("failure, dreamt as success", 0, [])],
+        thumbnails=[Thumbnail(rule, NASTY, 8, thumbnail(frames[0])) for rule in RULES],
+        horizon=48, demonstrations=(38, 40), evaluation_episodes=2300, play={"play_episodes": 4000, "seconds": 3600},
+        settings={"task": {"instruction": NASTY}}, origin={"verdict": "0" * 64}, code_version="0.1.0+abc",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(a_story(compared(gained=80, lost=20), promote=True))
+
+
+def test_the_page_needs_nothing_from_elsewhere(page: str):
+    assert not re.search(r"(?:https?:)?//[a-z0-9]", re.sub(r"data:[a-z/0-9]+;base64,[A-Za-z0-9+/=]+", "", page))
+    assert not re.search(r"<(script|link|iframe|object|embed|form|base)\b", page)
+    sources = re.findall(r'(?:src|href|poster)="([^"]{0,20})', page)
+    assert sources and all(source.startswith("data:") for source in sources)
+    assert "@import" not in page and "url(" not in page
+
+
+def test_the_page_is_small_enough_for_everyone_who_keeps_it(page: str):
+    assert len(page.encode()) < LIMIT <= 5_000_000
+
+
+def test_what_a_policy_was_told_is_never_markup(page: str):
+    assert NASTY not in page
+    assert page.count("&lt;script&gt;") >= 3  # the task, the clip, the keyframes
+
+
+def test_the_page_tells_the_whole_story(page: str):
+    for part in (
+        "Promote", "confidence", "imagined", "PACE round 1", "rolled back", "McNemar",
+        "holding the first picture", "Gripper event: 40", "taught nothing", "demonstrations", "40,000", "4,000", "2,300",
+    ):  # fmt: skip
+        assert part in page, part
+    assert page.count("<svg viewBox") > 8 and "nan" not in " ".join(
+        re.findall(r'(?:points|d|x|y|cx|cy)="([^"]*)"', page)
+    )
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "said"), [(20, 80, "the new policy is worse"), (22, 20, "cannot tell the two policies apart")]
+)
+def test_a_hold_says_why(gained: int, lost: int, said: str):
+    page = render(a_story(compared(gained=gained, lost=lost), promote=False))
+    assert "<h1>Hold" in page and said in page and "Promote:" not in page
+
+
+def test_better_but_not_by_enough_is_told_with_the_number():
+    story = replace(a_story(compared(gained=40, lost=10), promote=False), minimum_gain=0.2)
+    assert "better, but not by the +20.0 points asked for" in render(story)
+
+
+def test_a_run_cut_short_still_has_a_report():
+    """No snapshot, no imagined success from starts, no keyframes, nothing to show."""
+    phase = replace(
+        a_phase(updates=1), updates=[Update(imagined_success=None, group_rates=[])], keyframes={}, seconds=0
+    )
+    story = replace(
+        a_story(compared(gained=0, lost=0, n=20, base=0), promote=False), phases=[phase], curve=[], clips=[], thumbnails=[],
+        play={},
+    )  # fmt: skip
+    assert "cannot tell" in render(story)
+
+
+def test_a_clip_holds_every_frame_and_a_white_border_once_it_is_won():
+    import io
+    from base64 import b64decode
+
+    import av
+
+    frames = torch.full((10, 3, 48, 48), 30, dtype=torch.uint8)
+    won = torch.arange(10) >= 5
+    video = side_by_side(frames, frames, won, torch.zeros(10, dtype=torch.bool))
+    with av.open(io.BytesIO(b64decode(video.partition(",")[2]))) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        pictures = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    assert len(pictures) >= 10
+    left, right = pictures[0].shape[1] // 4, pictures[0].shape[1] * 3 // 4
+    assert pictures[4][3, left] < 150 < pictures[5][3, left] and pictures[9][3, right] < 150
+    assert all(side % 2 == 0 for side in pictures[0].shape)
+
+
+def test_examples_are_of_every_outcome_and_agreement_counts_them():
+    really = torch.tensor([[0, 1], [0, 0], [0, 0], [0, 1]], dtype=torch.bool).repeat_interleave(8, 1)
+    seemingly = torch.tensor([[0, 1], [0, 0], [1, 1], [0, 0]], dtype=torch.bool).repeat_interleave(8, 1)
+    frames = torch.zeros(4, 16, 3, 8, 8, dtype=torch.uint8)
+    replay = Replay(instructions=("a", "b", "c", "d"), imagined=frames, real=frames, success=really, first=frames[:, 0])
+    shown = Replayed(replay=replay, really=really, seemingly=seemingly)
+    assert [(count, rows) for _, count, rows in shown.examples()] == [(1, [0]), (1, [1]), (1, [2]), (1, [3])]
+    assert shown.by_depth() == [(8, Agreement(0, 1, 0, 3)), (16, Agreement(1, 1, 1, 1))]

@@ -1,0 +1,377 @@
+"""The report: one HTML file that says whether the policy got better, and shows what one should look at to believe it.
+
+Self-contained: no script, no link, no font from elsewhere, so that it reads the same in KFP's sandboxed frame, in
+MLflow and from a disk. What the figures say is computed here; words and layout are in `report.html.j2`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from wovr_core.evaluation.charts import Axis, Chart, Interval, between, intervals
+from wovr_core.evaluation.fidelity import Depth
+from wovr_core.evaluation.success import Rate, success_rate
+from wovr_core.evaluation.verdict import Comparison
+from wovr_core.keyframes.rules import RULES
+from wovr_core.reward.calibrate import Agreement
+
+LIMIT = 5_000_000  # bytes of the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One update of GRPO, as its history tells it."""
+
+    imagined_success: float | None  # of dreams that began at the starts of episodes, before the update
+    group_rates: Sequence[float]  # success rate of every group drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Learning in the dreams of one world model: the first run, then every PACE round."""
+
+    collected: Rate  # real episodes of the policy that the phase began with
+    held_out: int  # of them, never trained on
+    fidelity: Sequence[Depth]
+    gate: str  # why the world model was trusted, or not
+    outcomes: Agreement  # of dreams of held-out episodes, when the reward was calibrated
+    threshold: float
+    updates: Sequence[Update]
+    informative: tuple[float, float]
+    group_size: int
+    keyframes: dict[str, int]  # by rule
+    imagined_frames: int
+    seconds: float
+    notes: Sequence[str] = ()  # drift, roll-back, early stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Real success of the policy as it was before an update."""
+
+    phase: int
+    update: int
+    rate: Rate
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One episode beside its dream."""
+
+    instruction: str
+    video: str  # data URI
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """Where a dream may begin."""
+
+    rule: str
+    instruction: str
+    step: int
+    picture: str  # data URI
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """All that a report tells."""
+
+    promote: bool
+    minimum_gain: float
+    comparison: Comparison
+    by_task: Sequence[tuple[str, Rate, Rate]]  # instruction, base, candidate
+    curve: Sequence[Snapshot]
+    phases: Sequence[Phase]
+    agreement: Sequence[tuple[int, Agreement]]  # by depth, newest world model on the newest held-out episodes
+    clips: Sequence[tuple[str, int, Sequence[Clip]]]  # outcome, how many episodes had it, some of them
+    thumbnails: Sequence[Thumbnail]
+    horizon: int
+    demonstrations: tuple[int, int]  # kept, attempted
+    evaluation_episodes: int
+    play: dict[str, Any] = field(default_factory=dict)  # provenance of the pretrained backbone
+    seconds: dict[str, float] = field(default_factory=dict)  # of steps that say how long they took
+    settings: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)  # digest of every artifact told of
+    code_version: str = ""
+
+
+def render(story: Story) -> str:
+    """The page. Everything that came from an artifact is escaped."""
+    room = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    room.filters |= {"percent": percent, "about": about, "points": points, "time": duration, "count": "{:,}".format}
+    return room.get_template("report.html.j2").render(
+        s=story, c=story.comparison, headline=headline(story), figures=figures(story), gap=widest_gap(story),
+        uninformative=[share_uninformative(phase) for phase in story.phases], rules=gallery(story),
+        names=[phase_name(k) for k in range(len(story.phases))], real_episodes=sum(p.collected.n for p in story.phases),
+        imagined_frames=sum(phase.imagined_frames for phase in story.phases),
+    )  # fmt: skip
+
+
+def headline(story: Story) -> tuple[str, str]:
+    """The verdict in plain words, and what to do with it."""
+    c = story.comparison
+    if story.promote:
+        return "Promote: the new policy is better.", "It may replace the policy it came from."
+    if c.high < 0:
+        return "Hold: the new policy is worse.", "Keep the old one, and read below where dream and reality part."
+    if c.low <= 0:
+        return (
+            "Hold: the trials cannot tell the two policies apart.",
+            "The interval of the difference contains zero. More trials would narrow it; a better policy would move it.",
+        )
+    return (
+        f"Hold: better, but not by the {points(story.minimum_gain)} points asked for.",
+        "The whole interval must lie above promote.minimum_gain.",
+    )
+
+
+def figures(story: Story) -> dict[str, Any]:
+    newest = story.phases[-1]
+    return {
+        "rates": rates(story), "difference": difference(story), "tasks": tasks(story), "progress": progress(story),
+        "fidelity": [fidelity(phase) for phase in story.phases], "agreement": agreement(story),
+        "outcomes": outcomes(story), "groups": groups(story), "waste": waste(story),
+        "gain": min((row.psnr - row.copy_last_frame, row.depth) for row in newest.fidelity),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ the verdict
+
+
+def rates(story: Story) -> Markup:
+    c = story.comparison
+    rows = [("base policy", [interval(c.baseline, "base")]), ("new policy", [interval(c.candidate, "real")])]
+    return intervals(rows, Axis.share("real success"), "Real success of both policies")
+
+
+def difference(story: Story) -> Markup:
+    c = story.comparison
+    edge = max(abs(c.low), abs(c.high), story.minimum_gain, 0.02) * 1.15
+    axis = Axis.around((-100 * edge, 100 * edge), "new minus base, percentage points", "{:+g}".format)
+    kind = "good" if story.promote else "bad" if c.high < 0 else "soft"
+    row = Interval(100 * c.difference, 100 * c.low, 100 * c.high, kind, f"{points(c.difference)}")
+    return intervals([("difference on the same starts", [row])], axis, "Paired difference of real success", mark=0)
+
+
+def tasks(story: Story) -> Markup:
+    rows = [(words, [interval(base, "base"), interval(new, "real")]) for words, base, new in story.by_task]
+    return intervals(rows, Axis.share("real success"), "Real success by task")
+
+
+# ------------------------------------------------------------------------------------------------------ the curve
+
+
+def starts(story: Story) -> list[int]:
+    """The update, counted over all phases, that each phase begins with; and the end."""
+    ends = [0]
+    for phase in story.phases:
+        ends.append(ends[-1] + len(phase.updates))
+    return ends
+
+
+def imagined_curves(story: Story) -> list[list[tuple[float, float]]]:
+    return [
+        [(begin + i, u.imagined_success) for i, u in enumerate(phase.updates) if u.imagined_success is not None]
+        for begin, phase in zip(starts(story), story.phases, strict=False)
+    ]
+
+
+def real_curve(story: Story) -> list[tuple[float, Rate]]:
+    """Snapshots in order, and the candidate at the end."""
+    begins = starts(story)
+    snapshots = [(float(begins[shot.phase] + shot.update), shot.rate) for shot in story.curve]
+    return [*snapshots, (float(begins[-1]), story.comparison.candidate)]
+
+
+def gaps(story: Story) -> list[tuple[float, float, float]]:
+    """Where a snapshot was measured for real: update, imagined, real."""
+    found: list[tuple[float, float, float]] = []
+    for shot in story.curve:
+        at, curve = starts(story)[shot.phase] + shot.update, imagined_curves(story)[shot.phase]
+        if curve:
+            found.append((at, between(curve, at), shot.rate.value))
+    return found
+
+
+def widest_gap(story: Story) -> tuple[float, float, float] | None:
+    """The snapshot at which dream and reality disagree most about the policy."""
+    return max(gaps(story), key=lambda gap: abs(gap[1] - gap[2]), default=None)
+
+
+def progress(story: Story) -> Markup:
+    chart = over_updates(story, "success", "Real and imagined success over the updates of the policy", height=300)
+    real = real_curve(story)
+    chart.level(story.comparison.baseline.value, "base")
+    if len(real) > 1:
+        chart.band([(x, rate.low, rate.high) for x, rate in real], "real")
+    for x, imagined, rate in gaps(story):
+        chart.whisker(x, imagined, rate, "gap")
+    for curve in imagined_curves(story):
+        chart.line(curve, "imagined", dots=3)
+    chart.line([(x, rate.value) for x, rate in real], "real", dots=5)
+    for begin, phase in zip(starts(story), story.phases, strict=False):
+        chart.whisker(begin, phase.collected.low, phase.collected.high, "whisker real")
+        chart.diamond(begin, phase.collected.value)
+    return chart.svg()
+
+
+def over_updates(story: Story, label: str, title: str, *, height: int = 270) -> Chart:
+    """A chart of shares over the updates of all phases, with a mark where each PACE round begins."""
+    begins = starts(story)
+    chart = Chart(Axis.counting(begins[-1], "updates of the policy"), Axis.share(label), title, height=height)
+    for k, begin in enumerate(begins[1:-1], start=1):
+        chart.upright(begin, f"PACE {k}")
+    return chart
+
+
+# ------------------------------------------------------------------------------------------------------ the dream
+
+
+def fidelity(phase: Phase) -> Markup:
+    rows = phase.fidelity
+    series = [
+        ([(row.depth, row.psnr) for row in rows], "imagined"),
+        ([(row.depth, row.copy_last_frame) for row in rows], "base"),
+        ([(row.depth, row.shuffled_actions) for row in rows if row.shuffled_actions is not None], "bad"),
+    ]
+    values = [value for line, _ in series for _, value in line]
+    chart = Chart(
+        depth_axis([row.depth for row in rows]), Axis.around([*values, min(values) - 1], "PSNR", "{:g} dB".format),
+        "Error of the dream by depth", left=62,
+    )  # fmt: skip
+    for line, kind in reversed(series):
+        chart.line(line, kind, dots=4)
+    return chart.svg()
+
+
+def agreement(story: Story) -> Markup:
+    """How often dream and reality agree by each depth, beside a dream that never succeeds."""
+    rows = story.agreement
+    chart = Chart(depth_axis([d for d, _ in rows]), Axis.share("episodes"), "Agreement on success by depth")
+    lines = {
+        "good": [(d, share(a.true_positives + a.true_negatives, a)) for d, a in rows],
+        "bad": [(d, share(a.false_positives + a.true_negatives, a)) for d, a in rows],
+        "real": [(d, share(a.true_positives + a.false_negatives, a)) for d, a in rows],
+        "imagined": [(d, share(a.true_positives + a.false_positives, a)) for d, a in rows],
+    }
+    for kind, line in lines.items():
+        chart.line(line, kind, dots=4)
+    return chart.svg()
+
+
+def outcomes(story: Story) -> Markup:
+    """Precision and recall of imagined success, phase by phase."""
+    rows = []
+    for k, phase in enumerate(story.phases):
+        found = phase.outcomes.true_positives
+        imagined, real = found + phase.outcomes.false_positives, found + phase.outcomes.false_negatives
+        for name, n in (("precision", imagined), ("recall", real)):
+            if n:
+                rate = success_rate(found, n)
+                shown = Interval(rate.value, rate.low, rate.high, "imagined", f"{found} of {n}")
+                rows.append((f"{name}, {phase_name(k)}", [shown]))
+    return intervals(rows, Axis.share("share"), "Precision and recall of imagined success") if rows else Markup("")
+
+
+# ------------------------------------------------------------------------------------------------------ the learning
+
+
+def groups(story: Story) -> Markup:
+    """How many members of a group succeeded, over all groups drawn."""
+    size = story.phases[-1].group_size
+    low, high = story.phases[-1].informative
+    counts = Counter(
+        round(rate * phase.group_size)
+        for phase in story.phases if phase.group_size == size for update in phase.updates for rate in update.group_rates
+    )  # fmt: skip
+    total = max(1, counts.total())
+    top = max(counts.values(), default=1) / total
+    chart = Chart(
+        Axis(-0.6, size + 0.6, range(size + 1), f"members of a group of {size} that succeeded"),
+        Axis.around([0, top], "groups", about), "How many members of a group succeeded",
+    )  # fmt: skip
+    for wins in range(size + 1):
+        part = counts[wins] / total
+        informative = low <= wins / size <= high and 0 < wins < size
+        chart.bar(wins, part, "imagined" if informative else "soft", about(part) if part >= 0.005 else "")
+    return chart.svg()
+
+
+def waste(story: Story) -> Markup:
+    chart = over_updates(story, "groups", "Share of groups that teach nothing, by update")
+    for begin, phase in zip(starts(story), story.phases, strict=False):
+        line = [
+            (begin + i, 1 - fmean(teaches(rate, phase) for rate in update.group_rates))
+            for i, update in enumerate(phase.updates)
+            if update.group_rates
+        ]
+        chart.line(line, "soft", dots=3)
+    return chart.svg()
+
+
+def teaches(rate: float, phase: Phase) -> bool:
+    low, high = phase.informative
+    return low <= rate <= high and 0 < rate < 1
+
+
+def share_uninformative(phase: Phase) -> float | None:
+    rates_ = [rate for update in phase.updates for rate in update.group_rates]
+    return 1 - fmean(teaches(rate, phase) for rate in rates_) if rates_ else None
+
+
+def gallery(story: Story) -> list[tuple[str, str, int, list[Thumbnail]]]:
+    """Every rule: its name, what it looks for, how many keyframes it chose, and some of them."""
+    found = story.phases[-1].keyframes
+    return [
+        (
+            name.replace("_", " "), " ".join((rule.__doc__ or "").split()), found.get(name, 0),
+            [thumbnail for thumbnail in story.thumbnails if thumbnail.rule == name],
+        )
+        for name, rule in RULES.items()
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ small words
+
+
+def interval(rate: Rate, kind: str) -> Interval:
+    return Interval(rate.value, rate.low, rate.high, kind, percent(rate.value))
+
+
+def depth_axis(depths: Sequence[int]) -> Axis:
+    return Axis(0, max(depths), [0, *depths], "frames into the dream")
+
+
+def share(part: int, whole: Agreement) -> float:
+    n = whole.true_positives + whole.false_positives + whole.false_negatives + whole.true_negatives
+    return part / max(1, n)
+
+
+def phase_name(k: int) -> str:
+    return f"PACE round {k}" if k else "first run"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def about(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
