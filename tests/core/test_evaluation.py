@@ -44,6 +44,10 @@ def test_agresti_and_mins_interval_has_its_known_value():
     """The approval ratings of Agresti's textbook: 794, 150, 86 and 570 of 1600."""
     c = compare(*trials(both=794, gained=86, lost=150, neither=570))
     assert (c.low, c.high) == (pytest.approx(-0.0587, abs=1e-4), pytest.approx(-0.0212, abs=1e-4))
+    few = compare(
+        *trials(both=3, gained=3, lost=1, neither=3)
+    )  # (3.5 - 1.5) / 12, give or take 1.96 sqrt(5 - 4/12) / 12
+    assert (few.low, few.high) == (pytest.approx(-0.1862, abs=1e-4), pytest.approx(0.5195, abs=1e-4))
 
 
 def test_a_policy_that_never_differs_is_not_better():

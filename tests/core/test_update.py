@@ -26,10 +26,9 @@ def dreams_by(policy: TinyVLA, n: int = 12) -> Dreams:
 
 
 def update(policy, dreams, advantages, cfg: Grpo = CFG, **kwargs):
-    optimiser = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate)
-    return update_policy(
-        policy, optimiser, dreams, advantages, cfg, generator=torch.Generator().manual_seed(0), **kwargs
-    )
+    optimiser = kwargs.pop("optimiser", None) or torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate)
+    generator = torch.Generator().manual_seed(0)
+    return update_policy(policy, optimiser, dreams, advantages, cfg, generator=generator, **kwargs)
 
 
 def weights(policy: TinyVLA) -> list[torch.Tensor]:
@@ -84,9 +83,12 @@ def test_a_loss_that_is_not_finite_leaves_the_policy_untouched(policy):
     """Even when it comes after other minibatches have already moved the policy."""
     dreams, advantages = dreams_by(policy), torch.tensor([1.0, -1.0] * 6)
     advantages[5] = float("nan")
-    before = weights(policy)
+    before, moved = weights(policy), []
+    optimiser = torch.optim.Adam(policy.parameters(), lr=0.01)
+    optimiser.register_step_post_hook(lambda *_: moved.append(not same(before, weights(policy))))
     with pytest.raises(UpdateError, match=r"policy was not changed. Lower grpo.learning_rate \(0.01\)"):
-        update(policy, dreams, advantages)
+        update(policy, dreams, advantages, CFG.model_copy(update={"minibatch": 1}), optimiser=optimiser)
+    assert any(moved)
     assert same(before, weights(policy))
 
 
@@ -101,7 +103,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_policy_untouched(policy):
     cliff = AtACliff(policy.shape)
     before = weights(cliff)
     with pytest.raises(UpdateError, match="gradient"):
-        update(cliff, dreams_by(cliff), torch.tensor([1.0, -1.0] * 6))
+        update(cliff, dreams_by(cliff), torch.tensor([1.0, -1.0] * 6), Grpo(epochs=1))  # one step, the last
     assert same(before, weights(cliff))
 
 
