@@ -1,4 +1,4 @@
-"""The whole pipeline, really run and as small as it goes; killed on the way, and taken up again."""
+"""The whole pipeline, really run and as small as it goes; stopped on the way, and taken up again."""
 
 import json
 import os
@@ -6,20 +6,62 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "pipelines.cli", "run", "tabletop-smoke", "--out"]
+SMOKE = CHECKOUT / "pipelines" / "configs" / "tabletop-smoke.yaml"
 
 
-def start(out: Path) -> subprocess.Popen:
-    quiet = {"OMP_NUM_THREADS": "1"}
+@pytest.mark.slow
+def test_a_run_that_fails_and_then_is_killed_goes_on_where_it_was(tmp_path):
+    out, config = tmp_path / "runs" / "smoke", tmp_path / "mine.yaml"
+    config.write_text(SMOKE.read_text().replace("world_model: {", "world_model: {pretrained: nonesuch, "))
+    said, code = end(start(config, out))
+    assert code == 1
+    assert "train-world-model:" in said and "world_model.pretrained is 'nonesuch'" in said
+    assert "Traceback" not in said
+    made = finished(out)
+    assert {"clone-base-policy", "collect-episodes"} <= made.keys()
+
+    config.write_text(SMOKE.read_text())
+    run = start(config, out)
+    wait_until(lambda: "train-world-model" in finished(out) and children(run.pid), seconds=180)
+    (task,) = children(run.pid)
+    run.send_signal(signal.SIGKILL)
+    end(run)
+    wait_until(lambda: not Path(f"/proc/{task}").exists(), seconds=5)  # nothing goes on unseen
+    made |= finished(out)
+    del made["finish"]  # the run that failed was told to have ended; that is said anew every time
+
+    said, code = end(start(config, out))
+    assert code == 0, said
+    everything = finished(out)
+    for name, before in made.items():
+        assert everything[name]["reused"], f"{name} was run again"
+        assert everything[name]["outputs"] == before["outputs"]
+    assert not everything["improve-again"]["reused"]
+    assert "real success" in said and ("promote:" in said or "hold:" in said)
+    assert (out / "report.html").stat().st_size > 1000
+    assert (out.parent / "mlflow.db").exists()
+
+
+def start(config: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [*COMMAND, str(out)], cwd=CHECKOUT, env={**os.environ, **quiet}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipelines.cli", "run", str(config), "--out", str(out)],
+        cwd=CHECKOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def end(run: subprocess.Popen) -> tuple[str, int]:
+    said, _ = run.communicate(timeout=400)
+    return said, run.returncode
 
 
 def finished(out: Path) -> dict[str, dict]:
@@ -31,33 +73,8 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def wait_until(happens, *, seconds: float) -> None:
+def wait_until(happens: Callable[[], object], *, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
-    out = tmp_path / "runs" / "smoke"
-    run = start(out)
-    wait_until(lambda: "train-world-model" in finished(out) and children(run.pid), seconds=180)
-    (task,) = children(run.pid)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
-    wait_until(lambda: not Path(f"/proc/{task}").exists(), seconds=5)  # nothing goes on unseen
-
-    before = finished(out)
-    again = start(out)
-    said, _ = again.communicate(timeout=400)
-    assert again.returncode == 0, said
-
-    after = finished(out)
-    for name, task in before.items():
-        assert after[name]["reused"], f"{name} was run again"
-        assert after[name]["outputs"] == task["outputs"]
-    assert not after["improve-again"]["reused"]
-    assert "real success" in said and ("promote:" in said or "hold:" in said)
-    assert (out / "report.html").stat().st_size > 1000
-    assert (out.parent / "mlflow.db").exists()

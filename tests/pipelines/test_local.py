@@ -1,0 +1,44 @@
+"""How a run on this machine looks after itself."""
+
+import os
+
+import pytest
+
+from pipelines.local import Finished, Run, RunError, _alone, _cache_of, _last_words
+from wovr_core.artifacts.manifest import code_version
+
+
+def test_the_last_words_of_a_task_are_its_own_error(tmp_path):
+    (tmp_path / "log").write_text(
+        "a warning\n"
+        "Traceback (most recent call last):\n  File a\nKeyError: 3\n\n"
+        "The above exception was the direct cause of the following exception:\n\n"
+        "Traceback (most recent call last):\n  File b\n    fail()\nmine.TaskError: too few\n  use more\n"
+    )
+    assert _last_words(tmp_path / "log", 1) == "mine.TaskError: too few\n  use more"
+
+
+def test_a_task_that_was_killed_says_by_what(tmp_path):
+    assert "SIGKILL" in _last_words(tmp_path / "log", -9)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with _alone(tmp_path), pytest.raises(RunError, match="another run is at work"), _alone(tmp_path):
+        pass
+    with _alone(tmp_path):
+        pass
+
+
+def test_other_code_reuses_nothing_unless_told_to(tmp_path):
+    old = tmp_path / ".finished" / "older"
+    old.mkdir(parents=True)
+    assert _cache_of(tmp_path, keep=False).name == code_version()
+    assert _cache_of(tmp_path, keep=True) == old
+
+
+def test_a_record_is_the_same_when_read_again(tmp_path):
+    run = Run(tmp_path)
+    run.add("collect-episodes", Finished(1.5, False, {"episodes": "there"}))
+    assert Run.read(tmp_path) == run
+    assert os.fspath(run.artifact("collect-episodes", "episodes")) == "there"
+    assert run.artifact("judge", "verdict") is None
