@@ -106,18 +106,18 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
     with pytest.raises(AssertionError, match="reached the environment"):
         Tabletop()
 
-    seen: list[torch.Tensor] = []  # an untrained reward is sure of nothing: call its upper half a success
+    seen: list[torch.Tensor] = []  # an untrained reward is sure of nothing: call its highest tenth a success
     dream(
         policy, world_model, reward, list(pool.initial) * 8, temperature=1.0, judge=judge, generator=generator,
         watch=lambda rows, frames: seen.append(frames),
     )  # fmt: skip
     frames = torch.cat(seen).flatten(0, 1)
-    reward.threshold = reward.probability(frames, [episode.instruction] * len(frames)).median().item()
+    reward.threshold = reward.probability(frames, [episode.instruction] * len(frames)).quantile(0.9).item()
 
     before = [p.detach().clone() for p in policy.parameters()]
     crop = harvest(policy, world_model, reward, pool, cfg, judge=judge, generator=generator)
     assert crop.dreams.success.any()
-    assert not crop.dreams.success.all()
+    assert crop.advantages.ne(0).any()
     optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
     update_policy(policy, optimiser, crop.dreams, crop.advantages, cfg, generator=generator)
     assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True)), "and it learnt"
