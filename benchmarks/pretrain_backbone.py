@@ -132,7 +132,9 @@ def main() -> None:
     torch.manual_seed(0)
     given.work.mkdir(parents=True, exist_ok=True)
     log, begun = given.work / "log.jsonl", time.time()
-    settings: WorldModel = Settings().world_model
+    settings: WorldModel = Settings().world_model.model_copy(
+        update={"lowest_noise": 0.4, "contact_weight": 5.0, "memory_noise": 0.2}
+    )
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=3)
     codec_file = given.work / "codec.safetensors"
     if codec_file.exists():

@@ -62,14 +62,18 @@ def task_scenes(ids: Sequence[int]) -> Scenes:
 
 
 def play_scenes(ids: Sequence[int]) -> Scenes:
-    """Scenes for task-free play: other colours, other sizes, never those of the tasks."""
+    """Scenes for task-free play: other colours, other sizes, never those of the tasks.
+
+    Every fourth scene has any vivid colours; the others have shades that differ from the tasks' by at least `SHADE`.
+    """
 
     def look(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        colours = _vivid if rng.random() < 0.25 else _shades
         return (
-            _outside(rng, 0.062, 0.100, BLOCK_SIZE, 0.004),
-            _outside(rng, 0.105, 0.165, PAD_SIZE, 0.006),
-            _other_colours(rng, BLOCKS),
-            _other_colours(rng, PADS),
+            _outside(rng, 0.068, 0.094, BLOCK_SIZE, 0.003),
+            _outside(rng, 0.115, 0.155, PAD_SIZE, 0.005),
+            colours(rng, BLOCKS),
+            colours(rng, PADS),
         )
 
     return _scenes(ids, look)
@@ -87,13 +91,28 @@ def _outside(rng: np.random.Generator, low: float, high: float, taken: float, ga
             return sizes
 
 
-def _other_colours(rng: np.random.Generator, taken: Sequence[str], gap: float = 0.15) -> np.ndarray:
-    """Two colours, neither near one the tasks use, and both distinct from each other and from the table's grey."""
+SHADE = 0.08  # distance in RGB that keeps a play colour from being a task's
+
+
+def _vivid(rng: np.random.Generator, taken: Sequence[str]) -> np.ndarray:
+    """Two vivid colours, distinct from each other and from the tasks'."""
     while True:
         colours = rng.uniform(0.05, 0.95, (2, 3))
         distance = np.linalg.norm(colours[:, None] - _named(taken), axis=-1)
-        vivid = np.ptp(colours, axis=1).min() > 0.35
-        if vivid and distance.min() > gap and np.linalg.norm(colours[0] - colours[1]) > 0.3:
+        if (
+            np.ptp(colours, axis=1).min() > 0.35
+            and distance.min() > SHADE
+            and np.linalg.norm(np.diff(colours, axis=0)) > 0.3
+        ):
+            return colours
+
+
+def _shades(rng: np.random.Generator, taken: Sequence[str]) -> np.ndarray:
+    """Shades of the tasks' colours, lighter, darker, or towards a neighbour."""
+    while True:
+        colours = _named(taken) + rng.normal(0, 0.1, (2, 3))
+        distance = np.linalg.norm(colours[:, None] - _named(taken), axis=-1)
+        if distance.min() > SHADE and colours.min() > 0 and colours.max() < 1:
             return colours
 
 

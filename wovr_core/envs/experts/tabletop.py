@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wovr_core.envs.tabletop import STEP, Tabletop
 
-REACH_STEPS = 6  # a chunk of 8 moves for six steps, then has two in which to close or open
+REACH_STEPS = 5  # a chunk of 8 moves for five steps, then closes or opens, and sees what came of it
 
 
 def demonstrate(

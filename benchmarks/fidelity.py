@@ -1,0 +1,84 @@
+"""How far can the dream be trusted? Every figure of the world model's acceptance, for one world model and reward.
+
+    python benchmarks/fidelity.py --policy P --world-model W --reward R
+
+Pictures by depth, against holding the last frame and against shuffled actions; imagined against real outcomes of
+held-out action sequences; contact outcomes by approach offset; and the base policy's own success in the dream against
+its real success. Prints the tables and writes them with command, seed and date.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from wovr_core.artifacts import Kind, read_manifest
+from wovr_core.envs.splits import Split
+from wovr_core.envs.tabletop import Tabletop
+from wovr_core.evaluation.contact import contact_curve
+from wovr_core.evaluation.fidelity import by_depth, outcomes
+from wovr_core.evaluation.success import attempt, policy_decides, success_rate
+from wovr_core.imagination.replay import init_state, replay
+from wovr_core.imagination.rollout import Judge, dream
+from wovr_core.settings import Reward
+from wovr_core.steps.models import open_policy, open_reward, open_world_model
+
+FRESH = 500_000  # first of the collection-free initial states used here
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", type=Path, required=True)
+    parser.add_argument("--world-model", type=Path, required=True)
+    parser.add_argument("--reward", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=400, help="fresh real episodes, never trained on")
+    parser.add_argument("--tries", type=int, default=48, help="grasps at each offset")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/fidelity.json"))
+    given = parser.parse_args()
+    policy, reward = open_policy(given.policy), open_reward(given.reward)
+    world_model = open_world_model(given.world_model)
+    cfg = Reward.model_validate(read_manifest(given.reward, Kind.REWARD_MODEL).settings["reward"])
+    judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
+    generator = torch.Generator().manual_seed(given.seed)
+    ids = Split.KEYFRAMES.ids(given.episodes, start=FRESH)
+    decide = policy_decides(policy, temperature=1.0, generator=generator)
+    episodes, won = attempt(Tabletop(), decide, ids, Split.KEYFRAMES, chunks=6)
+    actions = torch.stack([episode.actions for episode in episodes])
+    shown = replay(world_model, episodes, generator=generator)
+    shuffled = replay(world_model, episodes, generator=generator, actions=actions.roll(1, 0))
+    depths = by_depth(shown, shuffled)
+    agreement, destroyed = outcomes(reward, shown, judge), outcomes(reward, shuffled, judge)
+    starts = [init_state(e, 0, index=i, steps_left=48, rule="initial") for i, e in enumerate(episodes)]
+    dreams = dream(policy, world_model, reward, starts, temperature=1.0, judge=judge, generator=generator)
+    real, imagined = (success_rate(int(wins.sum()), len(wins)) for wins in (won, dreams.success))
+    curve = contact_curve(world_model, tries=given.tries, seed=given.seed)
+
+    console = Console()
+    table = Table("depth", "PSNR dB", "copy last frame", "shuffled actions", title=f"held-out replays, n = {len(episodes)}")
+    for row in depths:
+        table.add_row(str(row.depth), *(f"{v:.1f}" for v in (row.psnr, row.copy_last_frame, row.shuffled_actions)))
+    console.print(table)
+    console.print(f"outcome agreement: precision {agreement.precision:.2f} recall {agreement.recall:.2f} {agreement}")
+    console.print(f"with shuffled actions: precision {destroyed.precision:.2f} recall {destroyed.recall:.2f}")
+    console.print(f"base policy, real {real}; imagined from the same initial states {imagined}")
+    table = Table("offset, pixels", "grasped really", "in the dream", "agreement", title=f"contact, n = {given.tries} each")
+    for point in curve:
+        table.add_row(f"{point.pixels:.1f}", *(f"{v:.2f}" for v in (point.real, point.imagined, point.agreement)))
+    console.print(table)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "command": f"python benchmarks/fidelity.py --episodes {given.episodes} --tries {given.tries} --seed {given.seed}",
+        "date": time.strftime("%Y-%m-%d"), "seed": given.seed, "n": len(episodes), "depth": [vars(d) for d in depths],
+        "outcomes": agreement.summary(), "outcomes_shuffled_actions": destroyed.summary(),
+        "on_policy": {"real": vars(real), "imagined": vars(imagined)}, "contact": [vars(point) for point in curve],
+    }  # fmt: skip
+    given.out.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
