@@ -92,6 +92,7 @@ def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False) -> Run
         local.init(
             local.SubprocessRunner(use_venv=False),
             pipeline_root=str(folder),
+            workspace_root=str(folder / ".workspace"),  # which nobody uses; by default one is made in /tmp
             enable_caching=True,
             cache_root=str(_cache_of(folder, keep=keep)),
         )
