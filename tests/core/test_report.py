@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from wovr_core.evaluation.clips import side_by_side, thumbnail
+from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed
 from wovr_core.evaluation.report import LIMIT, Clip, Phase, Snapshot, Story, Thumbnail, Update, render
@@ -45,9 +46,10 @@ def a_story(comparison: Comparison, *, promote: bool) -> Story:
     clip = Clip(NASTY, side_by_side(frames, frames.flip(-1), won, won))
     return Story(
         promote=promote, minimum_gain=0.0, comparison=comparison,
-        by_task=[(NASTY, comparison.baseline, comparison.candidate), ("other", comparison.baseline, comparison.candidate)],
+        by_task=[(words, comparison.baseline, comparison.candidate) for words in (NASTY, "another")],
         curve=[Snapshot(phase=k, update=u, rate=success_rate(100 + 5 * u, 300)) for k, u in ((0, 0), (0, 4), (1, 0))],
         phases=[a_phase(updates=8), a_phase(updates=4, notes=("Real success 12 %: rolled back.",))],
+        contact=[Contact(pixels=p, real=float(p < 4), imagined=1 - p / 8, agreement=0.8, n=16) for p in range(8)],
         agreement=[(8, Agreement(0, 0, 1, 19)), (16, Agreement(6, 1, 2, 11))],
         clips=[("success, dreamt as success", 6, [clip]), ("failure, dreamt as success", 0, [])],
         thumbnails=[Thumbnail(rule, NASTY, 8, thumbnail(frames[0])) for rule in RULES],
@@ -81,7 +83,8 @@ def test_what_a_policy_was_told_is_never_markup(page: str):
 def test_the_page_tells_the_whole_story(page: str):
     for part in (
         "Promote", "confidence", "imagined", "PACE round 1", "rolled back", "McNemar",
-        "holding the first picture", "Gripper event: 40", "taught nothing", "demonstrations", "40,000", "4,000", "2,300",
+        "holding the first picture", "Gripper event: 40", "taught nothing", "demonstrations",
+        "40,000", "4,000", "2,300",
     ):  # fmt: skip
         assert part in page, part
     assert page.count("<svg viewBox") > 8 and "nan" not in " ".join(
@@ -107,10 +110,8 @@ def test_a_run_cut_short_still_has_a_report():
     phase = replace(
         a_phase(updates=1), updates=[Update(imagined_success=None, group_rates=[])], keyframes={}, seconds=0
     )
-    story = replace(
-        a_story(compared(gained=0, lost=0, n=20, base=0), promote=False), phases=[phase], curve=[], clips=[], thumbnails=[],
-        play={},
-    )  # fmt: skip
+    whole = a_story(compared(gained=0, lost=0, n=20, base=0), promote=False)
+    story = replace(whole, phases=[phase], curve=[], clips=[], thumbnails=[], contact=[], play={})
     assert "cannot tell" in render(story)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 WIDTH = 440  # units; text 13 of them high is still 10 pixels high on a narrow phone
-RIGHT, BELOW = 14, 46  # units kept free at the right and for the ticks below
+ABOVE, RIGHT, BELOW = 28, 14, 46  # units kept free around the marks, for words and ticks
 Point = tuple[float, float]
 
 
@@ -62,7 +62,7 @@ class Chart:
 
     def down(self, y: float) -> float:
         floor = self.height - BELOW
-        return floor - (y - self.y.low) / (self.y.high - self.y.low) * (floor - 14)
+        return floor - (y - self.y.low) / (self.y.high - self.y.low) * (floor - ABOVE)
 
     def line(self, points: Sequence[Point], kind: str, *, dots: float = 0) -> None:
         """A line through the points, and dots of this size on them."""
@@ -92,11 +92,14 @@ class Chart:
     def upright(self, x: float, words: str) -> None:
         """A line through the whole height, with words at its top."""
         at = self.across(x)
-        self.marks.append(tag("path", cls="mark", d=f"M{at:.1f} 8V{self.height - BELOW}"))
+        self.marks.append(tag("path", cls="mark", d=f"M{at:.1f} {ABOVE}V{self.height - BELOW}"))
         beyond = at > WIDTH * 0.75
         self.marks.append(
             text(words, at - 5 if beyond else at + 5, 18, anchor="end" if beyond else "start", cls="small")
         )
+
+    def say(self, x: float, y: float, words: str, *, anchor: str = "middle") -> None:
+        self.marks.append(text(words, self.across(x), self.down(y), anchor=anchor, cls="small"))
 
     def level(self, y: float, kind: str) -> None:
         self.marks.append(tag("path", cls=f"line {kind}", d=f"M{self.left} {self.down(y):.1f}H{WIDTH - RIGHT}"))
@@ -109,6 +112,7 @@ class Chart:
             frame.append(text(self.y.write(tick), self.left - 7, at + 4.5, anchor="end"))
         for tick in self.x.ticks:
             frame.append(text(self.x.write(tick), self.across(tick), self.height - 27, anchor="middle"))
+        frame.append(text(self.y.label, 4, 12))
         frame.append(text(self.x.label, (self.left + WIDTH - RIGHT) / 2, self.height - 7, anchor="middle"))
         return svg(self.title, self.height, frame + self.marks)
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from wovr_core.evaluation.charts import Axis, Chart, Interval, between, intervals
+from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison
@@ -22,6 +23,7 @@ from wovr_core.keyframes.rules import RULES
 from wovr_core.reward.calibrate import Agreement
 
 LIMIT = 5_000_000  # bytes of the page
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class Story:
     curve: Sequence[Snapshot]
     phases: Sequence[Phase]
     agreement: Sequence[tuple[int, Agreement]]  # by depth, newest world model on the newest held-out episodes
+    contact: Sequence[Contact]  # newest world model; none where nothing can be staged
     clips: Sequence[tuple[str, int, Sequence[Clip]]]  # outcome, how many episodes had it, some of them
     thumbnails: Sequence[Thumbnail]
     horizon: int
@@ -107,7 +110,15 @@ def render(story: Story) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    room.filters |= {"percent": percent, "about": about, "points": points, "time": duration, "count": "{:,}".format}
+    room.filters |= {
+        "percent": percent,
+        "about": about,
+        "points": points,
+        "sentence": sentence,
+        "chance": chance,
+        "time": duration,
+        "count": "{:,}".format,
+    }
     return room.get_template("report.html.j2").render(
         s=story, c=story.comparison, headline=headline(story), figures=figures(story), gap=widest_gap(story),
         uninformative=[share_uninformative(phase) for phase in story.phases], rules=gallery(story),
@@ -135,12 +146,10 @@ def headline(story: Story) -> tuple[str, str]:
 
 
 def figures(story: Story) -> dict[str, Any]:
-    newest = story.phases[-1]
     return {
         "rates": rates(story), "difference": difference(story), "tasks": tasks(story), "progress": progress(story),
         "fidelity": [fidelity(phase) for phase in story.phases], "agreement": agreement(story),
-        "outcomes": outcomes(story), "groups": groups(story), "waste": waste(story),
-        "gain": min((row.psnr - row.copy_last_frame, row.depth) for row in newest.fidelity),
+        "contact": contact(story), "outcomes": outcomes(story), "groups": groups(story), "waste": waste(story),
     }  # fmt: skip
 
 
@@ -156,9 +165,9 @@ def rates(story: Story) -> Markup:
 def difference(story: Story) -> Markup:
     c = story.comparison
     edge = max(abs(c.low), abs(c.high), story.minimum_gain, 0.02) * 1.15
-    axis = Axis.around((-100 * edge, 100 * edge), "new minus base, percentage points", "{:+g}".format)
+    axis = Axis.around((-100 * edge, 100 * edge), "new minus base, percentage points", signed)
     kind = "good" if story.promote else "bad" if c.high < 0 else "soft"
-    row = Interval(100 * c.difference, 100 * c.low, 100 * c.high, kind, f"{points(c.difference)}")
+    row = Interval(100 * c.difference, 100 * c.low, 100 * c.high, kind, points(c.difference))
     return intervals([("difference on the same starts", [row])], axis, "Paired difference of real success", mark=0)
 
 
@@ -218,6 +227,7 @@ def progress(story: Story) -> Markup:
     for curve in imagined_curves(story):
         chart.line(curve, "imagined", dots=3)
     chart.line([(x, rate.value) for x, rate in real], "real", dots=5)
+    chart.say(real[-1][0], max(0.02, real[-1][1].low - 0.07), percent(real[-1][1].value), anchor="end")
     for begin, phase in zip(starts(story), story.phases, strict=False):
         chart.whisker(begin, phase.collected.low, phase.collected.high, "whisker real")
         chart.diamond(begin, phase.collected.value)
@@ -259,7 +269,7 @@ def agreement(story: Story) -> Markup:
     chart = Chart(depth_axis([d for d, _ in rows]), Axis.share("episodes"), "Agreement on success by depth")
     lines = {
         "good": [(d, share(a.true_positives + a.true_negatives, a)) for d, a in rows],
-        "bad": [(d, share(a.false_positives + a.true_negatives, a)) for d, a in rows],
+        "base": [(d, share(a.false_positives + a.true_negatives, a)) for d, a in rows],
         "real": [(d, share(a.true_positives + a.false_negatives, a)) for d, a in rows],
         "imagined": [(d, share(a.true_positives + a.false_positives, a)) for d, a in rows],
     }
@@ -270,16 +280,30 @@ def agreement(story: Story) -> Markup:
 
 def outcomes(story: Story) -> Markup:
     """Precision and recall of imagined success, phase by phase."""
-    rows = []
+    rows: list[tuple[str, list[Interval]]] = []
     for k, phase in enumerate(story.phases):
         found = phase.outcomes.true_positives
         imagined, real = found + phase.outcomes.false_positives, found + phase.outcomes.false_negatives
         for name, n in (("precision", imagined), ("recall", real)):
             if n:
                 rate = success_rate(found, n)
-                shown = Interval(rate.value, rate.low, rate.high, "imagined", f"{found} of {n}")
-                rows.append((f"{name}, {phase_name(k)}", [shown]))
-    return intervals(rows, Axis.share("share"), "Precision and recall of imagined success") if rows else Markup("")
+                shown = [Interval(rate.value, rate.low, rate.high, "imagined", f"{found} of {n}")]
+                rows.append((f"{name}, {phase_name(k)}", shown))
+            else:
+                rows.append((f"{name}, {phase_name(k)}: there was none", []))
+    return intervals(rows, Axis.share("share"), "Precision and recall of imagined success")
+
+
+def contact(story: Story) -> Markup | None:
+    """Grasped or not, by how far from the block's centre the gripper closed."""
+    if not story.contact:
+        return None
+    pixels = [row.pixels for row in story.contact]
+    x = Axis.around([0, max(pixels)], "pixels between gripper and block when it closes")
+    chart = Chart(x, Axis.share("attempts that grasp the block"), "Grasps by approach offset, real and imagined")
+    for kind, rates_ in (("real", [r.real for r in story.contact]), ("imagined", [r.imagined for r in story.contact])):
+        chart.line(list(zip(pixels, rates_, strict=True)), kind, dots=4)
+    return chart.svg()
 
 
 # ------------------------------------------------------------------------------------------------------ the learning
@@ -361,17 +385,32 @@ def phase_name(k: int) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}{SPACE}%"
 
 
 def about(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}{SPACE}%"
 
 
 def points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
 
+def signed(number: float) -> str:
+    return f"{number:+g}" if number else "0"
+
+
+def sentence(words: str) -> str:
+    """With a capital and a full stop; `str.capitalize` would write Pace and db."""
+    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+
+
+def chance(p_value: float) -> str:
+    return f"= {p_value:.2g}" if p_value >= 1e-4 else "< 0.0001"
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 100:
+        return f"{minutes / 60:.1f} hours"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

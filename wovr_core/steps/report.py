@@ -11,6 +11,7 @@ import torch
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_json, load_table, read_manifest, writing
 from wovr_core.envs.splits import Split, split_of
 from wovr_core.evaluation.clips import side_by_side, thumbnail
+from wovr_core.evaluation.contact import contact_curve
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed, watch
 from wovr_core.evaluation.report import LIMIT, Clip, Phase, Snapshot, Story, Thumbnail, Update, render
@@ -19,11 +20,13 @@ from wovr_core.evaluation.verdict import Comparison
 from wovr_core.imagination.rollout import Judge
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import Reward, Task
-from wovr_core.steps.models import open_episodes, open_reward, open_world_model
+from wovr_core.steps.dreamer import open_world_model
+from wovr_core.steps.models import open_episodes, open_reward
 
 CLIPS = 2  # of each outcome, at most
 CLIPS_LIMIT = 3_000_000  # bytes of all videos together
 THUMBNAILS = 6  # of each rule, at most
+TRIES = 16  # staged grasps at each offset
 REPLAYED = 96  # held-out episodes that are dreamt again, at most
 
 PHASES = {
@@ -87,6 +90,9 @@ def write_report(
             for k in range(len(policies))
         ],
         agreement=shown.by_depth(),
+        contact=contact_curve(
+            open_world_model(world_models[-1]), tries=TRIES, seed=task.seed, image_size=task.image_size
+        ),
         clips=clips_of(shown),
         thumbnails=thumbnails_of(keyframes[-1], {digest_at(path): path for path in episodes}),
         horizon=task.horizon,
@@ -125,11 +131,11 @@ def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int, went_on
     grpo = made["policies"].settings["grpo"]
     notes = []
     if went_on is not None:
-        notes.append(f"Before this phase: {went_on.summary['reason']}.")
+        notes.append(f"the policy was looked at before: {went_on.summary['reason']}")
     if "drift_reason" in world:
-        notes.append(f"{world['drift_reason'].capitalize()}, before the refit.")
+        notes.append(f"{world['drift_reason']}, before the world model was refitted")
     if policy["stopped"]:
-        notes.append(f"Stopped early: {policy['stopped']}.")
+        notes.append(f"stopped early: {policy['stopped']}")
     counts = {name: reward["imagined"][name] for name in Agreement.__dataclass_fields__}
     return Phase(
         collected=success_rate(collected["successes"], collected["episodes"]),
@@ -206,17 +212,17 @@ def clips_of(shown: Replayed) -> list[tuple[str, int, list[Clip]]]:
 
 
 def thumbnails_of(keyframes: Path, episodes: dict[str, Path]) -> list[Thumbnail]:
-    """The keyframes that each rule wanted most, one an episode. `episodes`: by digest."""
+    """Some keyframes of each rule, spread evenly over the episodes it chose from. `episodes`: by digest."""
     made_from = read_manifest(keyframes, Kind.KEYFRAMES).made_from
     roles = sorted((role for role in made_from if role.startswith("episodes_")), key=lambda role: int(role[9:]))
     real = open_episodes([episodes[made_from[role]] for role in roles]).episodes  # what they refer to, in order
     by_rule: dict[str, dict[int, int]] = defaultdict(dict)  # step by episode
-    for row in sorted(load_table(keyframes, "keyframes"), key=lambda row: (-row["score"], row["episode"])):
+    for row in load_table(keyframes, "keyframes"):
         by_rule[row["rule"]].setdefault(row["episode"], row["step"])
     return [
         Thumbnail(rule, real[episode].instruction, step, thumbnail(real[episode].frames[step]))
-        for rule, wanted in by_rule.items()
-        for episode, step in list(wanted.items())[:THUMBNAILS]
+        for rule, found in by_rule.items()
+        for episode, step in list(found.items())[:: -(-len(found) // THUMBNAILS)]
     ]
 
 
