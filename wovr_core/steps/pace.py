@@ -11,16 +11,8 @@ from wovr_core.imagination.replay import replay
 from wovr_core.pace.drift import drift, worse
 from wovr_core.pace.mixture import episode_shares
 from wovr_core.settings import Pace, Task
-from wovr_core.steps.models import (
-    RealData,
-    for_dreaming,
-    named,
-    open_episodes,
-    open_policy,
-    open_world_model,
-    save_policy,
-    save_world_model,
-)
+from wovr_core.steps.dreamer import for_dreaming, open_world_model, save_world_model
+from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
 from wovr_core.steps.world_model import fit_world_model, measure
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage
@@ -31,20 +23,20 @@ def choose_policy(
 ) -> Manifest:
     """The evolved policy, unless its own real episodes say that it is worse than the one before."""
     new, old = open_episodes([evolved_episodes]), open_episodes([previous_episodes])
+    evolved_policy, previous_policy = open_policy(evolved), open_policy(previous)
     wins, before = (sum(episode.succeeded for episode in data.episodes) for data in (new, old))
     back = worse(wins, len(new.episodes), before, len(old.episodes), confidence=cfg.rollback_confidence)
     said = (
         f"real success {100 * new.success_rate:.1f} % (n = {len(new.episodes)}) after "
         f"{100 * old.success_rate:.1f} % (n = {len(old.episodes)})"
     )
-    chosen = previous if back else evolved
     made_from = {
         "evolved": evolved, "evolved_episodes": evolved_episodes,
         "previous": previous, "previous_episodes": previous_episodes,
     }  # fmt: skip
     settings = {"pace": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
-        save_policy(draft.folder, open_policy(chosen))
+        save_policy(draft.folder, previous_policy if back else evolved_policy)
         draft.summary |= {"rolled_back": back, "reason": f"{said}: {'rolled back' if back else 'kept'}"}
     return draft.manifest
 

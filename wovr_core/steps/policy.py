@@ -14,6 +14,7 @@ from wovr_core.policy.behaviour_cloning import clone
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import Policy, Task
 from wovr_core.steps.models import save_policy
+from wovr_core.training.loop import TrainingError
 
 
 def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Path) -> Manifest:
@@ -31,6 +32,11 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
         chunks=task.horizon // task.chunk,
     )
     good = [episode for episode in episodes if episode.succeeded]
+    if not good:
+        raise TrainingError(
+            f"policy: none of {len(episodes)} demonstrations succeeded; lower policy.action_noise "
+            f"({cfg.action_noise:g}) or policy.grasp_offset ({cfg.grasp_offset:g}), or raise task.horizon"
+        )
     told = {"policy": cfg.model_dump(), "task": task.model_dump()}
     with writing(demonstrations, Kind.EPISODES, settings=told) as draft:
         write_episodes(draft.folder, good, source="tabletop demonstrator", policy_digest="scripted")

@@ -14,7 +14,8 @@ from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Reward, Task
-from wovr_core.steps.models import named, open_episodes, open_world_model, save_reward
+from wovr_core.steps.dreamer import open_world_model
+from wovr_core.steps.models import named, open_episodes, save_reward
 from wovr_core.training.loop import TrainingError
 from wovr_core.trajectory import Episode
 
@@ -22,6 +23,7 @@ from wovr_core.trajectory import Episode
 def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_model: Path, out: Path) -> Manifest:
     """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened."""
     data = open_episodes(episodes)
+    data.need_both()
     successes = sum(episode.succeeded for episode in data.training)
     if not 0 < successes < len(data.training):
         raise TrainingError(

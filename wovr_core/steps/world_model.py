@@ -9,15 +9,8 @@ from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.settings import Task, WorldModel
-from wovr_core.steps.models import (
-    digests,
-    for_dreaming,
-    named,
-    new_world_model,
-    open_episodes,
-    provenance,
-    save_world_model,
-)
+from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
+from wovr_core.steps.models import digests, named, open_episodes
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode
@@ -28,6 +21,7 @@ from wovr_core.world_model.windows import Footage, WindowSampler
 def train_world_model(cfg: WorldModel, task: Task, *, episodes: Sequence[Path], out: Path) -> Manifest:
     """Learn from the training episodes; measure on the held-out ones."""
     data = open_episodes(episodes)
+    data.need_both()
     torch.manual_seed(task.seed)
     model = new_world_model(cfg, task)
     settings = {"world_model": cfg.model_dump(), "task": task.model_dump()}

@@ -1,0 +1,51 @@
+"""After a round of dreams reality decides: the evolved policy is kept, or the one before comes back."""
+
+import pytest
+import torch
+
+from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL, collection
+from wovr_core.artifacts import Kind, load_weights, writing
+from wovr_core.policy.tiny_vla import TinyVLA
+from wovr_core.settings import Pace
+from wovr_core.steps.dreamer import open_world_model
+from wovr_core.steps.models import save_policy
+from wovr_core.steps.pace import choose_policy, refit_world_model
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rolled_back"), [(10, 2, True), (10, 8, False), (4, 10, False), (0, 0, False)]
+)
+def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back, tmp_path):
+    ports = {}
+    for name, wins in (("previous", before), ("evolved", after)):
+        torch.manual_seed(wins + (name == "evolved"))
+        with writing(tmp_path / name, Kind.POLICY, settings={}) as draft:
+            save_policy(draft.folder, TinyVLA(SHAPE))
+        episodes = collection(tmp_path / f"{name}_episodes", [True] * wins + [False] * (12 - wins))
+        ports |= {name: tmp_path / name, f"{name}_episodes": episodes}
+    manifest = choose_policy(Pace(), TASK, **ports, out=tmp_path / "out")
+    assert manifest.summary["rolled_back"] is rolled_back
+    assert (
+        f"real success {100 * after / 12:.1f} % (n = 12) after {100 * before / 12:.1f} %" in manifest.summary["reason"]
+    )
+    chosen, wanted = (load_weights(tmp_path / n, "policy") for n in ("out", "previous" if rolled_back else "evolved"))
+    assert all(torch.equal(chosen[name], wanted[name]) for name in wanted)
+
+
+def test_a_refit_goes_on_from_what_was_learnt_and_keeps_its_settings(shelf, tmp_path):
+    manifest = refit_world_model(
+        Pace(steps=2), TASK, world_model=shelf / "world_model", episodes=[shelf / "episodes"] * 2, out=tmp_path / "out"
+    )
+    old, new = (
+        open_world_model(path / name, dreaming=False) for path, name in ((shelf, "world_model"), (tmp_path, "out"))
+    )
+    assert new.cfg == old.cfg == WORLD_MODEL, "static windows are left out of a refit only, not out of the settings"
+    moved = [
+        (a - b).abs().max().item()
+        for a, b in zip(old.transformer.parameters(), new.transformer.parameters(), strict=True)
+    ]
+    assert 0 < max(moved) < 0.1
+    assert all(
+        torch.equal(a, b) for a, b in zip(old.autoencoder.parameters(), new.autoencoder.parameters(), strict=True)
+    )
+    assert manifest.summary["drift_db"] == pytest.approx(0, abs=0.5), "the same episodes twice are no drift"
