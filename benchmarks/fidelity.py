@@ -25,7 +25,8 @@ from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import Judge, dream
 from wovr_core.settings import Reward
-from wovr_core.steps.models import open_policy, open_reward, open_world_model
+from wovr_core.steps.dreamer import open_world_model
+from wovr_core.steps.models import open_policy, open_reward
 
 FRESH = 500_000  # first of the collection-free initial states used here
 
@@ -59,20 +60,24 @@ def main() -> None:
     curve = contact_curve(world_model, tries=given.tries, seed=given.seed)
 
     console = Console()
-    table = Table("depth", "PSNR dB", "copy last frame", "shuffled actions", title=f"held-out replays, n = {len(episodes)}")
+    table = Table(
+        "depth", "PSNR dB", "copy last frame", "shuffled actions", title=f"held-out replays, n = {len(episodes)}"
+    )
     for row in depths:
         table.add_row(str(row.depth), *(f"{v:.1f}" for v in (row.psnr, row.copy_last_frame, row.shuffled_actions)))
     console.print(table)
     console.print(f"outcome agreement: precision {agreement.precision:.2f} recall {agreement.recall:.2f} {agreement}")
     console.print(f"with shuffled actions: precision {destroyed.precision:.2f} recall {destroyed.recall:.2f}")
     console.print(f"base policy, real {real}; imagined from the same initial states {imagined}")
-    table = Table("offset, pixels", "grasped really", "in the dream", "agreement", title=f"contact, n = {given.tries} each")
+    table = Table(
+        "offset, pixels", "grasped really", "in the dream", "agreement", title=f"contact, n = {given.tries} each"
+    )
     for point in curve:
         table.add_row(f"{point.pixels:.1f}", *(f"{v:.2f}" for v in (point.real, point.imagined, point.agreement)))
     console.print(table)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "command": f"python benchmarks/fidelity.py --episodes {given.episodes} --tries {given.tries} --seed {given.seed}",
+        "command": f"benchmarks/fidelity.py --episodes {given.episodes} --tries {given.tries} --seed {given.seed}",
         "date": time.strftime("%Y-%m-%d"), "seed": given.seed, "n": len(episodes), "depth": [vars(d) for d in depths],
         "outcomes": agreement.summary(), "outcomes_shuffled_actions": destroyed.summary(),
         "on_policy": {"real": vars(real), "imagined": vars(imagined)}, "contact": [vars(point) for point in curve],

@@ -56,10 +56,14 @@ class Stream:
             count = self.pool if self.footage is None else self.fresh
             new = play_footage(self.next, count, torch.Generator().manual_seed(self.next))
             self.next += count
-            self.footage = new if self.footage is None else Footage(
-                *(torch.cat([getattr(self.footage, f.name)[count:], getattr(new, f.name)]) for f in dataclasses.fields(Footage))
-            )  # fmt: skip
+            self.footage = new if self.footage is None else renewed(self.footage, new)
         return self.footage
+
+
+def renewed(old: Footage, new: Footage) -> Footage:
+    """The pool with its oldest episodes replaced."""
+    names = [field.name for field in dataclasses.fields(Footage)]
+    return Footage(*(torch.cat([getattr(old, name)[len(new) :], getattr(new, name)]) for name in names))
 
 
 def train_codec(codec: PatchAutoencoder, steps: int, checkpoint: Path, log: Path) -> int:

@@ -14,15 +14,8 @@ from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge
 from wovr_core.settings import Grpo, Reward, Task
-from wovr_core.steps.models import (
-    RealData,
-    named,
-    open_episodes,
-    open_policy,
-    open_reward,
-    open_world_model,
-    save_policy,
-)
+from wovr_core.steps.dreamer import open_world_model
+from wovr_core.steps.models import RealData, named, open_episodes, open_policy, open_reward, save_policy
 from wovr_core.training.loop import TrainingError, progress_bar
 from wovr_core.trajectory import InitState
 
@@ -110,7 +103,8 @@ def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
         )
         raise TrainingError(
             f"grpo: the policy succeeded in {100 * data.success_rate:.1f} % of {len(data.episodes)} real episodes, "
-            f"outside grpo.base_success [{100 * low:.0f}, {100 * high:.0f}] %: there is nothing to learn from; give it {advice}"
+            f"outside grpo.base_success [{100 * low:.0f}, {100 * high:.0f}] %: there is nothing to learn from; "
+            f"give it {advice}"
         )
 
 

@@ -138,6 +138,7 @@ def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int, went_on
         notes.append(f"stopped early: {policy['stopped']}")
     counts = {name: reward["imagined"][name] for name in Agreement.__dataclass_fields__}
     return Phase(
+        round=collected["round"],
         collected=success_rate(collected["successes"], collected["episodes"]),
         held_out=held_out,
         fidelity=[Depth(**row) for row in world["fidelity"]],

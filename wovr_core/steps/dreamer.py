@@ -1,0 +1,67 @@
+"""Opening and saving world models; apart from the other models, for diffusers takes long to import."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from wovr_core.artifacts import ArtifactError, Kind, load_json, load_weights, read_manifest, save_json, save_weights
+from wovr_core.settings import Task
+from wovr_core.settings import WorldModel as WorldModelSettings
+from wovr_core.steps.models import finite_weights
+from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.model import DiffusionWorldModel
+
+PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
+
+
+def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
+    """Untrained, or the backbone shipped with the package: codec, transformer and action statistics."""
+    model = DiffusionWorldModel(
+        cfg, PatchAutoencoder(channels=cfg.architecture.latent_channels), action_dim=task.action_dim
+    )
+    if cfg.pretrained == "none":
+        return model
+    folder = PRETRAINED / cfg.pretrained
+    if not folder.is_dir():
+        known = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+        raise ArtifactError(
+            f"world_model.pretrained is {cfg.pretrained!r}, but the package ships {', '.join(known) or 'no backbone'}"
+        )
+    weights = {name: value.float() for name, value in load_weights(folder, "weights").items()}
+    missing, _unused = model.load_state_dict(weights, strict=False)
+    # a mechanism switched off leaves its weights unused; a weight that is missing is another architecture
+    if missing:
+        raise ArtifactError(
+            f"the backbone {cfg.pretrained!r} does not fit world_model.architecture: it lacks {missing[0]} and "
+            f"{len(missing) - 1} more; use its own architecture ({folder.name}/provenance.json) or pretrained: none"
+        )
+    return model
+
+
+def provenance(cfg: WorldModelSettings) -> dict[str, object]:
+    """What the shipped backbone was trained on, and at what cost; empty when there is none."""
+    file = PRETRAINED / cfg.pretrained / "provenance.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def save_world_model(folder: Path, model: DiffusionWorldModel) -> None:
+    save_json(folder, "world_model", model.cfg.model_dump(mode="json"))
+    save_json(folder, "action_dim", len(model.statistics.q01))
+    save_weights(folder, "world_model", model.state_dict())
+
+
+def open_world_model(path: Path, *, dreaming: bool = True) -> DiffusionWorldModel:
+    """The world model of an artifact; for dreaming, in the precision it is to dream in."""
+    read_manifest(path, Kind.WORLD_MODEL)
+    cfg = WorldModelSettings.model_validate(load_json(path, "world_model"))
+    codec = PatchAutoencoder(channels=cfg.architecture.latent_channels)
+    model = DiffusionWorldModel(cfg, codec, action_dim=load_json(path, "action_dim"))
+    model.load_state_dict(finite_weights(path, "world_model"))
+    return for_dreaming(model) if dreaming else model
+
+
+def for_dreaming(model: DiffusionWorldModel) -> DiffusionWorldModel:
+    model.requires_grad_(False).eval()
+    model.transformer.to(getattr(torch, model.cfg.dream_precision))
+    return model
