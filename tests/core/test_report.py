@@ -1,11 +1,16 @@
 """The report: complete, self-contained, small, honest about a hold, and safe to open."""
 
+import io
 import re
+from base64 import b64decode
 from dataclasses import replace
+from pathlib import Path
 
+import av
 import pytest
 import torch
 
+from wovr_core.artifacts import ArtifactError, Kind, writing
 from wovr_core.evaluation.clips import side_by_side, thumbnail
 from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
@@ -16,6 +21,8 @@ from wovr_core.evaluation.verdict import Comparison, compare
 from wovr_core.imagination.replay import Replay
 from wovr_core.keyframes.rules import RULES
 from wovr_core.reward.calibrate import Agreement
+from wovr_core.settings import Task
+from wovr_core.steps.report import write_report
 
 NASTY = '<script>alert("&")</script>'
 
@@ -27,10 +34,10 @@ def compared(*, gained: int, lost: int, n: int = 400, base: int = 140) -> Compar
     return compare(new, old)
 
 
-def a_phase(*, updates: int, notes: tuple[str, ...] = ()) -> Phase:
+def a_phase(*, updates: int, round: int = 0, notes: tuple[str, ...] = ()) -> Phase:
     depths = range(8, 49, 8)
     return Phase(
-        collected=success_rate(60, 200), held_out=50,
+        round=round, collected=success_rate(60, 200), held_out=50,
         fidelity=[Depth(d, 30 - d / 10, 24 - d / 10, 23 - d / 10) for d in depths],
         gate="PSNR 25 dB against 20 dB for holding the last frame, at depth 48, where the difference is smallest",
         outcomes=Agreement(18, 3, 4, 25), threshold=0.6,
@@ -48,7 +55,7 @@ def a_story(comparison: Comparison, *, promote: bool) -> Story:
         promote=promote, minimum_gain=0.0, comparison=comparison,
         by_task=[(words, comparison.baseline, comparison.candidate) for words in (NASTY, "another")],
         curve=[Snapshot(phase=k, update=u, rate=success_rate(100 + 5 * u, 300)) for k, u in ((0, 0), (0, 4), (1, 0))],
-        phases=[a_phase(updates=8), a_phase(updates=4, notes=("Real success 12 %: rolled back.",))],
+        phases=[a_phase(updates=8), a_phase(updates=4, round=1, notes=("Real success 12 %: rolled back.",))],
         contact=[Contact(pixels=p, real=float(p < 4), imagined=1 - p / 8, agreement=0.8, n=16) for p in range(8)],
         agreement=[(8, Agreement(0, 0, 1, 19)), (16, Agreement(6, 1, 2, 11))],
         clips=[("success, dreamt as success", 6, [clip]), ("failure, dreamt as success", 0, [])],
@@ -115,12 +122,27 @@ def test_a_run_cut_short_still_has_a_report():
     assert "cannot tell" in render(story)
 
 
+def test_a_report_is_refused_when_its_inputs_are_not_of_one_run(tmp_path: Path):
+    one, two = [tmp_path / "a"], [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(ArtifactError, match="2 policies, 1 world models"):
+        write_report(
+            Task(), evaluation=one[0], verdict=one[0], policies=two, world_models=one, rewards=two, keyframes=two,
+            demonstrations=one[0], episodes=two, out=tmp_path / "report",
+        )  # fmt: skip
+    for name in ("evaluation", "other"):
+        with writing(tmp_path / name, Kind.EVALUATION, settings={"name": name}):
+            pass
+    with writing(tmp_path / "verdict", Kind.VERDICT, settings={}, made_from={"evaluation": tmp_path / "other"}):
+        pass
+    with pytest.raises(ArtifactError, match="is about another evaluation"):
+        write_report(
+            Task(), evaluation=tmp_path / "evaluation", verdict=tmp_path / "verdict", policies=one, world_models=one,
+            rewards=one, keyframes=one, demonstrations=one[0], episodes=one, out=tmp_path / "report",
+        )  # fmt: skip
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_clip_holds_every_frame_and_a_white_border_once_it_is_won():
-    import io
-    from base64 import b64decode
-
-    import av
-
     frames = torch.full((10, 3, 48, 48), 30, dtype=torch.uint8)
     won = torch.arange(10) >= 5
     video = side_by_side(frames, frames, won, torch.zeros(10, dtype=torch.bool))

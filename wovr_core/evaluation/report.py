@@ -38,6 +38,7 @@ class Update:
 class Phase:
     """Learning in the dreams of one world model: the first run, then every PACE round."""
 
+    round: int  # of PACE; 0 is the first run
     collected: Rate  # real episodes of the policy that the phase began with
     held_out: int  # of them, never trained on
     fidelity: Sequence[Depth]
@@ -122,7 +123,7 @@ def render(story: Story) -> str:
     return room.get_template("report.html.j2").render(
         s=story, c=story.comparison, headline=headline(story), figures=figures(story), gap=widest_gap(story),
         uninformative=[share_uninformative(phase) for phase in story.phases], rules=gallery(story),
-        names=[phase_name(k) for k in range(len(story.phases))], real_episodes=sum(p.collected.n for p in story.phases),
+        names=[phase_name(phase) for phase in story.phases], real_episodes=sum(p.collected.n for p in story.phases),
         imagined_frames=sum(phase.imagined_frames for phase in story.phases),
     )  # fmt: skip
 
@@ -238,8 +239,8 @@ def over_updates(story: Story, label: str, title: str, *, height: int = 270) -> 
     """A chart of shares over the updates of all phases, with a mark where each PACE round begins."""
     begins = starts(story)
     chart = Chart(Axis.counting(begins[-1], "updates of the policy"), Axis.share(label), title, height=height)
-    for k, begin in enumerate(begins[1:-1], start=1):
-        chart.upright(begin, f"PACE {k}")
+    for begin, phase in list(zip(begins, story.phases, strict=False))[1:]:
+        chart.upright(begin, phase_name(phase))
     return chart
 
 
@@ -281,16 +282,16 @@ def agreement(story: Story) -> Markup:
 def outcomes(story: Story) -> Markup:
     """Precision and recall of imagined success, phase by phase."""
     rows: list[tuple[str, list[Interval]]] = []
-    for k, phase in enumerate(story.phases):
+    for phase in story.phases:
         found = phase.outcomes.true_positives
         imagined, real = found + phase.outcomes.false_positives, found + phase.outcomes.false_negatives
         for name, n in (("precision", imagined), ("recall", real)):
             if n:
                 rate = success_rate(found, n)
                 shown = [Interval(rate.value, rate.low, rate.high, "imagined", f"{found} of {n}")]
-                rows.append((f"{name}, {phase_name(k)}", shown))
+                rows.append((f"{name}, {phase_name(phase)}", shown))
             else:
-                rows.append((f"{name}, {phase_name(k)}: there was none", []))
+                rows.append((f"{name}, {phase_name(phase)}: there was none", []))
     return intervals(rows, Axis.share("share"), "Precision and recall of imagined success")
 
 
@@ -380,8 +381,8 @@ def share(part: int, whole: Agreement) -> float:
     return part / max(1, n)
 
 
-def phase_name(k: int) -> str:
-    return f"PACE round {k}" if k else "first run"
+def phase_name(phase: Phase) -> str:
+    return f"PACE round {phase.round}" if phase.round else "first run"
 
 
 def percent(share: float) -> str:
