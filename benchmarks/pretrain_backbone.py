@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--codec-steps", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, help="weights (codec and transformer) to go on from, with a fresh schedule")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -137,10 +138,14 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     log, begun = given.work / "log.jsonl", time.time()
     settings: WorldModel = Settings().world_model.model_copy(
-        update={"lowest_noise": 0.4, "contact_weight": 5.0, "memory_noise": 0.2}
+        update={"lowest_noise": 0.4}  # the tabletop's sampler takes two steps
     )
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=3)
     codec_file = given.work / "codec.safetensors"
+    if given.start is not None:
+        model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
+        save_file(model.autoencoder.state_dict(), codec_file)
+        (given.work / "codec-episodes").write_text("100000")  # ids no earlier phase has used
     if codec_file.exists():
         model.autoencoder.load_state_dict(load_file(codec_file))
         episodes = int((given.work / "codec-episodes").read_text())

@@ -68,12 +68,12 @@ class Task(Section):
 class Policy(Section):
     """The base policy: behaviour-cloned from scripted demonstrations."""
 
-    demonstrations: PositiveInt = 40
+    demonstrations: PositiveInt = 50
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
-    steps: PositiveInt = 600
-    batch: PositiveInt = 128
-    learning_rate: PositiveFloat = 3e-3
+    steps: PositiveInt = 1500
+    batch: PositiveInt = 64
+    learning_rate: PositiveFloat = 2e-3
 
 
 class Collect(Section):
@@ -123,13 +123,13 @@ class WorldModel(Section):
     clip: PositiveFloat = 1.0  # of the gradient norm
     shift: PositiveFloat = 5.0  # of the noise schedule, METHOD section 3
     sampler_steps: PositiveInt = 5
-    lowest_noise: Share = 0.1  # lowest u drawn in training; the sampler of 5 steps never goes below 0.2
-    memory_noise: Share = 0.3  # largest noise level on the memory latent during training; 0 switches noisy context off
+    lowest_noise: Share = 0.2  # lowest u drawn in training; a sampler of 5 steps visits none below
+    memory_noise: Share = 0.2  # largest noise level on the memory latent during training; 0 switches noisy context off
     memory_noise_when_dreaming: Share = 0.0
     dream_precision: Literal["float32", "bfloat16"] = "bfloat16"
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
-    contact_weight: PositiveFloat = 3.0  # how much likelier a window with a gripper event is drawn
+    contact_weight: PositiveFloat = 5.0  # how much likelier a window with a gripper event is drawn
     context: Literal["latent", "reencode"] = "latent"  # what a dream carries from chunk to chunk
     checkpoint_every: PositiveInt = 100
     minimum_psnr_gain: float = 0.0  # gate: dB above holding the last frame, at every depth
@@ -138,10 +138,10 @@ class WorldModel(Section):
 class Reward(Section):
     """The success classifier."""
 
-    steps: PositiveInt = 400
-    imagined_steps: PositiveInt = 200  # further ones, on dreams of replayed real actions too
+    steps: PositiveInt = 500
+    imagined_steps: PositiveInt = 300  # further ones, on dreams of replayed real actions too
     batch: PositiveInt = 128
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 3e-3
     ensemble: PositiveInt = 1
     precision: Share = 0.9  # the threshold is calibrated to reach it on imagined held-out frames
     hysteresis: PositiveInt = 2  # consecutive frames that must agree
@@ -173,7 +173,7 @@ class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
     updates: PositiveInt = 24
-    groups: PositiveInt = 32  # informative groups an update wants
+    groups: PositiveInt = 24  # informative groups an update wants
     group_size: Annotated[int, Field(ge=2)] = 8
     max_draws: PositiveInt = 2  # refill: at most this many times `groups` are drawn for an update
     informative: Bounds = (0.1, 0.9)  # success rates of a group that carry signal
@@ -186,8 +186,8 @@ class Grpo(Section):
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.28
     epochs: PositiveInt = 2
-    minibatch: PositiveInt = 512  # chunks
-    learning_rate: PositiveFloat = 3e-4
+    minibatch: PositiveInt = 256  # chunks
+    learning_rate: PositiveFloat = 5e-4
     kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the divergence from the base policy
     max_imagined_gain: Share = 0.5  # stop when imagined success has risen by more: the next thing is to look at reality
     snapshot_every: PositiveInt = 8  # updates between two snapshots, for the curve of real success drawn afterwards
@@ -200,9 +200,9 @@ class Pace(Section):
     rounds: NonNegativeInt = 1
     episodes: PositiveInt = 160
     held_out: PositiveInt = 48
-    steps: PositiveInt = 200
+    steps: PositiveInt = 250
     new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
-    updates: PositiveInt = 16
+    updates: PositiveInt = 12
     rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
 
 
