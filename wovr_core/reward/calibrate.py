@@ -34,8 +34,12 @@ class Agreement:
 
     @property
     def f1(self) -> float:
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
+        return self.f_beta(1.0)
+
+    def f_beta(self, beta: float) -> float:
+        """The weighted harmonic mean of precision and recall; recall counts `beta` times as much."""
+        total = beta**2 * self.precision + self.recall
+        return (1 + beta**2) * self.precision * self.recall / total if self.true_positives else 0.0
 
     def summary(self) -> dict[str, float]:
         return {**vars(self), "precision": self.precision, "recall": self.recall, "f1": self.f1}
@@ -47,13 +51,13 @@ def rollout_score(probability: Float[Tensor, "rollout frame"], hysteresis: int) 
 
 
 def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, precision: float) -> float:
-    """The threshold with the best F1 among those that reach the precision; failing that, the most precise one.
+    """The threshold with the best F1 among those that reach the precision and still see half of the successes.
 
+    Where none does, the best F0.5, which counts precision twice: a threshold that sees nothing is precise and useless.
     `score` is that of dreams whose real outcome is known and which nothing was trained on.
     """
-    candidates = [0.05 * k for k in range(1, 20)] + [0.97, 0.99]
-    judged = [(threshold, Agreement.of(score >= threshold, real)) for threshold in candidates]
-    good = [pair for pair in judged if pair[1].precision >= precision and pair[1].true_positives]
+    judged = [(0.05 * k, Agreement.of(score >= 0.05 * k, real)) for k in range(1, 20)]
+    good = [pair for pair in judged if pair[1].precision >= precision and pair[1].recall >= 0.5]
     if good:
         return max(good, key=lambda pair: pair[1].f1)[0]
-    return max(judged, key=lambda pair: (pair[1].precision if pair[1].true_positives else 0.0, pair[1].f1))[0]
+    return max(judged, key=lambda pair: pair[1].f_beta(0.5))[0]
