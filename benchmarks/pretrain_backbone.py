@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--codec-steps", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--start", type=Path, help="weights (codec and transformer) to go on from, with a fresh schedule")
+    parser.add_argument(
+        "--start", type=Path, help="weights (codec and transformer) to go on from, with a fresh schedule"
+    )
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -209,7 +209,7 @@ class Pace(Section):
 class Evaluate(Section):
     """Real success on initial states that nothing else ever sees."""
 
-    episodes: PositiveInt = 1000
+    episodes: PositiveInt = 3000
     confidence: Share = 0.95
     greedy: bool = False
     temperature: PositiveFloat = 1.0

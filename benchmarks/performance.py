@@ -1,0 +1,34 @@
+"""Where the time of a finished run went, and how fast it dreamt.
+
+    python benchmarks/performance.py runs/tabletop
+
+Reads the run's own record; prints a table for docs/results/performance.md.
+"""
+
+import sys
+from pathlib import Path
+
+from pipelines.local import Run
+from wovr_core.artifacts import Kind, read_manifest
+
+
+def main() -> None:
+    run = Run.read(Path(sys.argv[1]))
+    total = sum(task.seconds for task in run.tasks.values())
+    print("| task | seconds | share |\n|---|---|---|")
+    for name, task in run.tasks.items():
+        print(f"| {name} | {task.seconds:.0f} | {100 * task.seconds / total:.0f} % |")
+    print(f"| all | {total:.0f} | |\n")
+    for name in ("improve-policy", "improve-again"):
+        path = run.artifact(name, "improved")
+        if path is not None:
+            said = read_manifest(path, Kind.POLICY).summary
+            rate = said["imagined_frames"] / said["seconds"]
+            print(
+                f"{name}: {said['imagined_frames']:,} imagined frames in {said['seconds']:.0f} s: {rate:,.0f} frames/s,"
+            )
+            print("counting the policy, the reward model and the updates of the policy\n")
+
+
+if __name__ == "__main__":
+    main()
