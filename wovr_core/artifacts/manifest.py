@@ -163,10 +163,10 @@ def read_manifest(path: Path, kind: Kind) -> Manifest:
 
 @cache
 def code_version() -> str:
-    """The package's version and a digest of its sources, which tells two checkouts apart where there is no git."""
+    """The package's version and a digest of all its files, weights included: tells two checkouts apart without git."""
     package = Path(__file__).parents[1]
     sources = sha256()
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(file for file in package.rglob("*") if file.is_file() and file.suffix != ".pyc"):
         sources.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     try:
         release = version("wovr")
