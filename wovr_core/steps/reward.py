@@ -10,6 +10,7 @@ from wovr_core.evaluation.fidelity import outcomes, probabilities
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import Judge
 from wovr_core.policy.tiny_vla import Shape, vocabulary_of
+from wovr_core.protocols import WorldModel
 from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.train import LabelledFrames, fit
@@ -61,8 +62,8 @@ def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_mod
 
 
 def dreamt(
-    episodes: Sequence[Episode], dreamer: object, cfg: Reward, generator: torch.Generator
+    episodes: Sequence[Episode], dreamer: WorldModel, cfg: Reward, generator: torch.Generator
 ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
     """Imagined frames of the episodes replayed from their start, what was said, and whether the goal really held."""
-    shown = replay(dreamer, episodes, generator=generator, every=cfg.every)  # type: ignore[arg-type]
+    shown = replay(dreamer, episodes, generator=generator, every=cfg.every)
     return shown.imagined, list(shown.instructions), shown.success
