@@ -210,6 +210,7 @@ class Evaluate(Section):
     """Real success on initial states that nothing else ever sees."""
 
     episodes: PositiveInt = 3000
+    first: NonNegativeInt = 100_000  # initial state of the split to begin at; development looked at earlier ones
     confidence: Share = 0.95
     greedy: bool = False
     temperature: PositiveFloat = 1.0

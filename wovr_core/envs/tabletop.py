@@ -64,7 +64,7 @@ def task_scenes(ids: Sequence[int]) -> Scenes:
 def play_scenes(ids: Sequence[int]) -> Scenes:
     """Scenes for task-free play: other colours, other sizes, never those of the tasks.
 
-    Every fourth scene has any vivid colours; the others have shades that differ from the tasks' by at least `SHADE`.
+    One scene in four has any vivid colours; the others have shades that differ from the tasks' by at least `SHADE`.
     """
 
     def look(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

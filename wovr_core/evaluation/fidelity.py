@@ -1,7 +1,7 @@
 """How far the dream can be trusted: pictures by depth, outcomes, contact, and the policy's own success in it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, UInt8
@@ -73,4 +73,4 @@ def trustworthy(rows: Sequence[Depth], minimum_gain: float) -> tuple[bool, str]:
 
 
 def as_rows(rows: Sequence[Depth]) -> list[dict[str, float | None]]:
-    return [vars(replace(row)) for row in rows]
+    return [dict(vars(row)) for row in rows]

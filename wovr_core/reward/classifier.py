@@ -29,11 +29,6 @@ class SuccessClassifier(nn.Module):
         with torch.no_grad():
             return self.logits(to_unit(frames), instructions).sigmoid().mean(0)
 
-    def disagreement(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:
-        """Standard deviation of the members' probabilities, 0 for a single one."""
-        with torch.no_grad():
-            return self.logits(to_unit(frames), instructions).sigmoid().std(0, unbiased=False)
-
 
 class Member(nn.Module):
     """One classifier: the policy's language-queried trunk, and a single logit."""

@@ -23,7 +23,7 @@ def evaluate_policies(
     cfg: Evaluate, task: Task, *, candidate: Path, baseline: Path, out: Path, snapshots: tuple[Path, ...] = ()
 ) -> Manifest:
     """Paired trials. Snapshots of the policies in between are measured too, for the report's curve and nothing else."""
-    ids = Split.EVALUATION.ids(cfg.episodes)
+    ids = Split.EVALUATION.ids(cfg.episodes, start=cfg.first)
     made_from = {"candidate": candidate, "baseline": baseline} | {
         f"snapshots_{i}": path for i, path in enumerate(snapshots)
     }

@@ -62,9 +62,6 @@ class PatchAutoencoder(Autoencoder):
         features = self.encoder(frames.flatten(0, 1)).unflatten(0, (b, count))  # (b, frames, width, y, x)
         return (self._merge(features) - self._per_channel(self.latents_mean)) / self._per_channel(self.latents_std)
 
-    def encode_still(self, frame: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c 1 y x"]:
-        return self.encode(frame[:, None])
-
     def _merge(self, features: Tensor) -> Tensor:
         first = features[:, :1].repeat_interleave(FRAMES_PER_LATENT, 1)
         groups = torch.cat([first, features[:, 1:]], 1).unflatten(
