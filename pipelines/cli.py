@@ -70,6 +70,43 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's f
         _tell(Run.read(folder))
 
 
+@app.command()
+def doctor(
+    curve: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Is the curve of this run normal? Its folder: runs/tabletop.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="With --curve: the reference to compare with, though the settings differ.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --curve: draw it too, to this .svg file.")] = None,
+) -> None:
+    """Say whether this machine can run WoVR, or whether the curve of a run is normal.
+
+    Alone: Python, packages, disk, memory, threads, the shipped backbone, and what to do about whatever is amiss.
+
+    With --curve: imagined and real success by update, beside the band that runs of the same settings gave. Then what
+    is off and which setting to change: success that climbs in dreams only, a flat curve, a KL that explodes, a policy
+    that gets worse. A run that has not finished is judged as far as it has come; settings that no reference has are
+    judged by the run's own numbers.
+
+        wovr doctor --curve runs/tabletop --out curve.svg
+
+    Ends with 0 when nothing is off, 1 when something is, 2 when that cannot be told (the folder holds no run, or none
+    that has learnt yet).
+    """
+    with _plainly():
+        if curve is None:
+            raise typer.Exit(_examine())
+        from pipelines.curve import CurveError, tell_curve
+
+        try:
+            well = tell_curve(curve, console, profile=profile, out=out)
+        except CurveError as error:
+            complaints.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+            raise typer.Exit(2) from error
+        raise typer.Exit(0 if well else 1)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def step(
     context: typer.Context,
@@ -141,6 +178,17 @@ def _find(config: str) -> Path:
             raise SettingsError(f"there is no settings file {config}, and none of that name among: {known}")
         return path
     return named
+
+
+def _examine() -> int:
+    """Tell what the doctor finds here; 1 when something must be mended."""
+    from pipelines.doctor import examine
+
+    checks = examine(Path.cwd())
+    for check in checks:
+        sign, mend = ("[red]✘[/]", f"; {check.mend}") if check.mend else ("[green]✔[/]", "")
+        console.print(f"{sign} {check.what}: {escape(check.found + mend)}", soft_wrap=True)
+    return int(any(check.mend for check in checks))
 
 
 def _tell(run: "Run") -> None:

@@ -1,0 +1,97 @@
+"""Is this machine fit to run WoVR? Each check says what to do when it fails. Imports nothing heavy until it looks."""
+
+import os
+import shutil
+import sys
+from hashlib import file_digest
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "numpy",
+    "pydantic",
+    "safetensors",
+    "pyarrow",
+    "av",
+    "scipy",
+    "kfp",
+    "mlflow",
+    "minio",
+)
+BACKBONES = Path(__file__).parents[1] / "wovr_core" / "world_model" / "pretrained"
+DISK, MEMORY = 1.0, 4.0  # GB; a quick start leaves 0.1 GB behind, its reward training peaks at 3 GB
+
+
+class Check(NamedTuple):
+    """What was looked at, what was found, and what to do about it if it will not do."""
+
+    what: str
+    found: str
+    mend: str = ""
+
+
+def examine(folder: Path) -> list[Check]:
+    """Python, disk, memory, threads, the shipped backbone, packages."""
+    release, free, memory = sys.version.split()[0], shutil.disk_usage(folder).free / 1e9, available_memory()
+    cores, told = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    return [
+        Check(
+            "Python", release, "" if sys.version_info >= (3, 11) else "needs 3.11: make setup PYTHON=/path/to/python"
+        ),
+        Check(
+            "disk", f"{free:.1f} GB free", "" if free >= DISK else f"a run wants {DISK:g} GB: make room, or use --out"
+        ),
+        Check(
+            "memory",
+            f"{memory:.1f} GB available",
+            "" if memory >= MEMORY else f"the quick start wants {MEMORY:g} GB: close something or allow more",
+        ),
+        Check(
+            "threads",
+            f"{cores} cores" + (f", OMP_NUM_THREADS={told}" if told else ""),
+            f"more threads than cores crawl: unset OMP_NUM_THREADS or set it to {cores}"
+            if told.isdigit() and int(told) > cores
+            else "",
+        ),
+        *backbones(),
+        *map(package, PACKAGES),
+    ]
+
+
+def available_memory() -> float:
+    """GB that a new process may take; a container's limit counts."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - int(used.read_text()))
+    return free / 1e9
+
+
+def package(name: str) -> Check:
+    try:
+        import_module(name)
+        return Check(name, version(name))
+    except Exception as error:  # a broken binary raises whatever it likes
+        return Check(name, f"cannot be imported ({error})", "make setup")
+
+
+def backbones() -> list[Check]:
+    """The weights that a run starts from open, and which they are."""
+    again = "install again, or `git checkout wovr_core/world_model/pretrained`"
+    checks = []
+    for file in sorted(BACKBONES.glob("*/weights.safetensors")):
+        what = f"backbone {file.parent.name}"
+        try:
+            with import_module("safetensors").safe_open(file, framework="numpy") as opened:
+                count = len(opened.keys())
+            with file.open("rb") as raw:
+                digest = file_digest(raw, "sha256").hexdigest()
+            checks.append(Check(what, f"{count} tensors, sha256 {digest[:12]}"))
+        except Exception as error:  # as above
+            checks.append(Check(what, f"cannot be opened ({error})", again))
+    return checks or [Check("backbone", f"none in {BACKBONES}", again)]
