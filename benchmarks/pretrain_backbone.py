@@ -23,8 +23,9 @@ from wovr_core.settings import Settings, WorldModel
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.conditioning import MEMORY
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage, WindowSampler, window_at
+from wovr_core.world_model.windows import Footage, Window, WindowSampler, window_at
 
 CHUNKS = 6
 
@@ -96,19 +97,54 @@ def train_codec(codec: PatchAutoencoder, steps: int, checkpoint: Path, log: Path
     return stream.next
 
 
+OWN_DREAMS = 0.6  # share of the windows that go on from the model's own dream of the window before
+
+
+class Walk:
+    """Windows one after the other along play episodes, so that a dream can go on; each begins where something happens.
+
+    `draw` also says which windows go on from those drawn before, in the same place of the batch.
+    """
+
+    def __init__(self, footage: Footage, cfg: WorldModel, count: int, generator: torch.Generator) -> None:
+        self.cfg, self.generator = cfg, generator
+        self.episode, self.step = torch.zeros(count, dtype=torch.long), torch.full((count,), CHUNKS * 8)
+        self.over(footage)
+
+    def over(self, footage: Footage, shifted: int = 0) -> None:
+        """Go on over this footage, in which episodes have moved `shifted` rows forward."""
+        self.sampler = WindowSampler(footage, self.cfg, generator=self.generator)
+        self.episode = self.episode - shifted
+        self.step = torch.where(self.episode < 0, CHUNKS * 8, self.step)
+
+    def draw(self) -> tuple[Window, torch.Tensor]:
+        ended = self.step + 8 > CHUNKS * 8
+        episode, step = self.sampler.places(len(ended))
+        self.episode, self.step = torch.where(ended, episode, self.episode), torch.where(ended, step, self.step)
+        window = window_at(self.sampler.footage, self.episode, self.step)
+        self.step = self.step + 8
+        return window, ~ended
+
+
 def train_transformer(
     model: DiffusionWorldModel, steps: int, rate: float, first: int, checkpoint: Path, log: Path
 ) -> int:
     stream, generator = Stream(768, 96, 60, first), torch.Generator().manual_seed(2)
     model.statistics.fit(stream.at(0))
-    sampler = WindowSampler(stream.footage, model.cfg, generator=generator)
+    walk = Walk(stream.footage, model.cfg, model.cfg.batch, generator)
+    dreamt = torch.zeros(())
 
     def loss(step: int) -> torch.Tensor:
-        nonlocal sampler
+        nonlocal dreamt
         footage = stream.at(step)
-        if footage is not sampler.footage:
-            sampler = WindowSampler(footage, model.cfg, generator=generator)
-        return model.loss(sampler.draw(model.cfg.batch), generator=generator)
+        if footage is not walk.sampler.footage:
+            walk.over(footage, shifted=stream.fresh)
+        window, goes_on = walk.draw()
+        own = goes_on & (torch.rand(len(goes_on), generator=generator) < OWN_DREAMS)
+        memory = model.autoencoder.encode(to_unit(window.frames[:, : 1 + MEMORY]))[:, :, 1]
+        memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
+        value, dreamt = model.learn(window, generator=generator, memory=memory)
+        return value
 
     recent: list[float] = []
 
@@ -128,19 +164,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and log")
     parser.add_argument("--codec-steps", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
         "--start", type=Path, help="weights (codec and transformer) to go on from, with a fresh schedule"
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     given.work.mkdir(parents=True, exist_ok=True)
     log, begun = given.work / "log.jsonl", time.time()
     settings: WorldModel = Settings().world_model.model_copy(
-        update={"lowest_noise": 0.4}  # the tabletop's sampler takes two steps
+        update={"lowest_noise": 1.0, "train_precision": "bfloat16"}  # the tabletop's sampler takes one step
     )
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=3)
     codec_file = given.work / "codec.safetensors"

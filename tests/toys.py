@@ -85,6 +85,21 @@ class ToyReward:
         return ((progress >= goal) & ~torch.isin(progress, self.dark)).float()
 
 
+class ToyMonitor:
+    """Stops believing a dream of the names it doubts once it has come so far; knows a reference of another dream."""
+
+    threshold = 0.5
+
+    def __init__(self, *, from_progress: dict[int, int]) -> None:
+        self.from_progress = from_progress
+
+    def doubt(self, frames: Tensor, references: Tensor) -> Tensor:
+        name, progress = frames[:, :2, 0, 0].long().unbind(1)
+        assert torch.equal(name, references[:, 0, 0, 0].long()), "the reference of another dream"
+        limit = torch.tensor([self.from_progress.get(int(n), 256) for n in name])
+        return (progress >= limit).float()
+
+
 class ToyPolicy:
     """Writes what it sees into its choices, so that a row put in another's place can be told."""
 

@@ -57,6 +57,14 @@ class RewardModel(Protocol):
     def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]: ...
 
 
+class Monitor(Protocol):
+    """Sees when a dream can no longer be believed."""
+
+    threshold: float
+
+    def doubt(self, frames: UInt8[Tensor, "b c h w"], references: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]: ...
+
+
 class Env(Protocol):
     """A vectorised environment: the reality that imagination must never touch."""
 

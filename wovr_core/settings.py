@@ -126,6 +126,7 @@ class WorldModel(Section):
     lowest_noise: Share = 0.2  # lowest u drawn in training; a sampler of 5 steps visits none below
     memory_noise: Share = 0.2  # largest noise level on the memory latent during training; 0 switches noisy context off
     memory_noise_when_dreaming: Share = 0.0
+    train_precision: Literal["float32", "bfloat16"] = "float32"  # of the transformer's arithmetic; weights stay float32
     dream_precision: Literal["float32", "bfloat16"] = "bfloat16"
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
@@ -138,14 +139,17 @@ class WorldModel(Section):
 class Reward(Section):
     """The success classifier."""
 
-    steps: PositiveInt = 1000
-    imagined_steps: PositiveInt = 500  # further ones, on dreams of replayed real actions too
+    steps: PositiveInt = 1200
+    imagined_steps: PositiveInt = 600  # further ones, on dreams of replayed real actions too
     batch: PositiveInt = 128
     learning_rate: PositiveFloat = 3e-3
     ensemble: PositiveInt = 1
     precision: Share = 0.85  # the threshold is calibrated to reach it on imagined held-out frames
     hysteresis: PositiveInt = 2  # consecutive frames that must agree
     every: PositiveInt = 2  # read every n-th imagined frame
+    detector_steps: NonNegativeInt = 600  # of the hallucination detector; 0 does without
+    wrong: Share = 0.12  # a frame is wrong when a neighbourhood is off by more, as a share of the pixel range
+    doubt: Share = 0.7  # the detector's probability from which on a dream is not believed
 
     @model_validator(mode="after")
     def _reads_the_last_frame(self) -> Self:
@@ -172,22 +176,24 @@ class Keyframes(Section):
 class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
-    updates: PositiveInt = 30
-    groups: PositiveInt = 24  # informative groups an update wants
+    updates: PositiveInt = 45
+    groups: PositiveInt = 32  # informative groups an update wants
     group_size: Annotated[int, Field(ge=2)] = 8
-    max_draws: PositiveInt = 2  # refill: at most this many times `groups` are drawn for an update
+    max_draws: PositiveInt = 1  # refill: at most this many times `groups` are drawn for an update
     informative: Bounds = (0.1, 0.9)  # success rates of a group that carry signal
-    kir_ratio: Share = 0.5  # share of groups that start at keyframes
+    kir_ratio: Share = 0.125  # share of groups that start at keyframes; few help here (docs/results/tabletop.md)
     keyframe_horizon: PositiveInt = 32  # a dream from a keyframe is short
     temperature: PositiveFloat = 1.0
     discount: Share = 1.0
     advantage: Literal["mean", "standardised"] = "standardised"
+    monitor: bool = True  # a dream that looks hallucinated ends there, and is no success
     mask: bool = True  # nothing dreamt after the first success counts
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.28
-    epochs: PositiveInt = 2
-    minibatch: PositiveInt = 512  # chunks
-    learning_rate: PositiveFloat = 2e-4
+    epochs: PositiveInt = 3
+    minibatch: PositiveInt = 256  # chunks
+    learning_rate: PositiveFloat = 6e-4
+    warmup: PositiveInt = 4  # updates over which the learning rate rises to it
     kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the divergence from the base policy
     max_imagined_gain: Share = 0.5  # stop when imagined success has risen by more: the next thing is to look at reality
     snapshot_every: PositiveInt = 8  # updates between two snapshots, for the curve of real success drawn afterwards
@@ -202,7 +208,7 @@ class Pace(Section):
     held_out: PositiveInt = 48
     steps: PositiveInt = 40
     new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
-    updates: PositiveInt = 16
+    updates: PositiveInt = 25
     rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.toys import ToyPolicy, ToyReward, ToyWorld, a_start, an_episode
+from tests.toys import ToyMonitor, ToyPolicy, ToyReward, ToyWorld, a_start, an_episode
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import Dreams, Judge, dream
@@ -99,6 +99,24 @@ def test_a_streak_goes_on_across_chunks_of_the_right_dream():
     """At goal 8 the first reading is the last of its chunk; others finish meanwhile and leave."""
     starts = [a_start(0, goal=2), a_start(1, goal=8), a_start(2, goal=9)]
     assert dreams_of(starts, judge=Judge(every=1, hysteresis=2)).length.tolist() == [3, 9, 10]
+
+
+def test_a_dream_ends_at_the_first_reading_that_is_not_believed():
+    """Dream 0 succeeds before the doubt, 1 at the same reading, 2 after it; 3 is doubted, 4 never is."""
+    starts = [a_start(i, goal=goal) for i, goal in enumerate((5, 10, 15, 200, 200))]
+    world, monitor = ToyWorld(), ToyMonitor(from_progress={0: 6, 1: 10, 2: 10, 3: 20})
+    dreams = dreams_of(starts, world=world, monitor=monitor)
+    assert dreams.success.tolist() == [True, False, False, False, False]
+    assert dreams.doubted.tolist() == [False, True, True, True, False]
+    assert dreams.length.tolist() == [5, 10, 10, 20, 32]
+    assert world.batches == [5, 4, 2, 1]
+
+
+def test_unmasked_dreams_end_at_the_first_doubt_too_and_a_success_before_it_stands():
+    dreams = dreams_of(
+        [a_start(0, goal=4), a_start(1, goal=20)], mask=False, monitor=ToyMonitor(from_progress={0: 12, 1: 12})
+    )
+    assert dreams.success.tolist() == [True, False]
 
 
 def test_choosing_rows_of_dreams_keeps_them_whole():

@@ -6,6 +6,7 @@ import torch
 from wovr_core.policy.tiny_vla import Shape
 from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
 from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wrong
 from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit, jitter
 from wovr_core.settings import Reward
 
@@ -120,3 +121,33 @@ def test_an_ensembles_probability_is_the_mean_of_its_members():
     members = torch.stack([member(frames / 127.5 - 1, ["a"] * 3).sigmoid() for member in several.members])
     assert members.std(0).gt(0).all()
     assert torch.allclose(several.probability(frames, ["a"] * 3), members.mean(0), atol=1e-5)
+
+
+def ghosts(generator: torch.Generator, n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """Imagined and real sequences of a lone square; in every second dream it fades from half-way on."""
+    real = torch.full((n, 4, 3, 24, 24), 120, dtype=torch.uint8)
+    at = torch.randint(2, 14, (n, 2), generator=generator).tolist()
+    for i, (y, x) in enumerate(at):
+        real[i, :, 0, y : y + 8, x : x + 8] = 230
+    imagined = real.clone()
+    imagined[::2, 2:] = (imagined[::2, 2:].int() // 2 + 60).to(torch.uint8)
+    return imagined, real
+
+
+def test_a_frame_is_wrong_where_a_neighbourhood_is_off_and_not_when_a_pixel_is(generator):
+    imagined, real = ghosts(generator)
+    imagined[1, 0, :, 3, 3] = 255
+    expected = torch.zeros(40, 4, dtype=torch.bool)
+    expected[::2, 2:] = True
+    assert torch.equal(wrong(imagined, real, tolerance=0.05), expected)
+
+
+def test_the_detector_learns_to_see_ghosts_and_doubts_no_sound_frame(generator):
+    imagined, real = ghosts(generator)
+    torch.manual_seed(0)
+    detector = HallucinationDetector(threshold=0.5)
+    label = wrong(imagined, real, tolerance=0.05)
+    fit_detector(detector, imagined, real[:, 0], label, Reward(detector_steps=300, batch=48), generator=generator)
+    fresh, truth = ghosts(torch.Generator().manual_seed(99))
+    doubt = detector.doubt(fresh.flatten(0, 1), truth[:, :1].expand_as(fresh).flatten(0, 1)).view(40, 4)
+    assert (doubt >= 0.5).eq(wrong(fresh, truth, tolerance=0.05)).float().mean() > 0.97

@@ -9,6 +9,7 @@ import torch
 from wovr_core.protocols import DreamState
 from wovr_core.settings import Architecture
 from wovr_core.training.loop import train
+from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -67,6 +68,24 @@ def test_the_loss_is_of_the_future_only_and_of_every_mechanism_that_is_on(tiny_w
     ]
     # the last block's context only hands over keys and values, so nothing but these may be silent
     assert not silent
+
+
+def test_a_window_leaves_as_memory_what_a_dream_would_leave_and_goes_on_from_a_given_one(tiny_world_model):
+    """One step from pure noise is the sampler; self-rollout training hands its prediction to the next window."""
+    cfg = tiny_world_model.cfg.model_copy(update={"lowest_noise": 1.0, "sampler_steps": 1, "memory_noise": 0.0})
+    model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
+    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    given = model.autoencoder.encode(to_unit(window.frames[:, :5]))[:, :, 1]
+
+    def learn(memory):
+        return model.learn(window, generator=torch.Generator().manual_seed(3), memory=memory)
+
+    loss, left = learn(None)
+    same, also_left = learn(given)
+    assert torch.allclose(loss, same) and torch.allclose(left, also_left, atol=1e-6)
+    other, left_elsewhere = learn(given + 1)
+    assert not torch.allclose(left, left_elsewhere) and not torch.allclose(loss, other)
+    assert not left.requires_grad
 
 
 @pytest.mark.parametrize("off", ["action_modulation", "action_tokens", "first_frame_anchor", "keep_gates", "pose_map"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wovr_core.grpo.advantages import group_advantages, informative_groups, returns
 from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream, together
-from wovr_core.protocols import Policy, RewardModel, WorldModel
+from wovr_core.protocols import Monitor, Policy, RewardModel, WorldModel
 from wovr_core.settings import Grpo
 from wovr_core.trajectory import InitState
 
@@ -41,6 +41,7 @@ class Harvest:
     group_rates: list[float]  # success rate of every group drawn
     kept: int  # groups
     success: float  # of all dreams drawn from the starts of episodes
+    doubted: float  # of all dreams drawn, the share that the monitor ended
     imagined_frames: int
 
 
@@ -53,22 +54,25 @@ def harvest(
     *,
     judge: Judge,
     generator: torch.Generator,
+    monitor: Monitor | None = None,
 ) -> Harvest | None:
     """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is."""
     parts: list[tuple[Dreams, Tensor]] = []
     rates: list[float] = []
     started: list[Tensor] = []
+    doubted: list[Tensor] = []
     kept = frames = 0
     for _ in range(cfg.max_draws):
         starts = pool.draw(cfg.groups, cfg.kir_ratio, generator=generator)
         members = [start for start in starts for _ in range(cfg.group_size)]
         dreams = dream(
             policy, world_model, reward, members, temperature=cfg.temperature, judge=judge, generator=generator,
-            mask=cfg.mask,
+            mask=cfg.mask, monitor=monitor,
         )  # fmt: skip
         frames += int(dreams.valid.any(-1).sum()) * CHUNK
         success = dreams.success.unflatten(0, (-1, cfg.group_size))
         rates += success.float().mean(-1).tolist()
+        doubted.append(dreams.doubted)
         started += [dreams.success[row] for row, start in enumerate(members) if start.rule == "initial"]
         length = dreams.length.unflatten(0, (-1, cfg.group_size))
         advantages = group_advantages(returns(success, length, discount=cfg.discount), kind=cfg.advantage)
@@ -84,5 +88,6 @@ def harvest(
     return Harvest(
         dreams=together([dreams for dreams, _ in parts]), advantages=torch.cat([values for _, values in parts]),
         group_rates=rates, kept=kept, imagined_frames=frames,
+        doubted=torch.cat(doubted).float().mean().item(),
         success=torch.stack(started).float().mean().item() if started else float("nan"),
     )  # fmt: skip

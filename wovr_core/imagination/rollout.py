@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.imagination.masking import held_for, valid_steps
-from wovr_core.protocols import Policy, RewardModel, WorldModel
+from wovr_core.protocols import Monitor, Policy, RewardModel, WorldModel
 from wovr_core.trajectory import InitState, Observation
 
 CHUNK = 8
@@ -37,6 +37,7 @@ class Dreams:
     log_prob: Float[Tensor, "rollout chunk step a"]
     valid: Bool[Tensor, "rollout chunk step"]
     success: Bool[Tensor, " rollout"]
+    doubted: Bool[Tensor, " rollout"]  # the monitor stopped believing it before it succeeded
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -62,18 +63,22 @@ def dream(
     judge: Judge,
     generator: torch.Generator,
     mask: bool = True,
+    monitor: Monitor | None = None,
     batch: int = 256,
     watch: Callable[[Tensor, UInt8[Tensor, "b frames c h w"]], None] | None = None,
 ) -> Dreams:
     """One imagined rollout from each start, until success (if masked) or until its steps are used up.
 
+    With a `monitor`, a rollout is over at the first reading it does not believe, and is no success (masked or not).
     Finished rollouts leave the batch. `watch` is shown the rows and the judged frames of every dreamt chunk.
     """
+    parts = []
     with torch.no_grad():
-        parts = [
-            _dream(policy, world_model, reward, starts[i : i + batch], temperature, judge, generator, mask, i, watch)
-            for i in range(0, len(starts), batch)
-        ]
+        for first in range(0, len(starts), batch):
+            some = starts[first : first + batch]
+            parts.append(
+                _dream(policy, world_model, reward, some, temperature, judge, generator, mask, monitor, first, watch)
+            )
     return together(parts)
 
 
@@ -88,7 +93,7 @@ def together(parts: Sequence[Dreams]) -> Dreams:
     return Dreams(
         starts=tuple(start for part in parts for start in part.starts), frames=column("frames"), pose=column("pose"),
         tokens=column("tokens"), log_prob=column("log_prob"), valid=column("valid"),
-        success=torch.cat([part.success for part in parts]),
+        success=torch.cat([part.success for part in parts]), doubted=torch.cat([part.doubted for part in parts]),
     )  # fmt: skip
 
 
@@ -101,6 +106,7 @@ def _dream(
     judge: Judge,
     generator: torch.Generator,
     mask: bool,
+    monitor: Monitor | None,
     offset: int,
     watch: Callable[[Tensor, Tensor], None] | None,
 ) -> Dreams:
@@ -112,6 +118,7 @@ def _dream(
     sees = torch.stack([start.memory[-1] for start in starts])
     alive = torch.arange(n)
     streak, success = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
+    doubted = torch.zeros(n, dtype=torch.bool)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob", "valid")}
 
     def scatter(values: Tensor) -> Tensor:
@@ -136,8 +143,16 @@ def _dream(
         counts = held_for(shown >= reward.threshold, streak[alive])
         streak[alive] = counts[:, -1]
         holds = counts >= judge.hysteresis  # (living, reading)
+        ends = holds
+        if monitor is not None:
+            references = torch.stack([starts[row].reference for row in alive.tolist()])
+            doubt = monitor.doubt(frames.flatten(0, 1), references.repeat_interleave(len(read), 0))
+            lost = (doubt >= monitor.threshold).unflatten(0, (-1, len(read))).cumsum(1) > 0  # from the first doubt on
+            holds = holds & ~lost
+            ends = holds | lost
+            doubted[alive[lost.any(1) & ~holds.any(1)]] = True
         steps = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
-        steps[:, read] = holds
+        steps[:, read] = ends
         counted = valid_steps(steps) if mask else torch.ones_like(steps)
         for name, values in (
             ("frames", seen.frames), ("pose", seen.pose), ("tokens", decided.tokens),
@@ -146,11 +161,11 @@ def _dream(
             columns[name].append(scatter(values))
         if watch is not None:
             watch(alive + offset, frames)
-        won = holds.any(1)
-        success[alive[won]] = True
-        keep = (~won if mask else torch.ones_like(won)).nonzero()[:, 0]
+        success[alive[holds.any(1)]] = True
+        over = (holds if mask else torch.zeros_like(holds)).any(1) | doubted[alive]
+        keep = (~over).nonzero()[:, 0]
         alive, state, sees = alive[keep], state[keep], frames[keep, -1]
         if not len(alive):
             break
     stacked = {name: torch.stack(values, 1) for name, values in columns.items()}
-    return Dreams(starts=tuple(starts), success=success, **stacked)
+    return Dreams(starts=tuple(starts), success=success, doubted=doubted, **stacked)

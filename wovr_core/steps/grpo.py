@@ -15,7 +15,7 @@ from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge
 from wovr_core.settings import Grpo, Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import RealData, named, open_episodes, open_policy, open_reward, save_policy
+from wovr_core.steps.models import RealData, named, open_detector, open_episodes, open_policy, open_reward, save_policy
 from wovr_core.training.loop import TrainingError, progress_bar
 from wovr_core.trajectory import InitState
 
@@ -42,6 +42,7 @@ def improve_policy(
     actor, dreamer, judge_of_success = open_policy(policy), open_world_model(world_model), open_reward(reward)
     reading = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
     judge = Judge(every=reading.every, hysteresis=reading.hysteresis)
+    monitor = open_detector(reward) if cfg.monitor else None
     pool = start_pool(data, load_keyframes(keyframes), cfg, task)
     generator = torch.Generator().manual_seed(task.seed)
     reference = open_policy(policy) if cfg.kl else None
@@ -56,7 +57,9 @@ def improve_policy(
         bar = progress.add_task("grpo in dreams", total=count, note="")
         for update in range(count):
             begun = time.monotonic()
-            crop = harvest(actor, dreamer, judge_of_success, pool, cfg, judge=judge, generator=generator)
+            crop = harvest(
+                actor, dreamer, judge_of_success, pool, cfg, judge=judge, generator=generator, monitor=monitor
+            )
             if crop is None:
                 raise TrainingError(
                     f"grpo: none of {cfg.groups * cfg.max_draws} groups of dreams was informative at update {update} "
@@ -65,12 +68,15 @@ def improve_policy(
                 )
             if update % cfg.snapshot_every == 0:
                 save_weights(draft.folder, f"snapshot-{update:04d}", actor.state_dict())
+            for part in optimiser.param_groups:
+                part["lr"] = cfg.learning_rate * min(1.0, (update + 1) / cfg.warmup)
             outcome = update_policy(
                 actor, optimiser, crop.dreams, crop.advantages, cfg, generator=generator, reference=reference
             )
             history.append(
                 {
-                    "update": update, "imagined_success": crop.success, "groups_kept": crop.kept,
+                    "update": update, "imagined_success": crop.success, "doubted": crop.doubted,
+                    "groups_kept": crop.kept,
                     "group_rates": crop.group_rates, "imagined_frames": crop.imagined_frames,
                     "valid_steps": crop.dreams.length.float().mean().item(), **vars(outcome),
                     "seconds": time.monotonic() - begun,

@@ -11,6 +11,7 @@ from wovr_core.artifacts.episodes import read_episodes
 from wovr_core.envs.splits import Split, split_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.reward.reliability import HallucinationDetector
 from wovr_core.trajectory import Episode
 
 FOR_TRAINING = (Split.DEMONSTRATION, Split.COLLECTION)
@@ -56,6 +57,21 @@ def open_reward(path: Path) -> SuccessClassifier:
     )
     reward.load_state_dict(finite_weights(path, "reward"))
     return reward.requires_grad_(False)
+
+
+def save_detector(folder: Path, detector: HallucinationDetector) -> None:
+    save_json(folder, "doubt", {"threshold": detector.threshold})
+    save_weights(folder, "detector", detector.state_dict())
+
+
+def open_detector(path: Path) -> HallucinationDetector | None:
+    """The hallucination detector beside a reward model, if one was trained."""
+    read_manifest(path, Kind.REWARD_MODEL)
+    if not (path / "detector.safetensors").exists():
+        return None
+    detector = HallucinationDetector(threshold=load_json(path, "doubt")["threshold"])
+    detector.load_state_dict(finite_weights(path, "detector"))
+    return detector.requires_grad_(False)
 
 
 @dataclass(frozen=True)

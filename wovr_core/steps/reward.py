@@ -10,15 +10,14 @@ from wovr_core.evaluation.fidelity import outcomes, probabilities
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import Judge
 from wovr_core.policy.tiny_vla import Shape, vocabulary_of
-from wovr_core.protocols import WorldModel
 from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
 from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wrong
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import named, open_episodes, save_reward
+from wovr_core.steps.models import named, open_episodes, save_detector, save_reward
 from wovr_core.training.loop import TrainingError
-from wovr_core.trajectory import Episode
 
 
 def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_model: Path, out: Path) -> Manifest:
@@ -42,9 +41,15 @@ def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_mod
     with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
         real = LabelledFrames.of_episodes(data.training)
         fit(reward, [real], cfg, steps=cfg.steps, name="reward", generator=generator)
-        imagined = LabelledFrames.of_sequences(*dreamt(data.training, dreamer, cfg, generator))
+        shown = replay(dreamer, data.training, generator=generator, every=cfg.every)
+        imagined = LabelledFrames.of_sequences(shown.imagined, shown.instructions, shown.success)
         fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
 
+        if cfg.detector_steps:
+            detector = HallucinationDetector(threshold=cfg.doubt)
+            label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
+            fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator)
+            save_detector(draft.folder, detector)
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]
@@ -59,11 +64,3 @@ def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_mod
             "real_frames": Agreement.of(seen, frames.success).summary(), "held_out_episodes": len(data.held_out),
         }  # fmt: skip
     return draft.manifest
-
-
-def dreamt(
-    episodes: Sequence[Episode], dreamer: WorldModel, cfg: Reward, generator: torch.Generator
-) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """Imagined frames of the episodes replayed from their start, what was said, and whether the goal really held."""
-    shown = replay(dreamer, episodes, generator=generator, every=cfg.every)
-    return shown.imagined, list(shown.instructions), shown.success

@@ -191,12 +191,12 @@ class WorldModelTransformer(nn.Module):
             return x, own
         query = _rotate(self._heads(attention.norm_q(attention.to_q(h))), rope)
         keys, values = own if given is None else (torch.cat([given[0], own[0]], 2), torch.cat([given[1], own[1]], 2))
-        y = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
+        y = attend(query, keys, values).transpose(1, 2).flatten(2)
         x = x + attention.to_out[0](y).view_as(x) * gate
         if actions is not None:
             cross = block.attn2
             query = self._heads(cross.norm_q(cross.to_q(block.norm2(x).flatten(1, 2))))
-            y = F.scaled_dot_product_attention(query, *actions).transpose(1, 2).flatten(2)
+            y = attend(query, *actions).transpose(1, 2).flatten(2)
             x = x + cross.to_out[0](y).view_as(x)
         return x + block.ffn(_normalise(x) * (1 + ffn_scale) + ffn_shift) * ffn_gate, own
 
@@ -206,6 +206,14 @@ class _Shape:
 
     def __init__(self, like: Tensor, device: torch.device) -> None:
         self.shape, self.device, self.dtype = like.shape, device, torch.float32
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention over (b, heads, tokens, head_dim). On a CPU two products and a softmax: for a hundred tokens the
+    fused kernel is slower there, its bfloat16 backward several times (docs/results/performance.md)."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, keys, values)
+    return (query * query.shape[-1] ** -0.5 @ keys.transpose(-1, -2)).softmax(-1) @ values
 
 
 def _normalise(x: Tensor) -> Tensor:

@@ -73,9 +73,20 @@ class DiffusionWorldModel(nn.Module):
 
     def loss(self, window: Window, *, generator: torch.Generator) -> Float[Tensor, ""]:
         """Mean squared error of the flow velocity of the future latents."""
+        return self.learn(window, generator=generator)[0]
+
+    def learn(
+        self, window: Window, *, generator: torch.Generator, memory: Float[Tensor, "b c y x"] | None = None
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "b c y x"]]:
+        """The loss, and what this window's prediction would leave as memory to a dream that went on from it.
+
+        Given as the `memory` of the window eight frames later, the prediction trains the model to go on from its own
+        dreams (self-rollout training), at no further cost.
+        """
         with torch.no_grad():
             latents = self.autoencoder.encode(to_unit(window.frames))
-        reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
+        reference, future = latents[:, :, 0], latents[:, :, 2:]
+        memory = latents[:, :, 1] if memory is None else memory
 
         def uniform() -> Tensor:
             return torch.rand(len(future), generator=generator)
@@ -85,10 +96,13 @@ class DiffusionWorldModel(nn.Module):
         u = self.cfg.lowest_noise + (1 - self.cfg.lowest_noise) * (1 - uniform())
         level = flow.shifted(u, self.cfg.shift)
         noise = torch.randn(future.shape, generator=generator)
+        noisy = flow.noised(future, noise, level)
         conditions = Conditions(self.statistics.normalise(window.actions) * _acts(window.actions), window.pose)
-        context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
-        velocity = self.transformer(flow.noised(future, noise, level), level, context)
-        return (velocity - (noise - future)).square().mean()
+        with torch.autocast(future.device.type, torch.bfloat16, enabled=self.cfg.train_precision == "bfloat16"):
+            context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
+            velocity = self.transformer(noisy, level, context)
+        predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
+        return (velocity - (noise - future)).square().mean(), predicted[:, :, 1]
 
     # ---------------------------------------------------------------------------------------------- dreaming
 

@@ -86,10 +86,13 @@ class WindowSampler:
         weight = 1 + (cfg.contact_weight - 1) * ahead
         self.weight = (weight if share is None else weight * share[:, None]).flatten()
 
-    def draw(self, count: int) -> Window:
+    def places(self, count: int) -> tuple[Int[Tensor, " count"], Int[Tensor, " count"]]:
+        """Episodes, and the steps in them at which windows begin."""
         flat = torch.multinomial(self.weight, count, replacement=True, generator=self.generator)
-        episode, step = flat // self.starts, flat % self.starts
-        chance = torch.rand(count, generator=self.generator)
-        step = torch.where(chance < self.cfg.start_windows, 0, step)
-        still = chance > 1 - self.cfg.static_windows
-        return stand_still(window_at(self.footage, episode, step), still)
+        at_start = torch.rand(count, generator=self.generator) < self.cfg.start_windows
+        return flat // self.starts, torch.where(at_start, 0, flat % self.starts)
+
+    def draw(self, count: int) -> Window:
+        window = window_at(self.footage, *self.places(count))
+        still = torch.rand(count, generator=self.generator) < self.cfg.static_windows
+        return stand_still(window, still)

@@ -44,6 +44,10 @@ def play(env: Tabletop, *, generator: torch.Generator, chunk: int = 8) -> Float[
     )
     noise = 0.5 * uniform(count, 1, 1) ** 2
     actions = _plan(env, goal, holding, torch.zeros(count, dtype=torch.bool), noise, chunk, generator)
+    # a policy in training closes and opens at any time, on its way too: so does every second chunk of play
+    change, closes = 1 + 7 * uniform(count, 1), (uniform(count, 1) < 0.5).float() * 2 - 1
+    whenever = torch.where(torch.arange(chunk) < change, -closes, closes)
+    actions[..., 2] = torch.where(uniform(count, 1) < 0.5, whenever, actions[..., 2])
     flip = (uniform(count, chunk) < 0.02) | ((uniform(count) < 0.06)[:, None] & (uniform(count, chunk) < 0.5))
     actions[..., 2] = torch.where(flip, -actions[..., 2], actions[..., 2])
     return actions

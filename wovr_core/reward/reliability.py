@@ -1,0 +1,76 @@
+"""Seeing hallucinations: a classifier of imagined frames, taught by replays of real actions whose truth is known.
+
+A dream that was wrong somewhere often shows it: a block that is half carried and half left behind, a smear. What the
+policy does next follows the dream, so a replay of real actions would never get that far; the look of the frame does.
+"""
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wovr_core.settings import Reward
+from wovr_core.training.loop import train
+from wovr_core.trajectory import to_unit
+
+CELL = 6  # pixels: the side of the neighbourhood in which an error is averaged
+
+
+class HallucinationDetector(nn.Module):
+    """How likely an imagined frame is wrong somewhere, given it and the true first frame (the `Monitor` protocol)."""
+
+    def __init__(self, *, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.local = nn.Sequential(
+            nn.Conv2d(6, 24, 4, 2, 1), nn.SiLU(), nn.Conv2d(24, 48, 3, 2, 1), nn.SiLU(),
+            nn.Conv2d(48, 48, 3, 1, 1), nn.SiLU(), nn.Conv2d(48, 1, 3, 1, 1),
+        )  # fmt: skip
+
+    def forward(self, frames: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """Logits: the strongest evidence anywhere in the frame."""
+        return self.local(torch.cat([frames, references], 1)).flatten(1).logsumexp(-1) - 3
+
+    def doubt(self, frames: UInt8[Tensor, "b 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        with torch.no_grad():
+            return self(to_unit(frames), to_unit(references)).sigmoid()
+
+
+def wrong(
+    imagined: UInt8[Tensor, "b t 3 h w"], real: UInt8[Tensor, "b t 3 h w"], *, tolerance: float
+) -> Bool[Tensor, "b t"]:
+    """Frames with a neighbourhood whose mean absolute error exceeds `tolerance`, a share of the pixel range."""
+    off = torch.stack([(a.float() - b.float()).abs().mean(-3) / 255 for a, b in zip(imagined, real, strict=True)])
+    return F.avg_pool2d(off, CELL, CELL // 2).flatten(-2).amax(-1) > tolerance
+
+
+def fit_detector(
+    detector: HallucinationDetector,
+    imagined: UInt8[Tensor, "b t 3 h w"],
+    references: UInt8[Tensor, "b 3 h w"],
+    label: Bool[Tensor, "b t"],
+    cfg: Reward,
+    *,
+    generator: torch.Generator,
+) -> list[float]:
+    """Binary cross-entropy, one wrong frame to two right ones."""
+    kinds = [label.nonzero(), (~label).nonzero()]
+
+    def loss(step: int) -> Tensor:
+        at = torch.cat(
+            [
+                kind[torch.randint(len(kind), (share,), generator=generator)]
+                for kind, share in zip(kinds, (cfg.batch // 3, cfg.batch - cfg.batch // 3), strict=True)
+                if len(kind)
+            ]
+        )
+        frames, given = to_unit(imagined[at[:, 0], at[:, 1]]), to_unit(references[at[:, 0]])
+        for bit, side in ((1, -1), (2, -2)):  # the table has no left or right
+            if step & bit:
+                frames, given = frames.flip(side), given.flip(side)
+        return F.binary_cross_entropy_with_logits(detector(frames, given), label[at[:, 0], at[:, 1]].float())
+
+    return train(
+        detector, loss, name="hallucination detector", steps=cfg.detector_steps, learning_rate=2e-3,
+        generator=generator, weight_decay=1e-3,
+    )  # fmt: skip
