@@ -1,0 +1,123 @@
+"""Learning from reality alone: GRPO without dreams, and cloning of what succeeded. What WoVR is measured against.
+
+Both write a Policy artifact, as the project's own steps do, and say how many real episodes they spent. This lives in
+the benchmarks because imagination must never see an environment; the advantages and the update are the project's own.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.artifacts.episodes import read_episodes
+from wovr_core.envs.splits import Split
+from wovr_core.envs.tabletop import Tabletop
+from wovr_core.evaluation.success import attempt, policy_decides
+from wovr_core.grpo.advantages import group_advantages, returns
+from wovr_core.grpo.update import update_policy
+from wovr_core.imagination.masking import valid_steps
+from wovr_core.imagination.rollout import Dreams
+from wovr_core.policy.behaviour_cloning import clone
+from wovr_core.protocols import Policy as Actor
+from wovr_core.settings import Grpo, Policy, Task
+from wovr_core.steps.models import open_policy, save_policy
+from wovr_core.training.loop import progress_bar
+from wovr_core.trajectory import Episode, InitState
+
+
+def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int, out: Path) -> Manifest:
+    """GRPO in the environment, until exactly so many episodes are spent.
+
+    Every group begins at an initial state of its own. The last group is smaller where the budget asks for it.
+    """
+    actor = open_policy(policy)
+    generator = torch.Generator().manual_seed(task.seed)
+    optimiser = torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
+    groups = -(-real_episodes // cfg.group_size)
+    states = Split.COLLECTION.ids(groups, start=task.seed % 10 * 100_000)
+    planned = [state for state in states for _ in range(cfg.group_size)][:real_episodes]
+    batch = cfg.groups * cfg.group_size
+    rates: list[float] = []
+    settings = {"grpo": cfg.model_dump(), "task": task.model_dump()}
+    with (
+        writing(out, Kind.POLICY, settings=settings, made_from={"policy": policy}) as draft,
+        progress_bar() as progress,
+    ):
+        bar = progress.add_task("grpo for real", total=real_episodes, note="")
+        for first in range(0, real_episodes, batch):
+            tried = real_rollouts(
+                actor, planned[first : first + batch], task, temperature=cfg.temperature, generator=generator
+            )
+            gained = returns(tried.success, tried.length, discount=cfg.discount)
+            grouped = [group_advantages(group[None], kind=cfg.advantage)[0] for group in gained.split(cfg.group_size)]
+            for part in optimiser.param_groups:
+                part["lr"] = cfg.learning_rate * min(1.0, (len(rates) + 1) / cfg.warmup)
+            update_policy(actor, optimiser, tried, torch.cat(grouped), cfg, generator=generator)
+            rates.append(tried.success.float().mean().item())
+            progress.update(bar, advance=len(tried), note=f"success {100 * rates[-1]:.0f} %")
+        save_policy(draft.folder, actor)
+        draft.summary |= {"real_episodes": real_episodes, "updates": len(rates), "success": rates}
+    return draft.manifest
+
+
+def real_rollouts(
+    policy: Actor, states: Sequence[int], task: Task, *, temperature: float, generator: torch.Generator
+) -> Dreams:
+    """Real episodes in the form that an update reads: what the policy saw, what it chose, and which steps count."""
+    env = Tabletop(image_size=task.image_size)
+    seen = first = env.reset(states, Split.COLLECTION)
+    chunks: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob")}
+    holds: list[Tensor] = []
+    for _ in range(task.horizon // task.chunk):
+        chosen = policy.act(seen, temperature=temperature, generator=generator)
+        now = {"frames": seen.frames, "pose": seen.pose, "tokens": chosen.tokens, "log_prob": chosen.log_prob}
+        for name, values in now.items():
+            chunks[name].append(values)
+        holds += [env.step(action) for action in chosen.actions.unbind(1)]
+        seen = env.observe()
+    success = torch.stack(holds, 1)
+    starts = tuple(
+        InitState(
+            instruction=words, reference=frame, memory=frame.expand(4, -1, -1, -1), pose=pose.expand(5, -1),
+            actions=torch.zeros(4, task.action_dim), steps_left=task.horizon, episode=i, step=0, rule="initial",
+        )
+        for i, (words, frame, pose) in enumerate(zip(first.instructions, first.frames, first.pose, strict=True))
+    )  # fmt: skip
+    return Dreams(
+        starts=starts, valid=valid_steps(success).unflatten(1, (-1, task.chunk)), success=success.any(1),
+        doubted=torch.zeros(len(starts), dtype=torch.bool),
+        **{name: torch.stack(values, 1) for name, values in chunks.items()},
+    )  # fmt: skip
+
+
+def clone_successes(
+    cfg: Policy, task: Task, *, policy: Path, demonstrations: Path, real_episodes: int, temperature: float, out: Path
+) -> Manifest:
+    """Filtered behaviour cloning: go on from the policy, on the demonstrations and on its own real successes."""
+    actor = open_policy(policy)
+    generator = torch.Generator().manual_seed(task.seed)
+    tried, _ = attempt(
+        Tabletop(image_size=task.image_size), policy_decides(actor, temperature=temperature, generator=generator),
+        Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000), Split.COLLECTION,
+        chunks=task.horizon // task.chunk,
+    )  # fmt: skip
+    good = [until_success(episode, task.chunk) for episode in tried if episode.succeeded]
+    settings = {"policy": cfg.model_dump(), "task": task.model_dump(), "temperature": temperature}
+    made_from = {"policy": policy, "demonstrations": demonstrations}
+    with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
+        losses = clone(actor, read_episodes(demonstrations) + good, cfg, generator=generator)
+        save_policy(draft.folder, actor)
+        draft.summary |= {"real_episodes": len(tried), "successes": len(good), "loss": losses[-1]}
+    return draft.manifest
+
+
+def until_success(episode: Episode, chunk: int) -> Episode:
+    """The episode up to the end of the chunk in which it succeeded: what came afterwards earned nothing."""
+    step = episode.success_step
+    steps = len(episode.actions) if step is None else max(1, -(-step // chunk)) * chunk
+    kept = {name: getattr(episode, name)[: steps + 1] for name in ("frames", "pose", "success")}
+    return Episode(
+        instruction=episode.instruction, init_state=episode.init_state, actions=episode.actions[:steps], **kept
+    )
