@@ -3,8 +3,9 @@
     python benchmarks/fidelity.py --policy P --world-model W --reward R
 
 Pictures by depth, against holding the last frame and against shuffled actions; imagined against real outcomes of
-held-out action sequences; contact outcomes by approach offset; and the base policy's own success in the dream against
-its real success. Prints the tables and writes them with command, seed and date.
+held-out action sequences; contact outcomes by approach offset; the policy's own success in the dream against its real
+success; and false successes: what the policy did in dreams that succeeded, done again for real. Prints the tables and
+writes them with command, seed and date.
 """
 
 import argparse
@@ -13,8 +14,10 @@ import time
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.envs.splits import Split
@@ -23,17 +26,27 @@ from wovr_core.evaluation.contact import contact_curve
 from wovr_core.evaluation.fidelity import by_depth, outcomes
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.imagination.replay import init_state, replay
-from wovr_core.imagination.rollout import Judge, dream
+from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream
+from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.settings import Reward
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_policy, open_reward
+from wovr_core.steps.models import open_detector, open_policy, open_reward
 
 FRESH = 500_000  # first of the collection-free initial states used here
 
 
+def really(dreams: Dreams, ids: list[int]) -> Bool[Tensor, " rollout"]:
+    """Whether what was done in each dream, as long as it was dreamt, reaches the goal from the real initial state."""
+    env = Tabletop()
+    env.reset(ids, Split.KEYFRAMES)
+    actions, dreamt = from_tokens(dreams.tokens).flatten(1, 2), dreams.valid.any(-1).repeat_interleave(CHUNK, 1)
+    won = [env.step(action) & going for action, going in zip(actions.unbind(1), dreamt.unbind(1), strict=True)]
+    return torch.stack(won, 1).any(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", type=Path, required=True)
+    parser.add_argument("--policy", type=Path, required=True, help="base or evolved")
     parser.add_argument("--world-model", type=Path, required=True)
     parser.add_argument("--reward", type=Path, required=True)
     parser.add_argument("--episodes", type=int, default=400, help="fresh real episodes, never trained on")
@@ -55,8 +68,17 @@ def main() -> None:
     depths = by_depth(shown, shuffled)
     agreement, destroyed = outcomes(reward, shown, judge), outcomes(reward, shuffled, judge)
     starts = [init_state(e, 0, index=i, steps_left=48, rule="initial") for i, e in enumerate(episodes)]
-    dreams = dream(policy, world_model, reward, starts, temperature=1.0, judge=judge, generator=generator)
-    real, imagined = (success_rate(int(wins.sum()), len(wins)) for wins in (won, dreams.success))
+    told = {}
+    for name, monitor in (("without monitor", None), ("with monitor", open_detector(given.reward))):
+        dreams = dream(
+            policy, world_model, reward, starts, temperature=1.0, judge=judge, generator=generator, monitor=monitor
+        )
+        false = int((dreams.success & ~really(dreams, ids)).sum())
+        told[name] = {
+            "imagined": vars(success_rate(int(dreams.success.sum()), len(dreams))),
+            "false_successes": vars(success_rate(false, len(dreams))), "doubted": int(dreams.doubted.sum()),
+        }  # fmt: skip
+    real = success_rate(int(won.sum()), len(won))
     curve = contact_curve(world_model, tries=given.tries, seed=given.seed)
 
     console = Console()
@@ -68,7 +90,9 @@ def main() -> None:
     console.print(table)
     console.print(f"outcome agreement: precision {agreement.precision:.2f} recall {agreement.recall:.2f} {agreement}")
     console.print(f"with shuffled actions: precision {destroyed.precision:.2f} recall {destroyed.recall:.2f}")
-    console.print(f"base policy, real {real}; imagined from the same initial states {imagined}")
+    console.print(f"the policy itself, real {real}; imagined from the same initial states:")
+    for name, facts_of in told.items():
+        console.print(f"  {name}: {facts_of}")
     table = Table(
         "offset, pixels", "grasped really", "in the dream", "agreement", title=f"contact, n = {given.tries} each"
     )
@@ -80,7 +104,7 @@ def main() -> None:
         "command": f"benchmarks/fidelity.py --episodes {given.episodes} --tries {given.tries} --seed {given.seed}",
         "date": time.strftime("%Y-%m-%d"), "seed": given.seed, "n": len(episodes), "depth": [vars(d) for d in depths],
         "outcomes": agreement.summary(), "outcomes_shuffled_actions": destroyed.summary(),
-        "on_policy": {"real": vars(real), "imagined": vars(imagined)}, "contact": [vars(point) for point in curve],
+        "on_policy": {"real": vars(real), **told}, "contact": [vars(point) for point in curve],
     }  # fmt: skip
     given.out.write_text(json.dumps(facts, indent=2) + "\n")
 
