@@ -95,6 +95,8 @@ def doctor(
     that has learnt yet).
     """
     with _plainly():
+        if curve is None and (profile or out):
+            raise SettingsError("--profile and --out are about a curve: name its run with --curve RUN")
         if curve is None:
             raise typer.Exit(_examine())
         from pipelines.curve import CurveError, tell_curve

@@ -67,6 +67,10 @@ def test_imagined_success_that_real_success_follows_is_no_exploitation():
     assert off(a_run(imagined=(0.3, 0.8), real=(0.35, 0.75))) == ""
 
 
+def test_dreams_that_run_ahead_of_a_reality_that_follows_are_not_accused():
+    assert "exploited" not in off(a_run(imagined=(0.2, 0.95), real=(0.2, 0.65)))
+
+
 def test_few_informative_groups_and_no_rise_are_called_flat():
     said = off(a_run(imagined=(0.3, 0.3), real=(0.35, 0.35), informative=0.12))
     assert "flat: too few informative groups (12 %)" in said and "kir_ratio" in said
@@ -86,6 +90,11 @@ def test_a_policy_that_gets_worse_at_once_is_said_to():
     said = off(a_run(real=(0.5, 0.2), imagined=(0.5, 0.2)), NORMAL)
     assert "the first updates make the policy worse" in said and "the dreams show it too" in said
     assert "below the expected band" in said
+
+
+def test_a_fall_that_the_dreams_do_not_show_is_not_blamed_on_the_step_size():
+    said = off(a_run(real=(0.5, 0.2), imagined=(0.3, 0.3)))
+    assert "make the policy worse" in said and "the dreams do not clearly show it" in said
 
 
 def test_a_kl_that_explodes_is_seen_and_its_setting_named():

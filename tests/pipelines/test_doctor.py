@@ -97,6 +97,7 @@ def test_a_normal_run_lies_inside_and_ends_well(tmp_path, reference):
     assert answer.exit_code == 0, answer.output
     assert "what tabletop did with seed 1, 2, 3" in answer.stdout
     assert answer.stdout.count("inside the expected band") == 2 and "░" in answer.stdout
+    assert "not evaluated" not in answer.stdout
     assert minidom.parse(str(tmp_path / "charts" / "mine.svg")).getElementsByTagName("polygon")  # the bands
 
 
@@ -148,6 +149,12 @@ def test_a_run_of_other_settings_is_shown_alone_and_the_difference_named(tmp_pat
     assert f"grpo.learning_rate 0.01 here, {TREE['grpo']['learning_rate']} there" in answer.stdout
     assert "inside the expected band" not in answer.stdout
     assert "inside the expected band" in doctor("--curve", mine, "--profile", "tabletop").stdout
+
+
+def test_options_of_the_curve_without_a_curve_are_refused(tmp_path):
+    assert doctor("--out", tmp_path / "x.svg").exit_code == 2
+    answer = doctor("--curve", tmp_path, "--out", tmp_path / "x.png")
+    assert answer.exit_code == 2 and ".svg" in answer.stderr
 
 
 @pytest.mark.parametrize(
