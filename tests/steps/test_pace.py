@@ -49,3 +49,19 @@ def test_a_refit_goes_on_from_what_was_learnt_and_keeps_its_settings(shelf, tmp_
         torch.equal(a, b) for a, b in zip(old.autoencoder.parameters(), new.autoencoder.parameters(), strict=True)
     )
     assert manifest.summary["drift_db"] == pytest.approx(0, abs=0.5), "the same episodes twice are no drift"
+
+
+def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
+    """The fit is replaced by one that spoils the weights."""
+
+    def spoil(model, *_, **__):
+        with torch.no_grad():
+            for parameter in model.transformer.parameters():
+                parameter.normal_()
+
+    monkeypatch.setattr("wovr_core.steps.pace.fit_world_model", spoil)
+    ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
+    manifest = refit_world_model(Pace(steps=2), TASK, **ports, out=tmp_path / "out")
+    assert manifest.summary["refit_kept"] is False
+    old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
+    assert all(torch.equal(old[name], new[name]) for name in old)

@@ -1,6 +1,7 @@
 """pace: look at what the evolved policy really does, keep it or roll it back, and refit the world model to it."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -42,7 +43,10 @@ def choose_policy(
 
 
 def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path) -> Manifest:
-    """Continue the world model on old and new episodes, newest collection last; says how far the policy has drifted."""
+    """Continue the world model on old and new episodes, newest collection last; says how far the policy has drifted.
+
+    A refit that dreams the newest held-out episodes worse than before is dropped, and the model stays as it was.
+    """
     data, newest = open_episodes(episodes), open_episodes(episodes[-1:])
     older = open_episodes(episodes[:-1])
     fitted = read_manifest(world_model, Kind.WORLD_MODEL)
@@ -60,13 +64,19 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
             refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
             data=episodes, share=share,
         )  # fmt: skip
-        model.load_state_dict(refit.state_dict())
+        after = float(replay_psnr(deepcopy(refit), newest, task.seed).mean())
+        kept = after >= moved.new
+        if kept:
+            model.load_state_dict(refit.state_dict())
         save_world_model(draft.folder, model)
         rows = measure(model, newest.held_out, seed=task.seed)
         good, said = trustworthy(rows, model.cfg.minimum_psnr_gain)
         draft.summary |= {
             "trustworthy": good, "reason": said, "fidelity": as_rows(rows), "training_episodes": len(data.training),
-            "drift_db": moved.decibels, 
+            "refit_kept": kept,
+            "refit_reason": f"the newest held-out episodes are dreamt at {after:.1f} dB, {moved.new:.1f} before the refit: "
+            f"{'kept' if kept else 'the model stays as it was'}",
+            "drift_db": moved.decibels,
             "drift_reason": f"new episodes are dreamt at {moved.new:.1f} dB, older ones at {moved.old:.1f} dB",
             "held_out_episodes": len(newest.held_out), "steps": cfg.steps,
         }  # fmt: skip
