@@ -23,7 +23,6 @@ from wovr_core.settings import Settings, WorldModel
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
-from wovr_core.world_model.conditioning import MEMORY
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, Window, WindowSampler, window_at
 
@@ -132,7 +131,7 @@ def train_transformer(
     stream, generator = Stream(768, 96, 60, first), torch.Generator().manual_seed(2)
     model.statistics.fit(stream.at(0))
     walk = Walk(stream.footage, model.cfg, model.cfg.batch, generator)
-    dreamt = torch.zeros(())
+    dreamt = torch.zeros(())  # what the windows before left as memory
 
     def loss(step: int) -> torch.Tensor:
         nonlocal dreamt
@@ -141,9 +140,7 @@ def train_transformer(
             walk.over(footage, shifted=stream.fresh)
         window, goes_on = walk.draw()
         own = goes_on & (torch.rand(len(goes_on), generator=generator) < OWN_DREAMS)
-        memory = model.autoencoder.encode(to_unit(window.frames[:, : 1 + MEMORY]))[:, :, 1]
-        memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
-        value, dreamt = model.learn(window, generator=generator, memory=memory)
+        value, dreamt = model.learn(window, generator=generator, dreamt=dreamt, own=own)
         return value
 
     recent: list[float] = []

@@ -77,14 +77,16 @@ def test_a_window_leaves_as_memory_what_a_dream_would_leave_and_goes_on_from_a_g
     window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
     given = model.autoencoder.encode(to_unit(window.frames[:, :5]))[:, :, 1]
 
-    def learn(memory):
-        return model.learn(window, generator=torch.Generator().manual_seed(3), memory=memory)
+    def learn(dreamt, own):
+        return model.learn(window, generator=torch.Generator().manual_seed(3), dreamt=dreamt, own=own)
 
-    loss, left = learn(None)
-    same, also_left = learn(given)
-    assert torch.allclose(loss, same) and torch.allclose(left, also_left, atol=1e-6)
-    other, left_elsewhere = learn(given + 1)
-    assert not torch.allclose(left, left_elsewhere) and not torch.allclose(loss, other)
+    everyone, nobody = torch.ones(4).bool(), torch.zeros(4).bool()
+    loss, left = learn(None, None)
+    for same_loss, same_left in (learn(given, everyone), learn(given + 1, nobody)):
+        assert torch.allclose(loss, same_loss) and torch.allclose(left, same_left, atol=1e-6)
+    other, left_elsewhere = learn(given + 1, torch.tensor([True, False, False, False]))
+    assert not torch.allclose(left[0], left_elsewhere[0]) and torch.allclose(left[1:], left_elsewhere[1:], atol=1e-6)
+    assert not torch.allclose(loss, other)
     assert not left.requires_grad
 
 

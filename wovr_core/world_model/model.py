@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from wovr_core.protocols import DreamState
@@ -76,17 +76,23 @@ class DiffusionWorldModel(nn.Module):
         return self.learn(window, generator=generator)[0]
 
     def learn(
-        self, window: Window, *, generator: torch.Generator, memory: Float[Tensor, "b c y x"] | None = None
+        self,
+        window: Window,
+        *,
+        generator: torch.Generator,
+        dreamt: Float[Tensor, "b c y x"] | None = None,
+        own: Bool[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "b c y x"]]:
         """The loss, and what this window's prediction would leave as memory to a dream that went on from it.
 
-        Given as the `memory` of the window eight frames later, the prediction trains the model to go on from its own
-        dreams (self-rollout training), at no further cost.
+        Handed in again as `dreamt` with the windows eight frames later, the prediction is the memory of those marked
+        `own`: so the model learns to go on from its own dreams (self-rollout training), at no further cost.
         """
         with torch.no_grad():
             latents = self.autoencoder.encode(to_unit(window.frames))
-        reference, future = latents[:, :, 0], latents[:, :, 2:]
-        memory = latents[:, :, 1] if memory is None else memory
+        reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
+        if dreamt is not None and own is not None:
+            memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
 
         def uniform() -> Tensor:
             return torch.rand(len(future), generator=generator)
