@@ -90,6 +90,13 @@ def test_the_threshold_reaches_the_precision_when_that_is_possible():
     assert recalls[0] > recalls[1], "and gives away no more recall than that costs"
 
 
+def test_of_thresholds_that_cannot_be_told_apart_the_highest_is_taken():
+    """Fifty successes above 0.5, one at 0.12: to see it too is not worth a threshold of 0.1."""
+    score = torch.cat([torch.full((50,), 0.52), torch.tensor([0.12]), torch.full((50,), 0.02)])
+    real = torch.arange(101) < 51
+    assert calibrate(score, real, precision=0.9) == pytest.approx(0.5)
+
+
 def test_when_the_precision_is_out_of_reach_the_most_precise_threshold_is_taken():
     score, real = torch.tensor([0.9, 0.9, 0.9, 0.5]), torch.tensor([True, True, False, False])
     threshold = calibrate(score, real, precision=0.95)

@@ -6,6 +6,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+SLACK = 0.03  # of F1
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Imagined against real outcomes."""
@@ -51,13 +54,15 @@ def rollout_score(probability: Float[Tensor, "rollout frame"], hysteresis: int) 
 
 
 def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, precision: float) -> float:
-    """The threshold with the best F1 among those that reach the precision and still see half of the successes.
+    """The highest threshold whose F1 is nearly the best of those that reach the precision and see half of the successes.
 
+    Nearly is within `SLACK`: some hundred rollouts cannot tell closer ones apart, and a higher threshold is the safer.
     Where none does, the best F0.5, which counts precision twice: a threshold that sees nothing is precise and useless.
     `score` is that of dreams whose real outcome is known and which nothing was trained on.
     """
     judged = [(0.05 * k, Agreement.of(score >= 0.05 * k, real)) for k in range(1, 20)]
     good = [pair for pair in judged if pair[1].precision >= precision and pair[1].recall >= 0.5]
     if good:
-        return max(good, key=lambda pair: pair[1].f1)[0]
+        best = max(agreement.f1 for _, agreement in good)
+        return max(threshold for threshold, agreement in good if agreement.f1 >= best - SLACK)
     return max(judged, key=lambda pair: pair[1].f_beta(0.5))[0]
