@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-
 SLACK = 0.03  # of F1
 
 
