@@ -53,7 +53,7 @@ def rollout_score(probability: Float[Tensor, "rollout frame"], hysteresis: int) 
 
 
 def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, precision: float) -> float:
-    """The highest threshold whose F1 is nearly the best of those that reach the precision and see half of the successes.
+    """The highest threshold whose F1 is nearly the best of those that reach the precision and see half the successes.
 
     Nearly is within `SLACK`: some hundred rollouts cannot tell closer ones apart, and a higher threshold is the safer.
     Where none does, the best F0.5, which counts precision twice: a threshold that sees nothing is precise and useless.
