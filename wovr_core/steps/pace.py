@@ -74,8 +74,8 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
         draft.summary |= {
             "trustworthy": good, "reason": said, "fidelity": as_rows(rows), "training_episodes": len(data.training),
             "refit_kept": kept,
-            "refit_reason": f"the newest held-out episodes are dreamt at {after:.1f} dB, {moved.new:.1f} before the refit: "
-            f"{'kept' if kept else 'the model stays as it was'}",
+            "refit_reason": f"the newest held-out episodes are dreamt at {after:.1f} dB, before the refit at "
+            f"{moved.new:.1f}: {'kept' if kept else 'the model stays as it was'}",
             "drift_db": moved.decibels,
             "drift_reason": f"new episodes are dreamt at {moved.new:.1f} dB, older ones at {moved.old:.1f} dB",
             "held_out_episodes": len(newest.held_out), "steps": cfg.steps,
