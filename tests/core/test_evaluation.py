@@ -54,14 +54,14 @@ def test_a_policy_that_never_differs_is_not_better():
     c = compare(*trials(both=30, gained=0, lost=0, neither=30))
     assert c.p_value == 1
     assert c.low < 0 < c.high
-    assert not decide(c)[0]
+    assert not decide(c).promote
 
 
 def test_pairing_sees_what_two_rates_do_not():
     """45 against 35 of 100: the rates' own intervals overlap widely, but nothing was lost."""
     c = compare(*trials(both=35, gained=10, lost=0, neither=55))
     assert c.candidate.low < c.baseline.high
-    assert decide(c)[0]
+    assert decide(c).promote
 
 
 def test_different_trials_cannot_be_paired():
@@ -73,14 +73,47 @@ def test_different_trials_cannot_be_paired():
 
 def test_the_verdict_promotes_what_is_surely_better_and_says_why():
     better = compare(*trials(both=350, gained=300, lost=50, neither=300))
-    promote, said = decide(better)
-    assert promote
-    assert "300 gained, 50 lost" in said
-    assert "+25.0 points" in said
-    assert not decide(compare(*trials(both=350, gained=50, lost=300, neither=300)))[0]
-    promote, said = decide(better, minimum_gain=0.25)
-    assert not promote
-    assert said.endswith("does not lie above +25.0 points")
+    verdict = decide(better)
+    assert verdict.promote
+    assert "300 gained, 50 lost" in verdict.reason
+    assert "+25.0 points" in verdict.reason
+    assert not decide(compare(*trials(both=350, gained=50, lost=300, neither=300))).promote
+    verdict = decide(better, minimum_gain=0.25)
+    assert not verdict.promote
+    assert verdict.reason.endswith("does not lie above +25.0 points")
+
+
+def test_a_gain_in_dreams_that_reality_refuses_is_told_in_one_sentence():
+    verdict = decide(compare(*trials(both=200, gained=90, lost=140, neither=570)), imagined=(0.31, 0.88))
+    assert not verdict.promote
+    assert verdict.exploited
+    assert verdict.reason == (
+        "In dreams the policy went from 31 % to 88 %, in reality from 34 % to 29 %: "
+        "it learnt to exploit the world model, so it is not promoted."
+    )
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "minimum_gain", "imagined", "why"),
+    [
+        (300, 50, 0.0, (0.3, 0.99), "the dream has no vote where reality says better"),
+        (300, 50, 0.5, (0.3, 0.99), "really better, only not by enough"),
+        (140, 140, 0.0, (0.3, 0.42), "a figure of one update is off by so much"),
+        (14, 14, 0.0, None, "the policy learnt elsewhere"),
+    ],
+)
+def test_nobody_is_called_an_exploiter_without_evidence(gained, lost, minimum_gain, imagined, why):
+    verdict = decide(
+        compare(*trials(both=200, gained=gained, lost=lost, neither=500)), minimum_gain=minimum_gain, imagined=imagined
+    )
+    assert not verdict.exploited, why
+    assert "exploit" not in verdict.reason
+
+
+def test_few_trials_that_leave_room_for_the_dreamt_gain_accuse_nobody():
+    same = {"both": 7, "gained": 4, "lost": 4, "neither": 5}
+    assert not decide(compare(*trials(**same)), imagined=(0.3, 0.6)).exploited
+    assert decide(compare(*trials(**{cell: 50 * n for cell, n in same.items()})), imagined=(0.3, 0.6)).exploited
 
 
 def test_a_policy_no_better_is_seldom_promoted():
@@ -88,7 +121,7 @@ def test_a_policy_no_better_is_seldom_promoted():
     promoted = 0
     for _ in range(300):
         candidate, baseline = torch.rand(2, 200, generator=generator) < 0.4
-        promoted += decide(compare(candidate, baseline))[0]
+        promoted += decide(compare(candidate, baseline)).promote
     assert promoted / 300 < 0.05  # 2.5 % wanted: one side of a 95 % interval
 
 

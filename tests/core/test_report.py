@@ -15,9 +15,10 @@ from wovr_core.evaluation.clips import side_by_side, thumbnail
 from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed
-from wovr_core.evaluation.report import LIMIT, Clip, Phase, Snapshot, Story, Thumbnail, Update, render
+from wovr_core.evaluation.report import LIMIT, render
+from wovr_core.evaluation.story import Clip, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import success_rate
-from wovr_core.evaluation.verdict import Comparison, compare
+from wovr_core.evaluation.verdict import Comparison, Verdict, compare
 from wovr_core.imagination.replay import Replay
 from wovr_core.keyframes.rules import RULES
 from wovr_core.reward.calibrate import Agreement
@@ -47,12 +48,12 @@ def a_phase(*, updates: int, round: int = 0, notes: tuple[str, ...] = ()) -> Pha
     )  # fmt: skip
 
 
-def a_story(comparison: Comparison, *, promote: bool) -> Story:
+def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> Story:
     frames = torch.randint(0, 255, (9, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     won = torch.arange(9) > 5
     clip = Clip(NASTY, side_by_side(frames, frames.flip(-1), won, won))
     return Story(
-        promote=promote, minimum_gain=0.0, comparison=comparison,
+        verdict=Verdict(promote, exploited or "tried", bool(exploited)), minimum_gain=0.0, comparison=comparison,
         by_task=[(words, comparison.baseline, comparison.candidate) for words in (NASTY, "another")],
         curve=[Snapshot(phase=k, update=u, rate=success_rate(100 + 5 * u, 300)) for k, u in ((0, 0), (0, 4), (1, 0))],
         phases=[a_phase(updates=8), a_phase(updates=4, round=1, notes=("Real success 12 %: rolled back.",))],
@@ -105,6 +106,39 @@ def test_the_page_tells_the_whole_story(page: str):
 def test_a_hold_says_why(gained: int, lost: int, said: str):
     page = render(a_story(compared(gained=gained, lost=lost), promote=False))
     assert "<h1>Hold" in page and said in page and "Promote:" not in page
+
+
+def test_a_hold_of_a_policy_that_exploits_its_dreams_says_so_in_the_verdicts_sentence():
+    said = "In dreams the policy went from 31 % to 88 %, in reality from 35 % to 20 %: it learnt to exploit the dream."
+    page = render(a_story(compared(gained=20, lost=80), promote=False, exploited=said))
+    assert "<h1>Hold: the new policy exploits the world model.</h1>" in page
+    assert said in page
+
+
+def test_dream_and_reality_stand_side_by_side_round_by_round():
+    """What a phase leads to is tried when the next one collects, and at last by the evaluation."""
+    story = a_story(compared(gained=80, lost=20), promote=True)
+    first, second = story.rounds()
+    assert (first.round, second.round) == (0, 1)
+    assert first.imagined == (0.3, pytest.approx(0.37))
+    assert first.real == (story.phases[0].collected, story.phases[1].collected)
+    assert second.real == (story.phases[1].collected, story.comparison.candidate)
+    assert second.gap == (pytest.approx(0.3 - 0.3), pytest.approx(0.33 - 0.5))
+    page = " ".join(render(story).replace("\N{NO-BREAK SPACE}", " ").split())
+    assert (
+        '<th>PACE round 1</th><td class="n">30 % → 33 %</td><td class="n">30 % (n = 200) → 50 % (n = 400)</td>'
+        '<td class="n">+0.0 → -17.0</td>'
+    ) in page
+
+
+def test_what_nobody_tried_is_not_made_up():
+    """Rounds that are not shown collected what the first run led to; a policy rolled back has no new episodes."""
+    whole = a_story(compared(gained=80, lost=20), promote=True)
+    story = replace(whole, phases=[whole.phases[0], replace(whole.phases[1], round=3, rolled_back=True)])
+    first, last = story.rounds()
+    assert first.real == (story.phases[0].collected, None) and first.gap[1] is None
+    assert last.real == (None, story.comparison.candidate) and last.gap[0] is None
+    assert "→ ?" in render(story) and "? →" in render(story)
 
 
 def test_better_but_not_by_enough_is_told_with_the_number():

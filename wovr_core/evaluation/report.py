@@ -5,8 +5,7 @@ MLflow and from a disk. What the figures say is computed here; words and layout 
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,94 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from wovr_core.evaluation.charts import Axis, Chart, Interval, between, intervals
-from wovr_core.evaluation.contact import Contact
-from wovr_core.evaluation.fidelity import Depth
+from wovr_core.evaluation.story import Phase, Story, Thumbnail
 from wovr_core.evaluation.success import Rate, success_rate
-from wovr_core.evaluation.verdict import Comparison
 from wovr_core.keyframes.rules import RULES
 from wovr_core.reward.calibrate import Agreement
 
 LIMIT = 5_000_000  # bytes of the page
 SPACE = "\N{NO-BREAK SPACE}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """One update of GRPO, as its history tells it."""
-
-    imagined_success: float | None  # of dreams that began at the starts of episodes, before the update
-    group_rates: Sequence[float]  # success rate of every group drawn
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """Learning in the dreams of one world model: the first run, then every PACE round."""
-
-    round: int  # of PACE; 0 is the first run
-    collected: Rate  # real episodes of the policy that the phase began with
-    held_out: int  # of them, never trained on
-    fidelity: Sequence[Depth]
-    gate: str  # why the world model was trusted, or not
-    outcomes: Agreement  # of dreams of held-out episodes, when the reward was calibrated
-    threshold: float
-    updates: Sequence[Update]
-    informative: tuple[float, float]
-    group_size: int
-    keyframes: dict[str, int]  # by rule
-    imagined_frames: int
-    seconds: float
-    notes: Sequence[str] = ()  # drift, roll-back, early stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """Real success of the policy as it was before an update."""
-
-    phase: int
-    update: int
-    rate: Rate
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One episode beside its dream."""
-
-    instruction: str
-    video: str  # data URI
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """Where a dream may begin."""
-
-    rule: str
-    instruction: str
-    step: int
-    picture: str  # data URI
-
-
-@dataclass(frozen=True, kw_only=True)
-class Story:
-    """All that a report tells."""
-
-    promote: bool
-    minimum_gain: float
-    comparison: Comparison
-    by_task: Sequence[tuple[str, Rate, Rate]]  # instruction, base, candidate
-    curve: Sequence[Snapshot]
-    phases: Sequence[Phase]
-    agreement: Sequence[tuple[int, Agreement]]  # by depth, newest world model on the newest held-out episodes
-    contact: Sequence[Contact]  # newest world model; none where nothing can be staged
-    clips: Sequence[tuple[str, int, Sequence[Clip]]]  # outcome, how many episodes had it, some of them
-    thumbnails: Sequence[Thumbnail]
-    horizon: int
-    demonstrations: tuple[int, int]  # kept, attempted
-    evaluation_episodes: int
-    play: dict[str, Any] = field(default_factory=dict)  # provenance of the pretrained backbone
-    seconds: dict[str, float] = field(default_factory=dict)  # of steps that say how long they took
-    settings: dict[str, Any] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)  # digest of every artifact told of
-    code_version: str = ""
 
 
 def render(story: Story) -> str:
@@ -121,7 +39,7 @@ def render(story: Story) -> str:
         "count": "{:,}".format,
     }
     return room.get_template("report.html.j2").render(
-        s=story, c=story.comparison, headline=headline(story), figures=figures(story), gap=widest_gap(story),
+        s=story, c=story.comparison, headline=headline(story), figures=figures(story), rounds=by_round(story),
         uninformative=[share_uninformative(phase) for phase in story.phases], rules=gallery(story),
         names=[phase_name(phase) for phase in story.phases], real_episodes=sum(p.collected.n for p in story.phases),
         imagined_frames=sum(phase.imagined_frames for phase in story.phases),
@@ -131,8 +49,10 @@ def render(story: Story) -> str:
 def headline(story: Story) -> tuple[str, str]:
     """The verdict in plain words, and what to do with it."""
     c = story.comparison
-    if story.promote:
+    if story.verdict.promote:
         return "Promote: the new policy is better.", "It may replace the policy it came from."
+    if story.verdict.exploited:
+        return "Hold: the new policy exploits the world model.", story.verdict.reason
     if c.high < 0:
         return "Hold: the new policy is worse.", "Keep the old one, and read below where dream and reality part."
     if c.low <= 0:
@@ -167,7 +87,7 @@ def difference(story: Story) -> Markup:
     c = story.comparison
     edge = max(abs(c.low), abs(c.high), story.minimum_gain, 0.02) * 1.15
     axis = Axis.around((-100 * edge, 100 * edge), "new minus base, percentage points", signed)
-    kind = "good" if story.promote else "bad" if c.high < 0 else "soft"
+    kind = "good" if story.verdict.promote else "bad" if c.high < 0 else "soft"
     row = Interval(100 * c.difference, 100 * c.low, 100 * c.high, kind, points(c.difference))
     return intervals([("difference on the same starts", [row])], axis, "Paired difference of real success", mark=0)
 
@@ -212,9 +132,16 @@ def gaps(story: Story) -> list[tuple[float, float, float]]:
     return found
 
 
-def widest_gap(story: Story) -> tuple[float, float, float] | None:
-    """The snapshot at which dream and reality disagree most about the policy."""
-    return max(gaps(story), key=lambda gap: abs(gap[1] - gap[2]), default=None)
+def by_round(story: Story) -> list[tuple[str, str, str, str]]:
+    """Every phase: its name, success in dreams, success for real, and the gap; each before and after."""
+
+    def change(values: Iterable[Any], write: Callable[[Any], str]) -> str:
+        return " → ".join("?" if value is None else write(value) for value in values)
+
+    return [
+        (phase_name(phase), change(seen.imagined, about), change(seen.real, tried), change(seen.gap, points))
+        for phase, seen in zip(story.phases, story.rounds(), strict=True)
+    ]
 
 
 def progress(story: Story) -> Markup:
@@ -391,6 +318,10 @@ def percent(share: float) -> str:
 
 def about(share: float) -> str:
     return f"{100 * share:.0f}{SPACE}%"
+
+
+def tried(rate: Rate) -> str:
+    return f"{about(rate.value)} (n{SPACE}={SPACE}{rate.n:,})"
 
 
 def points(difference: float) -> str:

@@ -44,14 +44,46 @@ def compare(
     )  # fmt: skip
 
 
-def decide(comparison: Comparison, *, minimum_gain: float = 0.0) -> tuple[bool, str]:
-    """Promote only when the whole interval of the paired difference lies above `minimum_gain`."""
+EXPLOITED = 0.15  # imagined success of one update, 12 starts dreamt 8 times, is off by 5 points; a gain by 7
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Promote or hold, and why."""
+
+    promote: bool
+    reason: str
+    exploited: bool = False  # held, and the dreams had promised what reality refuses
+
+
+def decide(
+    comparison: Comparison, *, minimum_gain: float = 0.0, imagined: tuple[float, float] | None = None
+) -> Verdict:
+    """Promote only when the whole interval of the paired difference lies above `minimum_gain`.
+
+    `imagined` is success in dreams before and after the learning. It has no vote, but it tells why a policy is held.
+    """
     c = comparison
     said = (
         f"candidate {c.candidate} against base {c.baseline}: {100 * c.difference:+.1f} points "
         f"[{100 * c.low:+.1f}, {100 * c.high:+.1f}], {c.gained} gained, {c.lost} lost, p = {c.p_value:.2g}"
     )
     if c.low > minimum_gain:
-        return True, said
+        return Verdict(True, said)
+    if imagined is not None and exploits(c, imagined):
+        dreamt, real = (" to ".join(f"{100 * share:.0f} %" for share in pair)
+                        for pair in (imagined, (c.baseline.value, c.candidate.value)))  # fmt: skip
+        return Verdict(
+            False,
+            f"In dreams the policy went from {dreamt}, in reality from {real}: "
+            f"it learnt to exploit the world model, so it is not promoted.",
+            exploited=True,
+        )
     wanted = "0" if minimum_gain == 0 else f"{100 * minimum_gain:+.1f} points"
-    return False, f"{said}: the interval does not lie above {wanted}"
+    return Verdict(False, f"{said}: the interval does not lie above {wanted}")
+
+
+def exploits(real: Comparison, imagined: tuple[float, float]) -> bool:
+    """Has success surely not kept up with the dreams: no certain gain, and none so large even at the interval's end?"""
+    before, after = imagined
+    return real.low <= 0 and after - before >= max(real.high, 0.0) + EXPLOITED

@@ -63,6 +63,8 @@ def evaluate_policies(
                 for words, some in sorted(tasks.items())
             }
             draft.summary[role] = {**vars(rate), "success_rate": rate.value, "by_task": by_task}
+        if imagined := imagined_success(snapshots[0] if snapshots else candidate, candidate):
+            draft.summary["imagined_success"] = imagined
         draft.summary["episodes"] = 2 * cfg.episodes + sum(int(str(row["n"])) for row in curve)
     return draft.manifest
 
@@ -76,6 +78,13 @@ def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range) -> tuple[Tens
     return won, env.observe().instructions
 
 
+def imagined_success(first: Path, last: Path) -> list[float]:
+    """In dreams, before the first phase of learning and after the last one; nothing where a policy learnt elsewhere."""
+    told = [read_manifest(path, Kind.POLICY).summary.get("imagined_success", [None]) for path in (first, last)]
+    ends = [told[0][0], told[1][-1]]
+    return ends if None not in ends else []
+
+
 def judge(cfg: Promote, *, evaluation: Path, out: Path) -> Manifest:
     """Promote or hold. Holding is a result, not a failure."""
     manifest = read_manifest(evaluation, Kind.EVALUATION)
@@ -83,11 +92,14 @@ def judge(cfg: Promote, *, evaluation: Path, out: Path) -> Manifest:
     won = {role: torch.tensor([bool(row[role]) for row in rows]) for role in ("candidate", "baseline")}
     confidence = float(manifest.settings["evaluate"]["confidence"])
     comparison = compare(won["candidate"], won["baseline"], confidence=confidence)
-    promote, said = decide(comparison, minimum_gain=cfg.minimum_gain)
+    imagined = manifest.summary.get("imagined_success")
+    verdict = decide(comparison, minimum_gain=cfg.minimum_gain, imagined=imagined)
     with writing(
         out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from={"evaluation": evaluation}
     ) as draft:
         facts = {**vars(comparison), "candidate": vars(comparison.candidate), "baseline": vars(comparison.baseline)}
-        save_json(draft.folder, "verdict", {"promote": promote, "reason": said, **facts})
-        draft.summary |= {"promote": promote, "reason": said, **facts}
+        draft.summary |= {**vars(verdict), **facts}
+        if imagined:
+            draft.summary["imagined_success"] = imagined
+        save_json(draft.folder, "verdict", draft.summary)
     return draft.manifest

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_json, load_table, read_manifest, writing
-from wovr_core.envs.splits import Split, split_of
 from wovr_core.evaluation.clips import side_by_side, thumbnail
 from wovr_core.evaluation.contact import contact_curve
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed, watch
-from wovr_core.evaluation.report import LIMIT, Clip, Phase, Snapshot, Story, Thumbnail, Update, render
+from wovr_core.evaluation.report import LIMIT, render
+from wovr_core.evaluation.story import Clip, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import Rate, success_rate
-from wovr_core.evaluation.verdict import Comparison
+from wovr_core.evaluation.verdict import Comparison, Verdict
 from wovr_core.imagination.rollout import Judge
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_episodes, open_reward
+from wovr_core.steps.models import RealData, open_episodes, open_reward
+from wovr_core.trajectory import Episode
 
 CLIPS = 2  # of each outcome, at most
 CLIPS_LIMIT = 3_000_000  # bytes of all videos together
@@ -70,9 +71,10 @@ def write_report(
     for name, paths in {**columns, "chosen": chosen}.items():
         made_from |= {f"{name}_{i}": path for i, path in enumerate(paths)}
 
-    shown = replay_held_out(task, world_model=world_models[-1], reward=rewards[-1], episodes=episodes[-1])
+    tried = [open_episodes([path]) for path in episodes]
+    shown = replay_held_out(task, tried[-1].held_out, world_model=world_models[-1], reward=rewards[-1])
     story = Story(
-        promote=bool(judged.summary["promote"]),
+        verdict=Verdict(**{k: judged.summary[k] for k in Verdict.__dataclass_fields__ if k in judged.summary}),
         minimum_gain=float(judged.settings["promote"]["minimum_gain"]),
         comparison=comparison_of(judged.summary),
         by_task=tasks_of(trials.summary),
@@ -84,7 +86,7 @@ def write_report(
             phase_of(
                 {name: manifests[k] for name, manifests in opened.items()},
                 history=policies[k] / "history.jsonl",
-                held_out=sum(split_of(state) is Split.KEYFRAMES for state in init_states(episodes[k])),
+                held_out=len(tried[k].held_out),
                 went_on=went_on[k - 1] if 0 < k <= len(went_on) else None,
             )
             for k in range(len(policies))
@@ -94,7 +96,7 @@ def write_report(
             open_world_model(world_models[-1]), tries=TRIES, seed=task.seed, image_size=task.image_size
         ),
         clips=clips_of(shown),
-        thumbnails=thumbnails_of(keyframes[-1], {digest_at(path): path for path in episodes}),
+        thumbnails=thumbnails_of(keyframes[-1], dict(zip(map(digest_at, episodes), tried, strict=True))),
         horizon=task.horizon,
         demonstrations=(taught.summary["episodes"], taught.summary.get("attempts", taught.summary["episodes"])),
         evaluation_episodes=trials.summary["episodes"],
@@ -108,7 +110,7 @@ def write_report(
         raise ArtifactError(f"the report would be {len(page):,} bytes, more than {LIMIT:,}: show fewer thumbnails")
     with writing(out, Kind.REPORT, settings={"task": task.model_dump()}, made_from=made_from) as draft:
         (draft.folder / "report.html").write_bytes(page)
-        draft.summary |= {"promote": story.promote, "reason": judged.summary["reason"], "bytes": len(page)}
+        draft.summary |= {**vars(story.verdict), "rounds": rounds_of(story), "bytes": len(page)}
     return draft.manifest
 
 
@@ -118,6 +120,13 @@ def refuse_unequal(columns: dict[str, Sequence[Path]]) -> None:
     if len(set(counts.values())) > 1 or not counts["policies"]:
         said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
         raise ArtifactError(f"a report needs one of each for every phase of the run, at least one phase: got {said}")
+
+
+def rounds_of(story: Story) -> list[dict[str, Any]]:
+    """Success in dreams, for real, and the gap, each before and after; for whoever reads manifests and not pages."""
+    return [
+        {**vars(seen), "real": [rate and rate.value for rate in seen.real], "gap": seen.gap} for seen in story.rounds()
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ manifests
@@ -150,6 +159,7 @@ def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int, went_on
         group_size=grpo["group_size"],
         keyframes=made["keyframes"].summary["by_rule"],
         imagined_frames=policy["imagined_frames"],
+        rolled_back=went_on is not None and went_on.summary["rolled_back"],
         seconds=sum(row["seconds"] for row in rows),
         notes=notes,
     )
@@ -185,12 +195,12 @@ def digest_at(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
-def replay_held_out(task: Task, *, world_model: Path, reward: Path, episodes: Path) -> Replayed:
+def replay_held_out(task: Task, held_out: list[Episode], *, world_model: Path, reward: Path) -> Replayed:
     reading = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
     return watch(
         open_world_model(world_model),
         open_reward(reward),
-        open_episodes([episodes]).held_out[:REPLAYED],
+        held_out[:REPLAYED],
         Judge(every=reading.every, hysteresis=reading.hysteresis),
         generator=torch.Generator().manual_seed(task.seed),
     )
@@ -212,11 +222,11 @@ def clips_of(shown: Replayed) -> list[tuple[str, int, list[Clip]]]:
     return told
 
 
-def thumbnails_of(keyframes: Path, episodes: dict[str, Path]) -> list[Thumbnail]:
-    """Some keyframes of each rule, spread evenly over the episodes it chose from. `episodes`: by digest."""
+def thumbnails_of(keyframes: Path, collected: dict[str, RealData]) -> list[Thumbnail]:
+    """Some keyframes of each rule, spread evenly over the episodes it chose from. `collected`: by digest."""
     made_from = read_manifest(keyframes, Kind.KEYFRAMES).made_from
     roles = sorted((role for role in made_from if role.startswith("episodes_")), key=lambda role: int(role[9:]))
-    real = open_episodes([episodes[made_from[role]] for role in roles]).episodes  # what they refer to, in order
+    real = [episode for role in roles for episode in collected[made_from[role]].episodes]  # what they refer to
     by_rule: dict[str, dict[int, int]] = defaultdict(dict)  # step by episode
     for row in load_table(keyframes, "keyframes"):
         by_rule[row["rule"]].setdefault(row["episode"], row["step"])
@@ -225,7 +235,3 @@ def thumbnails_of(keyframes: Path, episodes: dict[str, Path]) -> list[Thumbnail]
         for rule, found in by_rule.items()
         for episode, step in list(found.items())[:: -(-len(found) // THUMBNAILS)]
     ]
-
-
-def init_states(episodes: Path) -> list[int]:
-    return [episode.init_state for episode in open_episodes([episodes]).episodes]
