@@ -15,17 +15,18 @@ from wovr_core.evaluation.verdict import compare
 Seeds = dict[int, dict[str, Any]]  # results of a row by seed
 GROUPS = {  # kind of row: its heading in the figure, and its colour
     "base": ("Before", "base"),
-    "baseline": ("Other ways to spend the same real episodes", "imagined"),
+    "baseline": ("Other ways to spend the same real episodes", "bad"),
     "method": ("WoVR", "real"),
     "ablation": ("WoVR with something changed", "soft"),
     "ceiling": ("With unlimited real episodes", "good"),
 }
 STYLE = """
-svg { background: #fff; } text { font: 13px system-ui, "DejaVu Sans", sans-serif; fill: #566372; }
+svg { background: #fff; } text { font: 13px system-ui, "DejaVu Sans", sans-serif; fill: #566372;
+  paint-order: stroke; stroke: #fff; stroke-width: 4px; stroke-linejoin: round; }
 text.name { fill: #18212b; } text.head { fill: #18212b; font-weight: 600; }
 .grid { stroke: #d5dce4; } .mark { stroke: #566372; stroke-dasharray: 3 3; } .bar { fill: var(--c); opacity: 0.45; }
 .whisker { stroke: #18212b; stroke-width: 1.6; } .dot { fill: var(--c); stroke: #fff; } .base { --c: #6b7684; }
-.imagined { --c: #b9500b; } .real { --c: #0b63a8; } .soft { --c: #4d7ea8; } .good { --c: #14754a; }
+.bad { --c: #b9500b; } .real { --c: #0b63a8; } .soft { --c: #4d7ea8; } .good { --c: #14754a; }
 """
 
 
@@ -120,7 +121,7 @@ def figure(rows: dict[str, Seeds]) -> str:
     marks = [
         text("Share of tasks the policy really solves, in scenes new to it", left, 18, cls="head"),
         text(f"{bars}; line: {100 * one[0]['confidence']:.0f} % interval", left, 37),
-        text(f"{one[0]['budget']:,} real episodes each, unless said otherwise", left, 54),
+        text(f"{one[0]['budget']:,} real episodes unless said otherwise; dashes: base, WoVR", left, 54),
     ]
     for tick in (0, 0.25, 0.5, 0.75, 1):
         marks.append(tag("path", cls="grid", d=f"M{across(tick):.1f} {top}V{floor}"))
@@ -133,7 +134,8 @@ def figure(rows: dict[str, Seeds]) -> str:
         if first["kind"] != group:
             marks.append(text(heading, left, top + 22, cls="head"))
             group, top = first["kind"], top + 30
-        own = "" if first["real_episodes"] == first["budget"] else f" ({spent(rows[label])} real episodes)"
+        mean_spent = fmean(r["real_episodes"] for r in rows[label].values())
+        own = "" if first["real_episodes"] == first["budget"] else f" ({mean_spent:,.0f} real episodes)"
         y = top + 25
         marks += [
             text(first["says"] + own, left, top + 15, cls="name"),

@@ -217,7 +217,7 @@ GUARDS: dict[str, Row] = {
     "no-monitor": Row("no reliability monitor", {"grpo.monitor": False}),
 }
 # GRPO for real was tuned on the base policy of seed 0 and on evaluation states that no row is judged by: the best of
-# 14 settings for the budget, of 4 for the ceiling; and of 4 for filtered cloning.
+# 18 settings for the budget, of 4 for the ceiling; and of 4 for filtered cloning.
 RATE: Switches = {"grpo.learning_rate": 3e-4, "grpo.warmup": 1}
 REAL = RATE | {"grpo.groups": 4, "grpo.group_size": 16, "grpo.epochs": 4, "grpo.minibatch": 128}
 CEILING = RATE | {"grpo.groups": 16, "grpo.group_size": 8, "grpo.epochs": 4, "grpo.minibatch": 256}

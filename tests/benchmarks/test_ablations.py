@@ -339,14 +339,19 @@ def test_the_table_compares_trial_by_trial_and_seed_by_seed(tmp_path):
 
 
 def test_the_figure_stands_alone_and_shows_every_row_and_seed(tmp_path):
-    put(tmp_path, *(a_result(row, seed, "0011", "0001") for row in ("base", "wovr", "no-kir") for seed in (0, 1, 2)))
+    won = ("0001", "0011", "0111")
+    put(tmp_path, *(a_result(row, seed, won[seed], "0001") for row in ("base", "wovr", "no-kir") for seed in (0, 1, 2)))
     write_table(tmp_path, order=list(ROWS))
     drawing = ElementTree.parse(tmp_path / "figure.svg").getroot()
     of = "{http://www.w3.org/2000/svg}"
     words = [mark.text for mark in drawing.iter(f"{of}text")]
     assert all(any((w or "").startswith(ROWS[row].says) for w in words) for row in ("base", "wovr", "no-kir"))
-    assert words.count("50.0 %") == 3 and any("14 real episodes each" in (w or "") for w in words)
-    assert len(list(drawing.iter(f"{of}circle"))) == 9 and len(list(drawing.iter(f"{of}rect"))) == 3
+    assert words.count("50.0 %") == 3 and any("14 real episodes unless" in (w or "") for w in words)
+    across = [float(dot.get("cx")) for dot in drawing.iter(f"{of}circle")]
+    assert across[:3] == across[3:6] == across[6:9] and across[1] - across[0] == pytest.approx(
+        across[2] - across[1], abs=0.2
+    )
+    assert across[0] < across[1] and len(across) == 9 and len(list(drawing.iter(f"{of}rect"))) == 3
     assert "the base policy (0 real episodes)" in words
 
 
