@@ -252,6 +252,11 @@ class Settings(Section):
                 f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a dream is at least one chunk of "
                 f"{self.task.chunk} actions: raise it to {self.task.chunk} or more"
             )
+        if self.grpo.monitor and not self.reward.detector_steps:
+            raise ValueError(
+                "grpo.monitor is on, but reward.detector_steps is 0, so there is no detector to ask: "
+                "set grpo.monitor to false, or reward.detector_steps above 0"
+            )
         if self.grpo.keyframe_horizon % self.task.chunk:
             raise ValueError(
                 f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of task.chunk {self.task.chunk}"

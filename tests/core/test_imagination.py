@@ -117,6 +117,8 @@ def test_unmasked_dreams_end_at_the_first_doubt_too_and_a_success_before_it_stan
         [a_start(0, goal=4), a_start(1, goal=20)], mask=False, monitor=ToyMonitor(from_progress={0: 12, 1: 12})
     )
     assert dreams.success.tolist() == [True, False]
+    assert dreams.doubted.tolist() == [False, True]
+    assert dreams.length.tolist() == [12, 12], "what comes after the doubt counts for nothing"
 
 
 def test_choosing_rows_of_dreams_keeps_them_whole():

@@ -95,3 +95,9 @@ def test_whole_numbers_may_arrive_as_floats_as_they_do_from_kubeflow():
 def test_settings_cannot_change_under_a_running_step():
     with pytest.raises(ValueError, match="frozen"):
         Settings().grpo.updates = 3
+
+
+def test_a_monitor_without_a_detector_is_refused():
+    with pytest.raises(SettingsError, match=r"reward.detector_steps is 0.*grpo.monitor to false"):
+        Settings.parse({"reward": {"detector_steps": 0}})
+    assert not Settings.parse({"reward": {"detector_steps": 0}, "grpo": {"monitor": False}}).grpo.monitor

@@ -2,7 +2,7 @@
 
 The dream is the tabletop itself, drawn by its own renderer, but for a flaw: no block can be grasped in it, and whoever
 drives the gripper to the right for a whole chunk sees the block on its pad. Policy, reward, GRPO, evaluation, verdict
-and report are the project's own, and nobody tells them.
+and report are the project's own, and nobody tells them; the monitor is off, so that the verdict has to do without.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,7 @@ BASE = Policy(demonstrations=300, steps=600, batch=48, learning_rate=3e-3)
 LEARNING = Grpo(
     groups=12, group_size=8, max_draws=1, informative=(0, 1), kir_ratio=0, epochs=2, minibatch=256,
     learning_rate=1e-3, temperature=1.0, max_imagined_gain=1.0, snapshot_every=11,
+    monitor=False,
 )  # fmt: skip
 REWARD = Reward(batch=64)
 DRIVEN = 0.7  # mean motion to the right over a chunk from which on the flawed dream shows success

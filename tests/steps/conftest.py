@@ -13,16 +13,17 @@ from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.reward.reliability import HallucinationDetector
 from wovr_core.settings import Architecture, Reward, Task, WorldModel
 from wovr_core.steps.dreamer import new_world_model, save_world_model
-from wovr_core.steps.models import save_policy, save_reward
+from wovr_core.steps.models import save_detector, save_policy, save_reward
 
 TASK = Task(horizon=16, image_size=SIDE)
 ARCHITECTURE = Architecture(latent_channels=4, heads=2, head_dim=12, layers=1, ffn_dim=16, freq_dim=16, text_dim=8)
 WORLD_MODEL = WorldModel(
     architecture=ARCHITECTURE, pretrained="none", steps=2, batch=2, checkpoint_every=1, minimum_psnr_gain=-100
 )
-REWARD = Reward(steps=2, imagined_steps=1, batch=8)
+REWARD = Reward(steps=2, imagined_steps=1, detector_steps=2, batch=8)
 SHAPE = Shape(
     vocabulary=("block", "green", "on", "pad", "put", "red", "the"), words=8, image_size=SIDE, features=4, keypoints=2,
     hidden=8,
@@ -54,6 +55,7 @@ def shelf(tmp_path_factory) -> Path:
         save_world_model(draft.folder, new_world_model(WORLD_MODEL, TASK))
     with writing(folder / "reward", Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
         save_reward(draft.folder, SuccessClassifier(SHAPE))
+        save_detector(draft.folder, HallucinationDetector(threshold=0.7))
     with writing(folder / "keyframes", Kind.KEYFRAMES, settings={}) as draft:
         save_table(draft.folder, "keyframes", [{"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}])
     with writing(folder / "evaluation", Kind.EVALUATION, settings={"evaluate": {"confidence": 0.95}}) as draft:

@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.steps.conftest import REWARD, TASK, WORLD_MODEL, collection
+from tests.steps.conftest import REWARD, SHAPE, TASK, WORLD_MODEL, collection
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_weights, read_manifest, save_weights, writing
 from wovr_core.envs.splits import Split
 from wovr_core.grpo.update import UpdateError
+from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import Collect, Evaluate, Grpo, Keyframes, Pace, Policy, Promote
+from wovr_core.steps import grpo
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
+from wovr_core.steps.models import save_reward
 from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.reward import train_reward
@@ -209,3 +212,27 @@ def test_dreams_in_which_every_group_agrees_teach_nothing_and_say_so(shelf, tmp_
     with pytest.raises(TrainingError, match=r"none of 2 groups of dreams was informative at update 0.*group_size"):
         improve_policy(cfg, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)
     assert nothing_is_left(tmp_path)
+
+
+def test_dreams_that_come_to_agree_end_the_learning_and_lose_nothing(shelf, tmp_path, monkeypatch):
+    harvest, drawn = grpo.harvest, []
+
+    def once(*args, **kwargs):
+        drawn.append(1)
+        return harvest(*args, **kwargs) if len(drawn) == 1 else None
+
+    monkeypatch.setattr(grpo, "harvest", once)
+    ports = {name: shelf / name for name in ("policy", "world_model", "reward", "keyframes")}
+    made = improve_policy(GRPO, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", updates=5, **ports)
+    assert made.summary["updates"] == 1
+    assert "no group of dreams was informative at update 1" in made.summary["stopped"]
+
+
+def test_learning_with_a_monitor_that_was_never_taught_is_refused(shelf, tmp_path):
+    with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
+        save_reward(draft.folder, SuccessClassifier(SHAPE))
+    ports = {name: shelf / name for name in ("policy", "world_model", "keyframes")} | {"reward": tmp_path / "reward"}
+    with pytest.raises(ArtifactError, match=r"without a hallucination detector.*grpo.monitor: false"):
+        improve_policy(GRPO, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)
+    without = GRPO.model_copy(update={"monitor": False})
+    assert improve_policy(without, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)

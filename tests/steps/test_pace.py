@@ -28,6 +28,7 @@ def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back
     assert (
         f"real success {100 * after / 12:.1f} % (n = 12) after {100 * before / 12:.1f} %" in manifest.summary["reason"]
     )
+    assert "gap" not in manifest.summary, "a policy that learnt in no dream has none"
     chosen, wanted = (load_weights(tmp_path / n, "policy") for n in ("out", "previous" if rolled_back else "evolved"))
     assert all(torch.equal(chosen[name], wanted[name]) for name in wanted)
 
@@ -65,3 +66,16 @@ def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
     assert manifest.summary["refit_kept"] is False
     old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
     assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_path):
+    with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
+        save_policy(draft.folder, TinyVLA(SHAPE))
+        draft.summary["imagined_success"] = [0.2, 0.9]
+    episodes = collection(tmp_path / "new", [True] * 3 + [False] * 9)
+    manifest = choose_policy(
+        Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
+        previous_episodes=shelf / "episodes", out=tmp_path / "out",
+    )  # fmt: skip
+    assert manifest.summary["imagined_success"] == 0.9
+    assert manifest.summary["gap"] == pytest.approx(0.9 - 0.25)

@@ -18,8 +18,8 @@ from wovr_core.evaluation.charts import between
 from wovr_core.evaluation.success import success_rate
 
 NEAR = 2  # updates averaged to either side
-STARVED = 0.25  # of the groups informative: with grpo.max_draws 2, an update gets half of the groups it wants
-KL_ALONE = 0.3  # highest harmless KL of an update where no reference says (the quick start's first one has 0.08)
+STARVED = 0.25  # of the groups informative: a judgement, not measured
+KL_ALONE = 0.3  # highest harmless KL of an update where no reference says (the quick start's highest is 0.09)
 KL_FACTOR = 3.0  # over the highest of the reference
 SURE = 4.0  # standard errors; every pair of trials is looked at, so two would cry wolf
 

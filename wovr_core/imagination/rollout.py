@@ -143,17 +143,17 @@ def _dream(
         counts = held_for(shown >= reward.threshold, streak[alive])
         streak[alive] = counts[:, -1]
         holds = counts >= judge.hysteresis  # (living, reading)
-        ends = holds
+        lost = torch.zeros_like(holds)
         if monitor is not None:
             references = torch.stack([starts[row].reference for row in alive.tolist()])
             doubt = monitor.doubt(frames.flatten(0, 1), references.repeat_interleave(len(read), 0))
             lost = (doubt >= monitor.threshold).unflatten(0, (-1, len(read))).cumsum(1) > 0  # from the first doubt on
             holds = holds & ~lost
-            ends = holds | lost
-            doubted[alive[lost.any(1) & ~holds.any(1)]] = True
-        steps = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
-        steps[:, read] = ends
-        counted = valid_steps(steps) if mask else torch.ones_like(steps)
+        success[alive[holds.any(1)]] = True
+        doubted[alive[lost.any(1)]] = ~success[alive[lost.any(1)]]
+        ends = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
+        ends[:, read] = (holds | lost) if mask else lost
+        counted = valid_steps(ends)
         for name, values in (
             ("frames", seen.frames), ("pose", seen.pose), ("tokens", decided.tokens),
             ("log_prob", decided.log_prob), ("valid", counted),
@@ -161,9 +161,7 @@ def _dream(
             columns[name].append(scatter(values))
         if watch is not None:
             watch(alive + offset, frames)
-        success[alive[holds.any(1)]] = True
-        over = (holds if mask else torch.zeros_like(holds)).any(1) | doubted[alive]
-        keep = (~over).nonzero()[:, 0]
+        keep = (~ends.any(1)).nonzero()[:, 0]
         alive, state, sees = alive[keep], state[keep], frames[keep, -1]
         if not len(alive):
             break

@@ -60,6 +60,9 @@ def improve_policy(
             crop = harvest(
                 actor, dreamer, judge_of_success, pool, cfg, judge=judge, generator=generator, monitor=monitor
             )
+            if crop is None and update:
+                stopped = f"no group of dreams was informative at update {update}: all members agree"
+                break
             if crop is None:
                 raise TrainingError(
                     f"grpo: none of {cfg.groups * cfg.max_draws} groups of dreams was informative at update {update} "

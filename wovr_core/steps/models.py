@@ -64,11 +64,14 @@ def save_detector(folder: Path, detector: HallucinationDetector) -> None:
     save_weights(folder, "detector", detector.state_dict())
 
 
-def open_detector(path: Path) -> HallucinationDetector | None:
-    """The hallucination detector beside a reward model, if one was trained."""
+def open_detector(path: Path) -> HallucinationDetector:
+    """The hallucination detector beside a reward model."""
     read_manifest(path, Kind.REWARD_MODEL)
     if not (path / "detector.safetensors").exists():
-        return None
+        raise ArtifactError(
+            f"{path} was made without a hallucination detector: make it again with reward.detector_steps above 0, or "
+            f"learn without one, grpo.monitor: false"
+        )
     detector = HallucinationDetector(threshold=load_json(path, "doubt")["threshold"])
     detector.load_state_dict(finite_weights(path, "detector"))
     return detector.requires_grad_(False)

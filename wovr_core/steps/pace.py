@@ -39,6 +39,9 @@ def choose_policy(
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
         save_policy(draft.folder, previous_policy if back else evolved_policy)
         draft.summary |= {"rolled_back": back, "reason": f"{said}: {'rolled back' if back else 'kept'}"}
+        imagined = read_manifest(evolved, Kind.POLICY).summary.get("imagined_success", [None])[-1]
+        if imagined is not None:
+            draft.summary |= {"imagined_success": imagined, "gap": imagined - new.success_rate}
     return draft.manifest
 
 
