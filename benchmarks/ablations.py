@@ -151,8 +151,14 @@ def in_dreams(shelf: Shelf, given: Plan) -> Path:
     collected = [shelf.make(collect_episodes, s.collect, task, policy=evolved)]
     dreams = shelf.make(train_world_model, s.world_model, task, episodes=[demonstrations, *collected])
 
+    reward: Path | None = None
+
     def improve(policy: Path, updates: int | None = None) -> Path:
-        reward = shelf.make(train_reward, s.reward, task, episodes=[demonstrations, *collected], world_model=dreams)
+        nonlocal reward
+        reward = shelf.make(
+            train_reward, s.reward, task, episodes=[demonstrations, *collected], world_model=dreams,
+            previous=reward,
+        )  # fmt: skip
         keyframes = shelf.make(mine_keyframes, s.keyframes, task, episodes=collected, reward=reward)
         return shelf.make(
             improve_policy, s.grpo, task, policy=policy, world_model=dreams, reward=reward, keyframes=keyframes,

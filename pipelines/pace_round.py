@@ -37,6 +37,7 @@ def pace_round(
     demonstrations: Input[Episodes],
     episodes: Input[Episodes],
     world_model: Input[WorldModel],
+    previous_reward: Input[RewardModel],
 ) -> Round:
     newest = collect_again(task=task, collect=collect, pace=pace, round=round, policy=evolved).outputs["episodes"]
     chosen = choose_policy(
@@ -62,6 +63,7 @@ def pace_round(
         episodes=episodes,
         newest=newest,
         world_model=refitted,
+        previous=previous_reward,
     ).outputs["fitted"]
     beginnings = mine_keyframes(
         task=task, keyframes=keyframes, episodes=episodes, newest=newest, reward=sees_success

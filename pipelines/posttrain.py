@@ -69,7 +69,7 @@ def posttrain(settings: Settings) -> BaseComponent:
                 ).outputs["improved"]
 
                 improved, previous, newest, since = first, base, episodes, {}
-                refitted = dreams
+                refitted, last_reward = dreams, sees_success
                 for k in range(1, rounds + 1):
                     since = pace_round(
                         round=k,
@@ -85,9 +85,10 @@ def posttrain(settings: Settings) -> BaseComponent:
                         demonstrations=demonstrations,
                         episodes=episodes,
                         world_model=refitted,
+                        previous_reward=last_reward,
                     ).outputs
                     improved, previous = since["last_policy"], since["chosen"]
-                    newest, refitted = since["newest"], since["refitted"]
+                    newest, refitted, last_reward = since["newest"], since["refitted"], since["last_reward"]
 
                 evaluation = evaluate_policies(
                     task=task, evaluate=evaluate, candidate=improved, baseline=base, first=first

@@ -139,7 +139,7 @@ class WorldModel(Section):
 class Reward(Section):
     """The success classifier."""
 
-    steps: PositiveInt = 1200
+    steps: PositiveInt = 3600  # on real frames; a PACE round goes on from the reward model before it
     imagined_steps: PositiveInt = 600  # further ones, on dreams of replayed real actions too
     batch: PositiveInt = 128
     learning_rate: PositiveFloat = 3e-3
@@ -147,6 +147,7 @@ class Reward(Section):
     precision: Share = 0.85  # the threshold is calibrated to reach it on imagined held-out frames
     hysteresis: PositiveInt = 2  # consecutive frames that must agree
     every: PositiveInt = 2  # read every n-th imagined frame
+    read_precision: Literal["float32", "bfloat16"] = "bfloat16"  # of classifier and detector, where they look at frames
     detector_steps: NonNegativeInt = 600  # of the hallucination detector; 0 does without
     wrong: Share = 0.12  # a frame is wrong when a neighbourhood is off by more, as a share of the pixel range
     doubt: Share = 0.7  # the detector's probability from which on a dream is not believed

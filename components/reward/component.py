@@ -14,6 +14,7 @@ def train_reward(
     world_model: Input[WorldModel],
     fitted: Output[RewardModel],
     newest: Input[Episodes] | None = None,
+    previous: Input[RewardModel] | None = None,
 ):
     """Learn to see success, on real frames and on dreams whose real outcome is known."""
     from pathlib import Path
@@ -27,5 +28,6 @@ def train_reward(
         episodes=[Path(some.path) for some in (demonstrations, episodes, newest) if some],
         world_model=Path(world_model.path),
         out=Path(fitted.path),
+        previous=Path(previous.path) if previous else None,
     )
     fitted.metadata.update(manifest.summary)

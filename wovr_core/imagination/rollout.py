@@ -64,7 +64,7 @@ def dream(
     generator: torch.Generator,
     mask: bool = True,
     monitor: Monitor | None = None,
-    batch: int = 256,
+    batch: int = 64,
     watch: Callable[[Tensor, UInt8[Tensor, "b frames c h w"]], None] | None = None,
 ) -> Dreams:
     """One imagined rollout from each start, until success (if masked) or until its steps are used up.

@@ -75,9 +75,10 @@ class LanguageKeypoints(nn.Module):
         features = self.look(frames).flatten(2)  # (b, c, places)
         said = self.language(self.embedding(self.tokens(instructions)).flatten(1))
         heat = 2 * torch.bmm(self.query(said).unflatten(1, (self.shape.keypoints, -1)), features)
-        weight = heat.softmax(-1)
-        point = weight @ self.places
-        spread = (weight @ self.places.square() - point.square()).sum(-1).clamp(min=1e-4).sqrt()
+        with torch.autocast(frames.device.type, enabled=False):  # places want more digits than bfloat16 has
+            weight = heat.float().softmax(-1)
+            point = weight @ self.places
+            spread = (weight @ self.places.square() - point.square()).sum(-1).clamp(min=1e-4).sqrt()
         return torch.cat([3 * point.flatten(1), 3 * spread, 0.1 * heat.amax(-1), said], -1)
 
 

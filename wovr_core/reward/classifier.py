@@ -16,13 +16,14 @@ class SuccessClassifier(nn.Module):
     A reading counts as success from `threshold` on, which is calibrated on frames the classifier never learnt from.
     """
 
-    def __init__(self, shape: Shape, *, members: int = 1, threshold: float = 0.5) -> None:
+    def __init__(self, shape: Shape, *, members: int = 1, threshold: float = 0.5, precision: str = "float32") -> None:
         super().__init__()
-        self.shape, self.threshold = shape, threshold
+        self.shape, self.threshold, self.precision = shape, threshold, precision
         self.members = nn.ModuleList(Member(shape) for _ in range(members))
 
     def logits(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, "member b"]:
-        return torch.stack([member(frames, instructions) for member in self.members])
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return torch.stack([member(frames, instructions) for member in self.members]).float()
 
     def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:
         """How likely each frame shows its instruction fulfilled, in [0, 1]."""

@@ -19,9 +19,9 @@ CELL = 6  # pixels: the side of the neighbourhood in which an error is averaged
 class HallucinationDetector(nn.Module):
     """How likely an imagined frame is wrong somewhere, given it and the true first frame (the `Monitor` protocol)."""
 
-    def __init__(self, *, threshold: float) -> None:
+    def __init__(self, *, threshold: float, precision: str = "float32") -> None:
         super().__init__()
-        self.threshold = threshold
+        self.threshold, self.precision = threshold, precision
         self.local = nn.Sequential(
             nn.Conv2d(6, 24, 4, 2, 1), nn.SiLU(), nn.Conv2d(24, 48, 3, 2, 1), nn.SiLU(),
             nn.Conv2d(48, 48, 3, 1, 1), nn.SiLU(), nn.Conv2d(48, 1, 3, 1, 1),
@@ -29,7 +29,9 @@ class HallucinationDetector(nn.Module):
 
     def forward(self, frames: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Logits: the strongest evidence anywhere in the frame."""
-        return self.local(torch.cat([frames, references], 1)).flatten(1).logsumexp(-1) - 3
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            evidence = self.local(torch.cat([frames, references], 1)).float()
+        return evidence.flatten(1).logsumexp(-1) - 3
 
     def doubt(self, frames: UInt8[Tensor, "b 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         with torch.no_grad():

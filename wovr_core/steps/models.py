@@ -43,7 +43,11 @@ def open_policy(path: Path, *, weights: str = "policy") -> TinyVLA:
 
 def save_reward(folder: Path, reward: SuccessClassifier) -> None:
     save_json(folder, "reward", reward.shape.model_dump(mode="json"))
-    save_json(folder, "calibration", {"members": len(reward.members), "threshold": reward.threshold})
+    save_json(
+        folder,
+        "calibration",
+        {"members": len(reward.members), "threshold": reward.threshold, "precision": reward.precision},
+    )
     save_weights(folder, "reward", reward.state_dict())
 
 
@@ -54,13 +58,14 @@ def open_reward(path: Path) -> SuccessClassifier:
         Shape.model_validate(load_json(path, "reward")),
         members=calibration["members"],
         threshold=calibration["threshold"],
+        precision=calibration["precision"],
     )
     reward.load_state_dict(finite_weights(path, "reward"))
     return reward.requires_grad_(False)
 
 
 def save_detector(folder: Path, detector: HallucinationDetector) -> None:
-    save_json(folder, "doubt", {"threshold": detector.threshold})
+    save_json(folder, "doubt", {"threshold": detector.threshold, "precision": detector.precision})
     save_weights(folder, "detector", detector.state_dict())
 
 
@@ -72,7 +77,7 @@ def open_detector(path: Path) -> HallucinationDetector:
             f"{path} was made without a hallucination detector: make it again with reward.detector_steps above 0, or "
             f"learn without one, grpo.monitor: false"
         )
-    detector = HallucinationDetector(threshold=load_json(path, "doubt")["threshold"])
+    detector = HallucinationDetector(**load_json(path, "doubt"))
     detector.load_state_dict(finite_weights(path, "detector"))
     return detector.requires_grad_(False)
 

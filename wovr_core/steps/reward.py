@@ -16,12 +16,17 @@ from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wr
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import named, open_episodes, save_detector, save_reward
+from wovr_core.steps.models import named, open_episodes, open_reward, save_detector, save_reward
 from wovr_core.training.loop import TrainingError
 
 
-def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_model: Path, out: Path) -> Manifest:
-    """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened."""
+def train_reward(
+    cfg: Reward, task: Task, *, episodes: Sequence[Path], world_model: Path, out: Path, previous: Path | None = None
+) -> Manifest:
+    """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened.
+
+    With a `previous` reward model, a PACE round's, the first part is already learnt.
+    """
     data = open_episodes(episodes)
     data.need_both()
     successes = sum(episode.succeeded for episode in data.training)
@@ -35,18 +40,22 @@ def train_reward(cfg: Reward, task: Task, *, episodes: Sequence[Path], world_mod
     torch.manual_seed(task.seed)
     vocabulary, words = vocabulary_of([episode.instruction for episode in data.training])
     shape = Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, kernel=3)
-    reward = SuccessClassifier(shape, members=cfg.ensemble)
+    reward = SuccessClassifier(shape, members=cfg.ensemble, precision=cfg.read_precision)
     made_from = named(episodes) | {"world_model": world_model}
+    if previous is not None:
+        reward = open_reward(previous).requires_grad_(True)
+        made_from["previous"] = previous
     settings = {"reward": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
         real = LabelledFrames.of_episodes(data.training)
-        fit(reward, [real], cfg, steps=cfg.steps, name="reward", generator=generator)
+        if previous is None:
+            fit(reward, [real], cfg, steps=cfg.steps, name="reward", generator=generator)
         shown = replay(dreamer, data.training, generator=generator, every=cfg.every)
         imagined = LabelledFrames.of_sequences(shown.imagined, shown.instructions, shown.success)
         fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
 
         if cfg.detector_steps:
-            detector = HallucinationDetector(threshold=cfg.doubt)
+            detector = HallucinationDetector(threshold=cfg.doubt, precision=cfg.read_precision)
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
             fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator)
             save_detector(draft.folder, detector)

@@ -158,12 +158,14 @@ class WorldModelTransformer(nn.Module):
         temb = embedder.time_embedder(frequencies.to(actions.dtype)).unflatten(0, level.shape) + actions
         return embedder.time_proj(F.silu(temb)).unflatten(-1, (6, -1)), temb
 
-    def _rope(self, latent: Tensor, frames: slice) -> tuple[Tensor, Tensor]:
+    def _rope(self, latent: Tensor, frames: slice) -> Tensor:
+        """Unit complex numbers (1, 1, token, head_dim / 2) that turn the channels of each token."""
         shape = latent.new_empty(1, 1, LATENTS, *latent.shape[-2:], device="meta")
         cos, sin = self.backbone.rope(_Shape(shape, latent.device))
         per_frame = cos.shape[1] // LATENTS
         tokens = slice(frames.start * per_frame, frames.stop * per_frame)
-        return cos[:, tokens].transpose(1, 2), sin[:, tokens].transpose(1, 2)
+        turn = torch.complex(cos[:, tokens, :, 0::2].float(), sin[:, tokens, :, 1::2].float())
+        return turn.transpose(1, 2)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.cfg.heads, self.cfg.head_dim)).transpose(1, 2)
@@ -176,7 +178,7 @@ class WorldModelTransformer(nn.Module):
         block: Any,
         x: Tensor,
         modulate: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         given: Heads | None,
         actions: Heads | None,
         keys_only: bool = False,
@@ -184,7 +186,7 @@ class WorldModelTransformer(nn.Module):
         """One Wan block over tokens (b, latent, token, d); returns them and this block's own keys and values."""
         table = (block.scale_shift_table[:, None] + modulate)[..., None, :]  # (b, latent, 6, 1, d)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
-        h = (_normalise(x) * (1 + scale) + shift).flatten(1, 2)
+        h = torch.addcmul(shift, _normalise(x), 1 + scale).flatten(1, 2)
         attention = block.attn1
         own = (_rotate(self._heads(attention.norm_k(attention.to_k(h))), rope), self._heads(attention.to_v(h)))
         if keys_only:
@@ -192,13 +194,14 @@ class WorldModelTransformer(nn.Module):
         query = _rotate(self._heads(attention.norm_q(attention.to_q(h))), rope)
         keys, values = own if given is None else (torch.cat([given[0], own[0]], 2), torch.cat([given[1], own[1]], 2))
         y = attend(query, keys, values).transpose(1, 2).flatten(2)
-        x = x + attention.to_out[0](y).view_as(x) * gate
+        x = torch.addcmul(x, attention.to_out[0](y).view_as(x), gate)
         if actions is not None:
             cross = block.attn2
             query = self._heads(cross.norm_q(cross.to_q(block.norm2(x).flatten(1, 2))))
             y = attend(query, *actions).transpose(1, 2).flatten(2)
             x = x + cross.to_out[0](y).view_as(x)
-        return x + block.ffn(_normalise(x) * (1 + ffn_scale) + ffn_shift) * ffn_gate, own
+        h = torch.addcmul(ffn_shift, _normalise(x), 1 + ffn_scale)
+        return torch.addcmul(x, block.ffn(h), ffn_gate), own
 
 
 class _Shape:
@@ -220,8 +223,7 @@ def _normalise(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding over pairs of neighbouring channels, as Wan has it."""
-    cos, sin = rope[0][..., 0::2].to(x.dtype), rope[1][..., 1::2].to(x.dtype)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+def _rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotary position embedding, as Wan has it: neighbouring channels are a complex number, turned by `rope`."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)

@@ -155,7 +155,8 @@ class DiffusionWorldModel(nn.Module):
     def look(self, state: DreamState, frames: Sequence[int] = range(FUTURE)) -> UInt8[Tensor, "b frames c h w"]:
         """The pixels of the chosen frames of the chunk just dreamt."""
         window = torch.cat([state.reference[:, :, None], state.before[:, :, None], state.future], 2)
-        return to_pixels(self.autoencoder.decode_future(window, frames=list(frames)))
+        with torch.autocast(window.device.type, torch.bfloat16, enabled=self.cfg.dream_precision == "bfloat16"):
+            return to_pixels(self.autoencoder.decode_future(window, frames=list(frames)))
 
     def _reencoded(self, state: DreamState, future: Tensor) -> Tensor:
         window = torch.cat([state.reference[:, :, None], state.memory[:, :, None], future], 2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wovr_core.envs.tabletop import STEP, Tabletop
 
+ASIDE = 0.17  # play aims at most so far beside a block, in table units: twice what a grasp tolerates
 REACH_STEPS = 5  # a chunk of 8 moves for five steps, then closes or opens, and sees what came of it
 
 
@@ -34,7 +35,9 @@ def play(env: Tabletop, *, generator: torch.Generator, chunk: int = 8) -> Float[
 
     count = env.count
     which = (uniform(count) < 0.5).long()
-    near = env.blocks[env.env, which] + 0.11 * (2 * uniform(count, 2) - 1) * uniform(count, 1).sqrt()
+    aside = 2 * uniform(count, 2) - 1  # so far aside, in max-norm, that every second hand misses
+    aside = aside / aside.abs().amax(-1, keepdim=True) * ASIDE * uniform(count, 1)
+    near = env.blocks[env.env, which] + aside
     pads = env.scenes.pads[env.env, (uniform(count) < 0.5).long()]
     somewhere = 0.08 + 0.84 * uniform(count, 2)
     holding = env.held >= 0
