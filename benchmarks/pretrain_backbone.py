@@ -190,6 +190,7 @@ def main() -> None:
         model.autoencoder.requires_grad_(False)
         (given.work / "codec-episodes").write_text(str(episodes))
         save_file(model.autoencoder.state_dict(), codec_file)
+    first = episodes if given.start is not None else 0
     episodes = train_transformer(
         model, given.steps, given.learning_rate, episodes, given.work / "transformer-checkpoint.safetensors", log
     )
@@ -201,9 +202,9 @@ def main() -> None:
     provenance = {
         "command": f"python benchmarks/pretrain_backbone.py --codec-steps {given.codec_steps} --steps {given.steps}"
         f" --learning-rate {given.learning_rate}",
-        "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "play": "ids of Split.PLAY from 0 on"},
-        "play_episodes": episodes,
-        "play_frames": episodes * (CHUNKS * 8 + 1),
+        "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "play": f"ids of Split.PLAY from {first} on"},
+        "play_episodes": episodes - first,
+        "play_frames": (episodes - first) * (CHUNKS * 8 + 1),
         "seconds": round(time.time() - begun),
         "threads": given.threads,
         "date": time.strftime("%Y-%m-%d"),

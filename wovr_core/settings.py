@@ -150,7 +150,7 @@ class Reward(Section):
     read_precision: Literal["float32", "bfloat16"] = "bfloat16"  # of classifier and detector, where they look at frames
     detector_steps: NonNegativeInt = 600  # of the hallucination detector; 0 does without
     wrong: Share = 0.12  # a frame is wrong when a neighbourhood is off by more, as a share of the pixel range
-    doubt: Share = 0.7  # the detector's probability from which on a dream is not believed
+    spared: Share = 0.95  # of the successes rightly imagined on held-out episodes: so doubtful a dream may look
 
     @model_validator(mode="after")
     def _reads_the_last_frame(self) -> Self:
@@ -177,7 +177,7 @@ class Keyframes(Section):
 class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
-    updates: PositiveInt = 45
+    updates: PositiveInt = 60
     groups: PositiveInt = 32  # informative groups an update wants
     group_size: Annotated[int, Field(ge=2)] = 8
     max_draws: PositiveInt = 1  # refill: at most this many times `groups` are drawn for an update
@@ -209,7 +209,7 @@ class Pace(Section):
     held_out: PositiveInt = 48
     steps: PositiveInt = 40
     new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
-    updates: PositiveInt = 25
+    updates: PositiveInt = 40
     rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wovr_core.policy.tiny_vla import Shape
-from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
+from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score, spare
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wrong
 from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit, jitter
@@ -147,6 +147,14 @@ def test_a_frame_is_wrong_where_a_neighbourhood_is_off_and_not_when_a_pixel_is(g
     expected = torch.zeros(40, 4, dtype=torch.bool)
     expected[::2, 2:] = True
     assert torch.equal(wrong(imagined, real, tolerance=0.05), expected)
+
+
+def test_the_monitor_spares_the_share_of_right_dreams_it_was_told_to_and_no_more():
+    doubt = torch.arange(100) / 100
+    assert (doubt < spare(doubt, 0.95)).sum() == 95
+    assert (doubt < spare(doubt, 1.0)).all()
+    assert (doubt[1:] >= spare(doubt, 0.0)).all()
+    assert spare(torch.zeros(0), 0.95) == 1.0, "without a right dream nothing is known, and nothing is doubted"
 
 
 def test_the_detector_learns_to_see_ghosts_and_doubts_no_sound_frame(generator):

@@ -1,7 +1,9 @@
 """Choosing the threshold at which an imagined rollout counts as a success."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -50,6 +52,14 @@ class Agreement:
 def rollout_score(probability: Float[Tensor, "rollout frame"], hysteresis: int) -> Float[Tensor, " rollout"]:
     """The highest threshold at which a rollout counts as a success: the best of its runs of `hysteresis` frames."""
     return probability.unfold(1, hysteresis, 1).amin(-1).amax(-1)
+
+
+def spare(doubt: Float[Tensor, " rollout"], share: float) -> float:
+    """From which doubt on a dream is not believed, when `share` of these rollouts are to be; 1 without any rollouts."""
+    if not len(doubt):
+        return 1.0
+    most = doubt.sort().values[math.ceil(share * len(doubt)) - 1] if share else torch.zeros(())
+    return float(torch.nextafter(most, torch.ones(())))
 
 
 def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, precision: float) -> float:

@@ -10,7 +10,7 @@ from wovr_core.evaluation.fidelity import outcomes, probabilities
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import Judge
 from wovr_core.policy.tiny_vla import Shape, vocabulary_of
-from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score
+from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score, spare
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wrong
 from wovr_core.reward.train import LabelledFrames, fit
@@ -55,16 +55,20 @@ def train_reward(
         fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
 
         if cfg.detector_steps:
-            detector = HallucinationDetector(threshold=cfg.doubt, precision=cfg.read_precision)
+            detector = HallucinationDetector(threshold=1.0, precision=cfg.read_precision)
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
             fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator)
-            save_detector(draft.folder, detector)
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]
         score = rollout_score(probabilities(reward, read, shown.instructions), cfg.hysteresis)
         reward.threshold = calibrate(score, shown.success.any(1), precision=cfg.precision)
         agreement = outcomes(reward, shown, judge)
+        if cfg.detector_steps:
+            right = (score >= reward.threshold) & shown.success.any(1)
+            doubt = detector.doubt(read[right].flatten(0, 1), shown.first[right].repeat_interleave(read.shape[1], 0))
+            detector.threshold = spare(doubt.unflatten(0, (-1, read.shape[1])).amax(1), cfg.spared)
+            save_detector(draft.folder, detector)
         frames = LabelledFrames.of_episodes(data.held_out)
         seen = reward.probability(frames.frames, frames.instructions) >= reward.threshold
         save_reward(draft.folder, reward)
