@@ -7,6 +7,7 @@ import torch
 
 from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.evaluation.fidelity import outcomes, probabilities
+from wovr_core.imagination.masking import held_for, valid_steps
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import Judge
 from wovr_core.policy.tiny_vla import Shape, vocabulary_of
@@ -61,13 +62,16 @@ def train_reward(
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]
-        score = rollout_score(probabilities(reward, read, shown.instructions), cfg.hysteresis)
+        probability = probabilities(reward, read, shown.instructions)
+        score = rollout_score(probability, cfg.hysteresis)
         reward.threshold = calibrate(score, shown.success.any(1), precision=cfg.precision)
         agreement = outcomes(reward, shown, judge)
         if cfg.detector_steps:
             right = (score >= reward.threshold) & shown.success.any(1)
             doubt = detector.doubt(read[right].flatten(0, 1), shown.first[right].repeat_interleave(read.shape[1], 0))
-            detector.threshold = spare(doubt.unflatten(0, (-1, read.shape[1])).amax(1), cfg.spared)
+            agree = held_for(probability >= reward.threshold, torch.zeros(len(read), dtype=torch.long))[right]
+            dreamt = valid_steps(agree >= cfg.hysteresis)  # a dream ends with its first success
+            detector.threshold = spare(doubt.view_as(dreamt).masked_fill(~dreamt, 0).amax(1), cfg.spared)
             save_detector(draft.folder, detector)
         frames = LabelledFrames.of_episodes(data.held_out)
         seen = reward.probability(frames.frames, frames.instructions) >= reward.threshold
