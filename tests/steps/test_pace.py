@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL, collection
-from wovr_core.artifacts import Kind, load_weights, writing
+from tests.steps.conftest import REWARD, SHAPE, TASK, WORLD_MODEL, collection
+from wovr_core.artifacts import Kind, load_weights, read_manifest, writing
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.settings import Pace
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import save_policy
 from wovr_core.steps.pace import choose_policy, refit_world_model
+from wovr_core.steps.reward import train_reward
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,21 @@ def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
     assert manifest.summary["refit_kept"] is False
     old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
     assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_a_rounds_reward_model_goes_on_from_the_one_before(shelf, tmp_path):
+    """Real frames are not learnt again, dreams are; where neither teaches anything, the weights are the old ones."""
+    ports = {"episodes": [shelf / "episodes"], "world_model": shelf / "world_model"}
+    still = REWARD.model_copy(update={"learning_rate": 1e-12})
+    again = train_reward(still, TASK, **ports, out=tmp_path / "again", previous=shelf / "reward")
+    anew = train_reward(still, TASK, **ports, out=tmp_path / "anew")
+    assert again.made_from["previous"] == read_manifest(shelf / "reward", Kind.REWARD_MODEL).digest
+    assert "previous" not in anew.made_from
+    old, new, other = (
+        load_weights(path, "reward") for path in (shelf / "reward", tmp_path / "again", tmp_path / "anew")
+    )
+    assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)
+    assert old.keys() != other.keys() or any(old[name].shape != other[name].shape for name in old)
 
 
 def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_path):
