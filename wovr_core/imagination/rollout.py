@@ -4,7 +4,9 @@ This room sees protocols and init states only. It cannot reach an environment, a
 and the arm's own pose to decide by.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,14 +74,28 @@ def dream(
     With a `monitor`, a rollout is over at the first reading it does not believe, and is no success (masked or not).
     Finished rollouts leave the batch. `watch` is shown the rows and the judged frames of every dreamt chunk.
     """
-    parts = []
-    with torch.no_grad():
-        for first in range(0, len(starts), batch):
-            some = starts[first : first + batch]
-            parts.append(
-                _dream(policy, world_model, reward, some, temperature, judge, generator, mask, monitor, first, watch)
-            )
-    return together(parts)
+    firsts = range(0, len(starts), batch)
+    seeds = torch.randint(2**62, (len(firsts),), generator=generator).tolist()  # so the order of batches is no matter
+
+    def part(first: int, seed: int) -> Dreams:
+        own = torch.Generator().manual_seed(seed)
+        some = starts[first : first + batch]
+        with torch.no_grad():
+            return _dream(policy, world_model, reward, some, temperature, judge, own, mask, monitor, first, watch)
+
+    with side_by_side() as pool:
+        return together(list(pool.map(part, firsts, seeds)))
+
+
+@contextmanager
+def side_by_side() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each computing alone: small products gain more from that than from being shared."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def together(parts: Sequence[Dreams]) -> Dreams:
