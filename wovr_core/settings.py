@@ -68,7 +68,7 @@ class Task(Section):
 class Policy(Section):
     """The base policy: behaviour-cloned from scripted demonstrations."""
 
-    demonstrations: PositiveInt = 50
+    demonstrations: PositiveInt = 40
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
     steps: PositiveInt = 1500
@@ -141,7 +141,7 @@ class Reward(Section):
 
     steps: PositiveInt = 3600  # on real frames; a PACE round goes on from the reward model before it
     imagined_steps: PositiveInt = 600  # further ones, on dreams of replayed real actions too
-    batch: PositiveInt = 128
+    batch: PositiveInt = 64
     learning_rate: PositiveFloat = 3e-3
     ensemble: PositiveInt = 1
     precision: Share = 0.85  # the threshold is calibrated to reach it on imagined held-out frames
@@ -178,20 +178,20 @@ class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
     updates: PositiveInt = 60
-    groups: PositiveInt = 32  # informative groups an update wants
-    group_size: Annotated[int, Field(ge=2)] = 8
+    groups: PositiveInt = 64  # informative groups an update wants
+    group_size: Annotated[int, Field(ge=2)] = 4
     max_draws: PositiveInt = 1  # refill: at most this many times `groups` are drawn for an update
     informative: Bounds = (0.1, 0.9)  # success rates of a group that carry signal
     kir_ratio: Share = 0.125  # share of groups that start at keyframes; few help here (docs/results/tabletop.md)
     keyframe_horizon: PositiveInt = 32  # a dream from a keyframe is short
     temperature: PositiveFloat = 1.0
     discount: Share = 1.0
-    advantage: Literal["mean", "standardised"] = "standardised"
+    advantage: Literal["mean", "standardised"] = "mean"
     monitor: bool = True  # a dream that looks hallucinated ends there, and is no success
     mask: bool = True  # nothing dreamt after the first success counts
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.28
-    epochs: PositiveInt = 3
+    epochs: PositiveInt = 4
     minibatch: PositiveInt = 256  # chunks
     learning_rate: PositiveFloat = 6e-4
     warmup: PositiveInt = 4  # updates over which the learning rate rises to it

@@ -7,7 +7,7 @@ from wovr_core.policy.tiny_vla import Shape
 from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score, spare
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wrong
-from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit, jitter
+from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit
 from wovr_core.settings import Reward
 
 
@@ -43,23 +43,6 @@ def test_a_fifth_of_the_positives_stand_under_wrong_words_and_are_negatives(gene
 def test_data_without_one_kind_still_gives_batches(generator, successes, failures):
     frames, said, label = BalancedSampler(some_frames(successes, failures), generator=generator).draw(40)
     assert len(frames) == len(said) == len(label) > 0
-
-
-def test_jitter_shifts_a_picture_and_keeps_what_is_in_it(generator):
-    frames = torch.zeros(50, 3, 16, 16)
-    frames[:, :, 7:9, 7:9] = torch.rand(50, 3, 1, 1) + 0.5  # away from the edge, so it never leaves
-    moved = jitter(frames, generator=generator, most=5)
-    assert moved.shape == frames.shape
-    assert torch.allclose(moved.sum((2, 3)), frames.sum((2, 3)), atol=1e-4)
-    assert not torch.equal(moved, frames)
-    rows = moved[:, 0].sum(2).argmax(1)
-    assert rows.min() < 7 < rows.max(), "both ways"
-    assert torch.equal(jitter(frames, generator=generator, most=0), frames)
-
-
-def test_jitter_repeats_the_edge(generator):
-    flat = torch.full((20, 3, 8, 8), 0.7)
-    assert torch.equal(jitter(flat, generator=generator), flat), "no border comes in from outside"
 
 
 def test_precision_and_recall_are_those_of_the_textbook():

@@ -8,12 +8,16 @@ from torch.nn import functional as F
 from wovr_core.policy.action_chunks import to_tokens
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.settings import Policy as Settings
+from wovr_core.training.augmentation import jitter
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
 
 def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, generator: torch.Generator) -> list[float]:
-    """Maximise the likelihood of what the demonstrations did at the start of every chunk; returns the losses."""
+    """Maximise the likelihood of what the demonstrations did at the start of every chunk; returns the losses.
+
+    Frames are shifted a little, the more to learn from the few demonstrations there are: motions are relative.
+    """
     chunk = policy.shape.chunk
     frames = torch.cat([episode.frames[:-1:chunk] for episode in episodes])
     tokens = torch.cat([to_tokens(episode.actions).unflatten(0, (-1, chunk)) for episode in episodes])
@@ -21,7 +25,7 @@ def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, genera
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
-        motion, gripper = policy(to_unit(frames[rows]), [said[row] for row in rows.tolist()])
+        motion, gripper = policy(jitter(to_unit(frames[rows]), generator=generator), [said[row] for row in rows.tolist()])
         wanted = tokens[rows]
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())

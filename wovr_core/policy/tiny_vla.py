@@ -28,8 +28,8 @@ class Shape(BaseModel):
     image_size: int
     action_dim: int = 3
     chunk: int = 8
-    features: int = 24
-    keypoints: int = 12
+    features: int = 32
+    keypoints: int = 32
     hidden: int = 128
     kernel: int = 1  # of the second convolution
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import Reward
+from wovr_core.training.augmentation import jitter
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
@@ -71,15 +72,6 @@ class BalancedSampler:
             said[i] = others[int(torch.randint(len(others), (), generator=self.generator))]
             label[i] = 0
         return self.data.frames[rows], said, label
-
-
-def jitter(frames: Float[Tensor, "b 3 h w"], *, generator: torch.Generator, most: int = 5) -> Float[Tensor, "b 3 h w"]:
-    """Shift every frame by up to `most` pixels each way, its edge repeated: success does not depend on where."""
-    b, _, height, width = frames.shape
-    wide = F.pad(frames, (most, most, most, most), mode="replicate")
-    by = torch.randint(0, 2 * most + 1, (2, b, 1), generator=generator)
-    rows, columns = by[0] + torch.arange(height), by[1] + torch.arange(width)
-    return wide.movedim(1, -1)[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def fit(

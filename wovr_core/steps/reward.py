@@ -40,7 +40,9 @@ def train_reward(
     generator = torch.Generator().manual_seed(task.seed)
     torch.manual_seed(task.seed)
     vocabulary, words = vocabulary_of([episode.instruction for episode in data.training])
-    shape = Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, kernel=3)
+    shape = Shape(
+        vocabulary=vocabulary, words=words, image_size=task.image_size, features=24, keypoints=12, kernel=3
+    )  # fmt: skip
     reward = SuccessClassifier(shape, members=cfg.ensemble, precision=cfg.read_precision)
     made_from = named(episodes) | {"world_model": world_model}
     if previous is not None:
