@@ -85,14 +85,15 @@ def improve_policy(
                     "seconds": time.monotonic() - begun,
                 }
             )  # fmt: skip
+            line = json.dumps({name: _number(value) for name, value in history[-1].items()})
+            with (draft.folder / "history.jsonl").open("a") as told:  # as it goes: learning takes long to watch blindly
+                told.write(line + "\n")
             progress.update(bar, advance=1, note=f"imagined success {100 * crop.success:.0f} %")
             first = history[0]["imagined_success"]
             if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
                 stopped = f"imagined success rose by {100 * (crop.success - first):.0f} points: time to look at reality"
                 break
         save_policy(draft.folder, actor)
-        lines = [json.dumps({k: _number(v) for k, v in row.items()}) + "\n" for row in history]
-        (draft.folder / "history.jsonl").write_text("".join(lines))
         draft.summary |= {
             "updates": len(history), "stopped": stopped,
             "imagined_frames": sum(int(str(row["imagined_frames"])) for row in history),
