@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="weights (codec and transformer) to go on from, with a fresh schedule"
     )
+    parser.add_argument("--first", type=int, default=100_000, help="with --start: play id to begin at, best a new one")
     parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -180,7 +181,7 @@ def main() -> None:
     if given.start is not None:
         model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
         save_file(model.autoencoder.state_dict(), codec_file)
-        (given.work / "codec-episodes").write_text("100000")  # ids no earlier phase has used
+        (given.work / "codec-episodes").write_text(str(given.first))
     if codec_file.exists():
         model.autoencoder.load_state_dict(load_file(codec_file))
         episodes = int((given.work / "codec-episodes").read_text())

@@ -177,7 +177,7 @@ class Keyframes(Section):
 class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
-    updates: PositiveInt = 60
+    updates: PositiveInt = 30
     groups: PositiveInt = 64  # informative groups an update wants
     group_size: Annotated[int, Field(ge=2)] = 4
     max_draws: PositiveInt = 1  # refill: at most this many times `groups` are drawn for an update
@@ -204,12 +204,12 @@ class Grpo(Section):
 class Pace(Section):
     """Refit the world model on what the evolved policy does."""
 
-    rounds: NonNegativeInt = 1
+    rounds: NonNegativeInt = 2
     episodes: PositiveInt = 160
     held_out: PositiveInt = 48
     steps: PositiveInt = 40
     new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
-    updates: PositiveInt = 40
+    updates: PositiveInt = 24
     rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
 
 
