@@ -72,7 +72,9 @@ def test_without_rounds_their_episodes_and_updates_come_first():
 
 def test_more_rounds_share_what_there_is():
     given = plan(
-        FULL.model_copy(update={"pace": Pace(episodes=160, held_out=48, updates=16)}), {"pace.rounds": 3}, row=""
+        FULL.model_copy(update={"pace": Pace(rounds=1, episodes=160, held_out=48, updates=16)}),
+        {"pace.rounds": 3},
+        row="",
     )
     assert [pace.episodes for pace in given.rounds] == [53, 53, 54]
     assert [pace.held_out for pace in given.rounds] == [16, 16, 16]

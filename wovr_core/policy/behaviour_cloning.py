@@ -25,7 +25,9 @@ def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, genera
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
-        motion, gripper = policy(jitter(to_unit(frames[rows]), generator=generator), [said[row] for row in rows.tolist()])
+        motion, gripper = policy(
+            jitter(to_unit(frames[rows]), generator=generator), [said[row] for row in rows.tolist()]
+        )
         wanted = tokens[rows]
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
