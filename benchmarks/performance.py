@@ -5,7 +5,7 @@
 Reads the run's own record; prints a table for docs/results/performance.md.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from pipelines.local import Run
@@ -13,13 +13,15 @@ from wovr_core.artifacts import Kind, read_manifest
 
 
 def main() -> None:
-    run = Run.read(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    run = Run.read(parser.parse_args().run)
     total = sum(task.seconds for task in run.tasks.values())
     print("| task | seconds | share |\n|---|---|---|")
     for name, task in run.tasks.items():
         print(f"| {name} | {task.seconds:.0f} | {100 * task.seconds / total:.0f} % |")
     print(f"| all | {total:.0f} | |\n")
-    for name in ("improve-policy", "improve-again"):
+    for name in (name for name in run.tasks if name.startswith("improve-")):
         path = run.artifact(name, "improved")
         if path is not None:
             said = read_manifest(path, Kind.POLICY).summary
