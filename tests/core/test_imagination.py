@@ -65,6 +65,21 @@ def test_rows_are_never_mixed_up_when_others_leave(batch):
                 assert torch.equal(dreams.log_prob[row, chunk], -dreams.tokens[row, chunk].float())
 
 
+def test_dreams_are_the_same_whatever_the_number_of_threads():
+    starts = [a_start(i, goal=5 + 3 * i) for i in range(24)]
+    before, told = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            told.append(dreams_of(starts, world=ToyWorld(chance=True), batch=4))
+            assert torch.get_num_threads() == threads, "a dream leaves the number of threads as it was"
+    finally:
+        torch.set_num_threads(before)
+    assert 1 < len(told[0].length.unique()), "chance has a say"
+    for other in told[1:]:
+        assert torch.equal(told[0].tokens, other.tokens) and torch.equal(told[0].valid, other.valid)
+
+
 def test_whoever_watches_is_shown_each_dream_under_its_own_row():
     shown = []
     starts = [a_start(i, goal=5 * i, steps_left=16) for i in range(5)]
