@@ -86,7 +86,7 @@ def improve_policy(
                 }
             )  # fmt: skip
             line = json.dumps({name: _number(value) for name, value in history[-1].items()})
-            with (draft.folder / "history.jsonl").open("a") as told:  # as it goes: learning takes long to watch blindly
+            with (draft.folder / "history.jsonl").open("a") as told:  # as it goes, in the hidden draft
                 told.write(line + "\n")
             progress.update(bar, advance=1, note=f"imagined success {100 * crop.success:.0f} %")
             first = history[0]["imagined_success"]
