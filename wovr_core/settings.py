@@ -68,10 +68,10 @@ class Task(Section):
 class Policy(Section):
     """The base policy: behaviour-cloned from scripted demonstrations."""
 
-    demonstrations: PositiveInt = 40
+    demonstrations: PositiveInt = 12
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
-    steps: PositiveInt = 1500
+    steps: PositiveInt = 1000
     batch: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
 

@@ -1,8 +1,12 @@
 """Shifted pictures show the same thing."""
 
+import pytest
 import torch
 
-from wovr_core.training.augmentation import jitter
+from wovr_core.envs.splits import Split
+from wovr_core.envs.tabletop import Tabletop
+from wovr_core.training.augmentation import jitter, mirror
+from wovr_core.trajectory import to_unit
 
 
 def test_jitter_shifts_a_picture_and_keeps_what_is_in_it(generator):
@@ -20,3 +24,32 @@ def test_jitter_shifts_a_picture_and_keeps_what_is_in_it(generator):
 def test_jitter_repeats_the_edge(generator):
     flat = torch.full((20, 3, 8, 8), 0.7)
     assert torch.equal(jitter(flat, generator=generator), flat), "no border comes in from outside"
+
+
+def test_mirrors_in_four_ways_and_motions_with_them(generator):
+    frames = torch.rand(2, 3, 8, 8, generator=generator)
+    ways = [mirror(frames, step) for step in range(8)]
+    assert [tuple(turned.tolist()) for _, turned in ways[:4]] == [(1, 1), (-1, 1), (1, -1), (-1, -1)]
+    for step, axes in enumerate([[], [3], [2], [2, 3]]):
+        assert torch.equal(ways[step][0], frames.flip(axes))
+        assert torch.equal(ways[step][0], ways[step + 4][0]), "in turn"
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_mirrored_picture_moves_the_mirrored_way(step):
+    """The tabletop's own axes: what the gripper is seen to do in a mirror is the motion times its signs."""
+    env = Tabletop(image_size=48)
+    before = env.reset(Split.COLLECTION.ids(64), Split.COLLECTION).frames
+    motion = torch.tensor([0.5, -0.8, -1.0])
+    for _ in range(3):
+        env.step(motion.expand(64, 3))
+    frames = [mirror(to_unit(frames), step)[0].mean(1) for frames in (before, env.observe().frames)]
+    came = (frames[0] - frames[1]).clamp(min=0)  # the gripper is black
+    left = (frames[1] - frames[0]).clamp(min=0)
+
+    def middle(seen):
+        axis = torch.arange(48.0)
+        return torch.stack([(seen.mean((0, 1)) * axis).sum(), (seen.mean((0, 2)) * axis).sum()]) / seen.mean(0).sum()
+
+    moved = middle(came) - middle(left)  # columns, rows
+    assert torch.equal(moved.sign(), (motion[:2] * mirror(torch.zeros(1, 3, 4, 4), step)[1]).sign()), moved

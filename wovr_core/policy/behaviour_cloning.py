@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from wovr_core.policy.action_chunks import to_tokens
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.settings import Policy as Settings
-from wovr_core.training.augmentation import jitter
+from wovr_core.training.augmentation import jitter, mirror
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
@@ -16,19 +16,19 @@ from wovr_core.trajectory import Episode, to_unit
 def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, generator: torch.Generator) -> list[float]:
     """Maximise the likelihood of what the demonstrations did at the start of every chunk; returns the losses.
 
-    Frames are shifted a little, the more to learn from the few demonstrations there are: motions are relative.
+    Frames are shifted a little and mirrored, motions with them, to learn more from the few demonstrations there are.
     """
     chunk = policy.shape.chunk
     frames = torch.cat([episode.frames[:-1:chunk] for episode in episodes])
-    tokens = torch.cat([to_tokens(episode.actions).unflatten(0, (-1, chunk)) for episode in episodes])
+    actions = torch.cat([episode.actions.unflatten(0, (-1, chunk)) for episode in episodes])
     said = [episode.instruction for episode in episodes for _ in range(len(episode.actions) // chunk)]
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
-        motion, gripper = policy(
-            jitter(to_unit(frames[rows]), generator=generator), [said[row] for row in rows.tolist()]
-        )
-        wanted = tokens[rows]
+        seen, turned = mirror(jitter(to_unit(frames[rows]), generator=generator), step)
+        motion, gripper = policy(seen, [said[row] for row in rows.tolist()])
+        done = actions[rows]
+        wanted = to_tokens(torch.cat([done[..., :2] * turned, done[..., 2:]], -1))
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
 

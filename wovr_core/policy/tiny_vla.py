@@ -52,6 +52,9 @@ class LanguageKeypoints(nn.Module):
             nn.Conv2d(3, c, 4, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2), nn.ReLU(),
         )  # fmt: skip
+        for layer in (self.look[0], self.look[2]):  # as He et al. (arXiv 1502.01852): torch's own is a lottery here
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
         self.embedding = nn.Embedding(
             len(shape.vocabulary) + 1, 16
         )  # the last is for words never heard, and for silence

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import Reward
-from wovr_core.training.augmentation import jitter
+from wovr_core.training.augmentation import jitter, mirror
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
@@ -92,11 +92,7 @@ def fit(
         frames = frames + 0.06 * torch.rand(len(frames), 1, 1, 1, generator=generator) * torch.randn(
             frames.shape, generator=generator
         )
-        frames = jitter(frames, generator=generator)
-        if step % 4 & 1:  # the table has no left or right
-            frames = frames.flip(-1)
-        if step % 4 & 2:
-            frames = frames.flip(-2)
+        frames, _ = mirror(jitter(frames, generator=generator), step)
         said = [words for _, spoken, _ in drawn for words in spoken]
         label = torch.cat([label for _, _, label in drawn])
         logits = classifier.logits(frames, said)
