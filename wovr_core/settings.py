@@ -68,7 +68,7 @@ class Task(Section):
 class Policy(Section):
     """The base policy: behaviour-cloned from scripted demonstrations."""
 
-    demonstrations: PositiveInt = 12
+    demonstrations: PositiveInt = 10
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
     steps: PositiveInt = 1000
