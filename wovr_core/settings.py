@@ -188,6 +188,7 @@ class Grpo(Section):
     discount: Share = 1.0
     advantage: Literal["mean", "standardised"] = "mean"
     monitor: bool = True  # a dream that looks hallucinated ends there, and is no success
+    mirror: bool = True  # a success teaches its mirror images too: the table has no left or right
     mask: bool = True  # nothing dreamt after the first success counts
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.28

@@ -1,15 +1,20 @@
 """One update of the policy: towards what did better, and never into ruin."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.toys import SIDE, ToyReward, ToyWorld, a_start
+from wovr_core.grpo.symmetry import with_mirrored
 from wovr_core.grpo.update import UpdateError, update_policy
 from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.settings import Grpo
+from wovr_core.trajectory import Observation
 
-CFG = Grpo(learning_rate=1e-2, epochs=2, minibatch=8)
+CFG = Grpo(learning_rate=1e-2, epochs=2, minibatch=8, mirror=False)  # a toy looks the same in a mirror
 
 
 @pytest.fixture
@@ -41,8 +46,6 @@ def same(one, other) -> bool:
 
 def likelihood(policy: TinyVLA, dreams: Dreams) -> torch.Tensor:
     """Log-probability of each rollout's first chunk."""
-    from wovr_core.trajectory import Observation
-
     seen = Observation(
         frames=dreams.frames[:, 0], pose=dreams.pose[:, 0], instructions=tuple(s.instruction for s in dreams.starts)
     )
@@ -120,3 +123,41 @@ def test_the_leash_to_the_base_policy_holds(policy):
         gap = likelihood(policy, dreams) - likelihood(base, dreams)
         far.append((gap.exp() - 1 - gap).mean().item())
     assert far[1] < far[0] / 2
+
+
+def lopsided(policy: TinyVLA) -> tuple[Dreams, torch.Tensor]:
+    """Dreams whose pictures have a bright corner, so that they differ from their mirror images."""
+    dreams = dreams_by(policy)
+    frames = dreams.frames.clone()
+    frames[..., : SIDE // 2, : SIDE // 2] += 200
+    return replace(dreams, frames=frames), torch.tensor([1.0, -1.0, 0.0] * 4)
+
+
+def test_only_what_earned_an_advantage_is_mirrored_and_its_motions_with_it(policy):
+    dreams, advantages = lopsided(policy)
+    more, values = with_mirrored(policy, dreams, advantages, temperature=1.0)
+    assert len(more) == len(values) == 12 + 3 * 4
+    assert torch.equal(more.tokens[:12], dreams.tokens)
+    assert torch.equal(values, torch.cat([advantages, torch.ones(12)]))
+    good = advantages > 0
+    for way, (axes, signs) in enumerate((([-1], (-1, 1)), ([-2], (1, -1)), ([-1, -2], (-1, -1)))):
+        image = more[torch.arange(12 + 4 * way, 16 + 4 * way)]
+        assert torch.equal(image.frames, dreams.frames[good].flip(axes))
+        assert torch.equal(image.valid, dreams.valid[good])
+        motion, was = (from_tokens(tokens)[..., :2] for tokens in (image.tokens, dreams.tokens[good]))
+        assert torch.allclose(motion, was * torch.tensor(signs), atol=1e-6)
+        assert torch.equal(image.tokens[..., 2], dreams.tokens[good][..., 2]), "the gripper has no left or right"
+        assert torch.allclose(image.log_prob[:, 0], likelihood(policy, image), atol=1e-5), "ratios begin at one"
+
+
+def test_with_mirrors_the_mirrored_success_becomes_likelier_too(policy):
+    dreams, advantages = lopsided(policy)
+    images = with_mirrored(policy, dreams, advantages, temperature=1.0)[0][torch.arange(12, 24)]
+    start, gain = {name: value.clone() for name, value in policy.state_dict().items()}, []
+    for mirror in (True, False):
+        policy.load_state_dict(start)
+        before = likelihood(policy, images)
+        update(policy, dreams, advantages, CFG.model_copy(update={"mirror": mirror}))
+        gain.append((likelihood(policy, images) - before).mean().item())
+    assert gain[0] > 0
+    assert gain[0] > gain[1]

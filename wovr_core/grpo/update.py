@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wovr_core.grpo.loss import kl_penalty, policy_loss
+from wovr_core.grpo.symmetry import with_mirrored
 from wovr_core.imagination.rollout import Dreams
 from wovr_core.protocols import Policy
 from wovr_core.settings import Grpo
@@ -39,9 +40,12 @@ def update_policy(
 ) -> Outcome:
     """A few epochs of clipped policy-gradient steps over the valid chunks of the dreams.
 
-    Log-probabilities are recomputed at the sampling temperature. Raises `UpdateError` when a loss or its gradient is
+    Log-probabilities are recomputed at the sampling temperature. With `cfg.mirror`, whoever earned an advantage
+    teaches its mirror images too. Raises `UpdateError` when a loss or its gradient is
     not finite, with every step of this update taken back.
     """
+    if cfg.mirror:
+        dreams, advantages = with_mirrored(policy, dreams, advantages, temperature=cfg.temperature)
     chunks = ((dreams.valid.any(-1)) & (advantages != 0)[:, None]).nonzero()  # (chunk, 2): rollout and its chunk
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     before = [p.detach().clone() for p in parameters]

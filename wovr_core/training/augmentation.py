@@ -1,7 +1,7 @@
 """Pictures that mean the same."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ def jitter(frames: Float[Tensor, "b 3 h w"], *, generator: torch.Generator, most
     return wide.movedim(1, -1)[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
-def mirror(frames: Float[Tensor, "b c h w"], step: int) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "2"]]:
+def mirror(frames: Shaped[Tensor, "b c h w"], step: int) -> tuple[Shaped[Tensor, "b c h w"], Float[Tensor, "2"]]:
     """Mirror sideways, upside down, both or neither, in turn; and what that makes of motions in x and y: 1 or -1.
 
     The table has no left or right, and what is said names none.
