@@ -210,7 +210,7 @@ class Pace(Section):
     held_out: PositiveInt = 48
     steps: PositiveInt = 40
     new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
-    updates: PositiveInt = 24
+    updates: PositiveInt = 16
     rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
 
 
