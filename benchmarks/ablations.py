@@ -238,6 +238,7 @@ ROWS: dict[str, Row] = {
     "ceiling": Row("GRPO for real, as often as WoVR dreams", {}, ceiling, "ceiling"),
     **GUARDS,
     "no-noisy-context": Row("world model fitted without noise on its memory", {"world_model.memory_noise": 0.0}),
+    "no-mirror": Row("successes do not teach their mirror images", {"grpo.mirror": False}),
     **{
         f"kir-{r}": Row(f"{100 * r:.0f} % of dreams from keyframes", {"grpo.kir_ratio": r})
         for r in (0.25, 0.5, 0.75, 1.0)
