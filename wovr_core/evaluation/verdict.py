@@ -64,9 +64,10 @@ def decide(
     `imagined` is success in dreams before and after the learning. It has no vote, but it tells why a policy is held.
     """
     c = comparison
+    chance = f"= {c.p_value:.2g}" if c.p_value >= 1e-300 else "< 1e-300"  # smaller ones have no float
     said = (
         f"candidate {c.candidate} against base {c.baseline}: {100 * c.difference:+.1f} points "
-        f"[{100 * c.low:+.1f}, {100 * c.high:+.1f}], {c.gained} gained, {c.lost} lost, p = {c.p_value:.2g}"
+        f"[{100 * c.low:+.1f}, {100 * c.high:+.1f}], {c.gained} gained, {c.lost} lost, p {chance}"
     )
     if c.low > minimum_gain:
         return Verdict(True, said)

@@ -17,7 +17,7 @@ from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wr
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import named, open_episodes, open_reward, save_detector, save_reward
+from wovr_core.steps.models import named, open_detector, open_episodes, open_reward, save_detector, save_reward
 from wovr_core.training.loop import TrainingError
 
 
@@ -26,7 +26,7 @@ def train_reward(
 ) -> Manifest:
     """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened.
 
-    With a `previous` reward model, a PACE round's, the first part is already learnt.
+    With a `previous` reward model, a PACE round's, the first part is already learnt, and its detector goes on too.
     """
     data = open_episodes(episodes)
     data.need_both()
@@ -58,9 +58,13 @@ def train_reward(
         fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
 
         if cfg.detector_steps:
-            detector = HallucinationDetector(threshold=1.0, precision=cfg.read_precision)
+            known = open_detector(previous) if previous is not None else None
+            detector = known or HallucinationDetector(threshold=1.0, precision=cfg.read_precision)
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
-            fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator)
+            steps = cfg.detector_steps if known is None else cfg.imagined_steps
+            fit_detector(
+                detector.requires_grad_(True), shown.imagined, shown.first, label, cfg, steps=steps, generator=generator
+            )
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]
