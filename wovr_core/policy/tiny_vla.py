@@ -48,11 +48,9 @@ class LanguageKeypoints(nn.Module):
         self.shape = shape
         self.words = {word: i for i, word in enumerate(shape.vocabulary)}
         c, k = shape.features, shape.keypoints
-        self.look = nn.Sequential(
-            nn.Conv2d(3, c, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2), nn.ReLU(),
-        )  # fmt: skip
-        for layer in (self.look[0], self.look[2]):  # as He et al. (arXiv 1502.01852): torch's own is a lottery here
+        layers = nn.Conv2d(3, c, 4, stride=2, padding=1), nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2)
+        self.look = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
+        for layer in layers:  # as He et al. (arXiv 1502.01852): torch's own is a lottery here
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         self.embedding = nn.Embedding(
