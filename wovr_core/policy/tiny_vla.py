@@ -52,7 +52,8 @@ class LanguageKeypoints(nn.Module):
         self.look = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
         for layer in layers:  # as He et al. (arXiv 1502.01852): torch's own is a lottery here
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         self.embedding = nn.Embedding(
             len(shape.vocabulary) + 1, 16
         )  # the last is for words never heard, and for silence
