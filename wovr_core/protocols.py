@@ -36,6 +36,10 @@ class Policy(Protocol):
 
     def log_prob(self, seen: Observation, tokens: Tensor, *, temperature: float) -> Float[Tensor, "b chunk a"]: ...
 
+    def mirrored(self, tokens: Tensor, turned: Float[Tensor, "2"]) -> Tensor:
+        """The tokens of the same actions in a mirror; `turned` says what becomes of motions in x and y: 1 or -1."""
+        ...
+
 
 class WorldModel(Protocol):
     """Dreams what the camera will see if the arm does this. Stateless: the whole state goes in and comes out."""

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wovr_core.imagination.rollout import Dreams, together
-from wovr_core.policy.action_chunks import from_tokens, to_tokens
 from wovr_core.protocols import Policy
 from wovr_core.training.augmentation import mirror
 from wovr_core.trajectory import Observation
@@ -32,8 +31,7 @@ def with_mirrored(
 
 def _mirrored(policy: Policy, dreams: Dreams, way: int, temperature: float) -> Dreams:
     frames, turned = mirror(dreams.frames.flatten(0, 1), way)
-    actions = from_tokens(dreams.tokens)
-    tokens = to_tokens(torch.cat([actions[..., :2] * turned, actions[..., 2:]], -1))
+    tokens = policy.mirrored(dreams.tokens, turned)
     pose = 0.5 + (dreams.pose - 0.5) * turned
     said = [start.instruction for start in dreams.starts for _ in range(dreams.frames.shape[1])]
     parts = zip(

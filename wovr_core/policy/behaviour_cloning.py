@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from wovr_core.policy.action_chunks import to_tokens
+from wovr_core.policy.action_chunks import mirrored, to_tokens
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.settings import Policy as Settings
 from wovr_core.training.augmentation import jitter, mirror
@@ -27,8 +27,7 @@ def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, genera
         rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
         seen, turned = mirror(jitter(to_unit(frames[rows]), generator=generator), step)
         motion, gripper = policy(seen, [said[row] for row in rows.tolist()])
-        done = actions[rows]
-        wanted = to_tokens(torch.cat([done[..., :2] * turned, done[..., 2:]], -1))
+        wanted = to_tokens(mirrored(actions[rows], turned))
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.policy.action_chunks import CENTRES, from_tokens
+from wovr_core.policy.action_chunks import CENTRES, from_tokens, mirrored, to_tokens
 from wovr_core.trajectory import ActionChunk, Observation, to_unit
 
 
@@ -120,6 +120,10 @@ class TinyVLA(nn.Module):
                 )
             log_prob = _gather(motion, gripper, tokens, temperature or 1.0)
         return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob)
+
+    def mirrored(self, tokens: Int[Tensor, "*b a"], turned: Float[Tensor, "2"]) -> Int[Tensor, "*b a"]:
+        """The tokens of the same actions in a mirror."""
+        return to_tokens(mirrored(from_tokens(tokens), turned))
 
     def log_prob(
         self, seen: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
