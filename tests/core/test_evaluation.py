@@ -83,6 +83,10 @@ def test_the_verdict_promotes_what_is_surely_better_and_says_why():
     assert verdict.reason.endswith("does not lie above +25.0 points")
 
 
+def test_a_chance_too_small_for_a_float_is_not_called_zero():
+    assert decide(compare(*trials(both=0, gained=1600, lost=40, neither=0))).reason.endswith("p < 1e-300")
+
+
 def test_a_gain_in_dreams_that_reality_refuses_is_told_in_one_sentence():
     verdict = decide(compare(*trials(both=200, gained=90, lost=140, neither=570)), imagined=(0.31, 0.88))
     assert not verdict.promote

@@ -144,6 +144,7 @@ def test_only_what_earned_an_advantage_is_mirrored_and_its_motions_with_it(polic
         image = more[torch.arange(12 + 4 * way, 16 + 4 * way)]
         assert torch.equal(image.frames, dreams.frames[good].flip(axes))
         assert torch.equal(image.valid, dreams.valid[good])
+        assert torch.allclose(image.pose - 0.5, (dreams.pose[good] - 0.5) * torch.tensor(signs)), "about the middle"
         motion, was = (from_tokens(tokens)[..., :2] for tokens in (image.tokens, dreams.tokens[good]))
         assert torch.allclose(motion, was * torch.tensor(signs), atol=1e-6)
         assert torch.equal(image.tokens[..., 2], dreams.tokens[good][..., 2]), "the gripper has no left or right"
@@ -161,3 +162,22 @@ def test_with_mirrors_the_mirrored_success_becomes_likelier_too(policy):
         gain.append((likelihood(policy, images) - before).mean().item())
     assert gain[0] > 0
     assert gain[0] > gain[1]
+
+
+def test_the_divergence_told_is_that_of_the_dreams_not_of_their_images(policy, monkeypatch):
+    """Images that count for nothing change no gradient; so the divergence has to be the same with and without them."""
+    dreams, advantages = lopsided(policy)
+    start, told = {name: value.clone() for name, value in policy.state_dict().items()}, []
+
+    def worthless(*args, **kwargs):
+        more, values = with_mirrored(*args, **kwargs)
+        far = more.log_prob - 3.0 * (torch.arange(len(more)) >= 12)[:, None, None, None]  # as if they were unlikely
+        return replace(more, log_prob=far), torch.where(torch.arange(len(more)) >= 12, 1e-9, values)
+
+    monkeypatch.setattr("wovr_core.grpo.update.with_mirrored", worthless)
+    for mirror in (True, False):
+        policy.load_state_dict(start)
+        cfg = CFG.model_copy(update={"mirror": mirror, "epochs": 1, "minibatch": 1000})
+        told.append(update(policy, dreams, advantages, cfg))
+    assert told[0].kl == pytest.approx(told[1].kl, abs=1e-5)
+    assert told[0].clipped == pytest.approx(told[1].clipped)

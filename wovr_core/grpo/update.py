@@ -41,9 +41,10 @@ def update_policy(
     """A few epochs of clipped policy-gradient steps over the valid chunks of the dreams.
 
     Log-probabilities are recomputed at the sampling temperature. With `cfg.mirror`, whoever earned an advantage
-    teaches its mirror images too. Raises `UpdateError` when a loss or its gradient is
-    not finite, with every step of this update taken back.
+    teaches its mirror images too. Raises `UpdateError` when a loss or its gradient is not finite, with every step of
+    this update taken back.
     """
+    dreamt = len(dreams)
     if cfg.mirror:
         dreams, advantages = with_mirrored(policy, dreams, advantages, temperature=cfg.temperature)
     chunks = ((dreams.valid.any(-1)) & (advantages != 0)[:, None]).nonzero()  # (chunk, 2): rollout and its chunk
@@ -61,6 +62,7 @@ def update_policy(
                 instructions=tuple(dreams.starts[row].instruction for row in rows.tolist()),
             )  # fmt: skip
             tokens, old, valid = dreams.tokens[rows, at], dreams.log_prob[rows, at], dreams.valid[rows, at]
+            chosen = valid & (rows < dreamt)[:, None]  # an image was not: it tells no divergence
             new = policy.log_prob(seen, tokens, temperature=cfg.temperature)
             loss = policy_loss(
                 new, old, advantages[rows], valid, length[rows], rollouts=rollouts, clip=(cfg.clip_low, cfg.clip_high)
@@ -68,7 +70,7 @@ def update_policy(
             if reference is not None and cfg.kl:
                 with torch.no_grad():
                     base = reference.log_prob(seen, tokens, temperature=cfg.temperature)
-                loss = loss + cfg.kl * kl_penalty(new, base, valid, length[rows], rollouts=rollouts)
+                loss = loss + cfg.kl * kl_penalty(new, base, chosen, length[rows], rollouts=rollouts)
             optimiser.zero_grad(set_to_none=True)
             (loss * len(parts)).backward()
             norm = nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -82,10 +84,11 @@ def update_policy(
                 )
             optimiser.step()
             with torch.no_grad():
-                gap = (new - old)[valid]
                 seen_loss.append(loss.item() * len(parts))
-                seen_kl.append(-gap.mean().item())
-                clipped.append(((gap.exp() < 1 - cfg.clip_low) | (gap.exp() > 1 + cfg.clip_high)).float().mean().item())
+                if len(gap := (new - old)[chosen]):
+                    ratio = gap.exp()
+                    seen_kl.append(-gap.mean().item())
+                    clipped.append(((ratio < 1 - cfg.clip_low) | (ratio > 1 + cfg.clip_high)).float().mean().item())
 
     def mean(values: list[float]) -> float:
         return sum(values) / max(1, len(values))

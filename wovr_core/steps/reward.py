@@ -58,13 +58,11 @@ def train_reward(
         fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
 
         if cfg.detector_steps:
-            known = open_detector(previous) if previous is not None else None
-            detector = known or HallucinationDetector(threshold=1.0, precision=cfg.read_precision)
+            detector, steps = HallucinationDetector(threshold=1.0, precision=cfg.read_precision), cfg.detector_steps
+            if previous is not None:
+                detector, steps = open_detector(previous).requires_grad_(True), cfg.imagined_steps
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
-            steps = cfg.detector_steps if known is None else cfg.imagined_steps
-            fit_detector(
-                detector.requires_grad_(True), shown.imagined, shown.first, label, cfg, steps=steps, generator=generator
-            )
+            fit_detector(detector, shown.imagined, shown.first, label, cfg, steps=steps, generator=generator)
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]
