@@ -174,6 +174,8 @@ def in_dreams(shelf: Shelf, given: Plan) -> Path:
             previous_episodes=collected[-1],
         )  # fmt: skip
         collected.append(newest)
+        if read_manifest(previous, Kind.POLICY).summary["settled"]:
+            return previous
         dreams = shelf.make(refit_world_model, pace, task, world_model=dreams, episodes=[demonstrations, *collected])
         evolved = improve(previous, pace.updates)
     return evolved

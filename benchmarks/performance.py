@@ -21,10 +21,9 @@ def main() -> None:
     for name, task in run.tasks.items():
         print(f"| {name} | {task.seconds:.0f} | {100 * task.seconds / total:.0f} % |")
     print(f"| all | {total:.0f} | |\n")
-    for name in (name for name in run.tasks if name.startswith("improve-")):
-        path = run.artifact(name, "improved")
-        if path is not None:
-            said = read_manifest(path, Kind.POLICY).summary
+    for name, task in run.tasks.items():
+        if name.startswith("improve-"):
+            said = read_manifest(Path(task.outputs["improved"]), Kind.POLICY).summary
             rate = said["imagined_frames"] / said["seconds"]
             print(
                 f"{name}: {said['imagined_frames']:,} imagined frames in {said['seconds']:.0f} s: {rate:,.0f} frames/s,"

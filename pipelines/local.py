@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,8 +76,12 @@ class Run:
         os.replace(beside, self.folder / "run.json")
 
     def artifact(self, task: str, port: str) -> Path | None:
-        """Where a task's artifact lies; None if the run never came to that task."""
-        return Path(self.tasks[task].outputs[port]) if task in self.tasks else None
+        """Where a task's artifact lies, the newest of several such tasks; None if the run never came to one.
+
+        kfp numbers tasks of one component (judge, judge-2, ...), those too that a run passes by.
+        """
+        found = [made for name, made in self.tasks.items() if re.fullmatch(rf"{task}(-\d+)?", name)]
+        return Path(found[-1].outputs[port]) if found else None
 
 
 def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False) -> Run:

@@ -1,4 +1,4 @@
-"""One round of PACE: the dreams follow the policy they have changed."""
+"""One round of PACE: a look at what the policy really does, and dreams that follow the policy they have changed."""
 
 from typing import NamedTuple
 
@@ -11,43 +11,59 @@ from components.pace.component import choose_policy, collect_again, improve_agai
 from components.reward.component import train_reward
 
 
-class Round(NamedTuple):
-    """What a round leaves to the next one, and to the report."""
+class Look(NamedTuple):
+    """What reality says of the evolved policy."""
 
     newest: Episodes
     chosen: Policy
-    refitted: WorldModel
-    last_reward: RewardModel
-    last_keyframes: Keyframes
-    last_policy: Policy
+    go_on: bool
 
 
-@dsl.pipeline(name="pace-round", description="Look at what the policy really does, refit the dreams to it, improve it.")
-def pace_round(
+@dsl.pipeline(name="pace-look", description="Look at what the policy really does; keep it or roll it back.")
+def pace_look(
     round: int,
     task: dict,
     collect: dict,
-    reward: dict,
-    keyframes: dict,
-    grpo: dict,
     pace: dict,
     evolved: Input[Policy],
     previous: Input[Policy],
     previous_episodes: Input[Episodes],
-    demonstrations: Input[Episodes],
-    episodes: Input[Episodes],
-    world_model: Input[WorldModel],
-    previous_reward: Input[RewardModel],
-) -> Round:
+) -> Look:
     newest = collect_again(task=task, collect=collect, pace=pace, round=round, policy=evolved).outputs["episodes"]
-    chosen = choose_policy(
+    choice = choose_policy(
         task=task,
         pace=pace,
         evolved=evolved,
         evolved_episodes=newest,
         previous=previous,
         previous_episodes=previous_episodes,
-    ).outputs["chosen"]
+    )
+    return Look(newest, choice.outputs["chosen"], choice.outputs["Output"])
+
+
+class Round(NamedTuple):
+    """What a round leaves to the next one, and to the report."""
+
+    refitted: WorldModel
+    last_reward: RewardModel
+    last_keyframes: Keyframes
+    last_policy: Policy
+
+
+@dsl.pipeline(name="pace-round", description="Refit the dreams to what the policy really does, and improve it there.")
+def pace_round(
+    task: dict,
+    reward: dict,
+    keyframes: dict,
+    grpo: dict,
+    pace: dict,
+    policy: Input[Policy],
+    demonstrations: Input[Episodes],
+    episodes: Input[Episodes],
+    newest: Input[Episodes],
+    world_model: Input[WorldModel],
+    previous_reward: Input[RewardModel],
+) -> Round:
     refitted = refit_world_model(
         task=task,
         pace=pace,
@@ -72,11 +88,11 @@ def pace_round(
         task=task,
         grpo=grpo,
         pace=pace,
-        policy=chosen,
+        policy=policy,
         world_model=refitted,
         reward=sees_success,
         keyframes=beginnings,
         episodes=episodes,
         newest=newest,
     ).outputs["improved"]
-    return Round(newest, chosen, refitted, sees_success, beginnings, improved)
+    return Round(refitted, sees_success, beginnings, improved)

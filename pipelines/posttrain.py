@@ -14,21 +14,21 @@ from components.policy.component import clone_base_policy
 from components.promote.component import promote_policy
 from components.reward.component import train_reward
 from components.world_model.component import train_world_model
-from pipelines.pace_round import pace_round
+from pipelines.pace_round import Round, pace_look, pace_round
 from wovr_core.settings import Settings
 
 
 def posttrain(settings: Settings) -> BaseComponent:
     """The pipeline, with the branches of `settings` as its parameters' defaults.
 
-    A pipeline's shape is fixed when it is built, so the number of PACE rounds is that of `settings`.
+    A pipeline's shape is fixed when it is built, so there are at most as many PACE rounds as `settings` has.
     """
     default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
     rounds = settings.pace.rounds
 
     @dsl.pipeline(
         name="posttrain",
-        description=f"Improve a policy inside a world model, with {rounds} PACE rounds (fixed when compiled).",
+        description=f"Improve a policy inside a world model, with at most {rounds} PACE rounds (fixed when compiled).",
     )
     def pipeline(
         task: dict = default["task"],
@@ -68,46 +68,62 @@ def posttrain(settings: Settings) -> BaseComponent:
                     episodes=episodes,
                 ).outputs["improved"]
 
-                improved, previous, newest, since = first, base, episodes, {}
-                refitted, last_reward = dreams, sees_success
-                for k in range(1, rounds + 1):
-                    since = pace_round(
+                def conclude(candidate, **since):
+                    """Reality decides about a policy; `since` is what PACE left, if there was any."""
+                    last = {"last": since["last_policy"]} if "last_policy" in since else {}
+                    evaluation = evaluate_policies(
+                        task=task, evaluate=evaluate, candidate=candidate, baseline=base, first=first, **last
+                    ).outputs["evaluation"]
+                    verdict = judge(promote=promote, evaluation=evaluation).outputs["verdict"]
+                    report = write_report(
+                        task=task,
+                        evaluation=evaluation,
+                        verdict=verdict,
+                        demonstrations=demonstrations,
+                        episodes=episodes,
+                        world_model=dreams,
+                        reward=sees_success,
+                        keyframes=beginnings,
+                        policy=first,
+                        **since,
+                    ).outputs["report"]
+                    promote_policy(
+                        promote=promote, policy=candidate, evaluation=evaluation, verdict=verdict, report=report
+                    ).set_caching_options(False)
+
+                def go_on(k, improved, previous, since):
+                    """PACE round `k` and those after it, for as long as reality says that there is more to learn."""
+                    if k > rounds:
+                        return conclude(improved, **since)
+                    look = pace_look(
                         round=k,
                         task=task,
                         collect=collect,
-                        reward=reward,
-                        keyframes=keyframes,
-                        grpo=grpo,
                         pace=pace,
                         evolved=improved,
                         previous=previous,
-                        previous_episodes=newest,
-                        demonstrations=demonstrations,
-                        episodes=episodes,
-                        world_model=refitted,
-                        previous_reward=last_reward,
+                        previous_episodes=since.get("newest", episodes),
                     ).outputs
-                    improved, previous = since["last_policy"], since["chosen"]
-                    newest, refitted, last_reward = since["newest"], since["refitted"], since["last_reward"]
+                    chosen, newest = look["chosen"], look["newest"]
+                    with dsl.If(look["go_on"] == True, name=f"round-{k}"):  # noqa: E712
+                        learnt = pace_round(
+                            task=task,
+                            reward=reward,
+                            keyframes=keyframes,
+                            grpo=grpo,
+                            pace=pace,
+                            policy=chosen,
+                            demonstrations=demonstrations,
+                            episodes=episodes,
+                            newest=newest,
+                            world_model=since.get("refitted", dreams),
+                            previous_reward=since.get("last_reward", sees_success),
+                        ).outputs
+                        left = {name: learnt[name] for name in Round._fields}
+                        go_on(k + 1, learnt["last_policy"], chosen, left | {"newest": newest, "chosen": chosen})
+                    with dsl.Else(name=f"settled-{k}"):
+                        conclude(chosen, **since | {"chosen": chosen})
 
-                evaluation = evaluate_policies(
-                    task=task, evaluate=evaluate, candidate=improved, baseline=base, first=first
-                ).outputs["evaluation"]
-                verdict = judge(promote=promote, evaluation=evaluation).outputs["verdict"]
-                report = write_report(
-                    task=task,
-                    evaluation=evaluation,
-                    verdict=verdict,
-                    demonstrations=demonstrations,
-                    episodes=episodes,
-                    world_model=dreams,
-                    reward=sees_success,
-                    keyframes=beginnings,
-                    policy=first,
-                    **since,
-                ).outputs["report"]
-                promote_policy(
-                    promote=promote, policy=improved, evaluation=evaluation, verdict=verdict, report=report
-                ).set_caching_options(False)
+                go_on(1, first, base, {})
 
     return pipeline

@@ -205,7 +205,10 @@ class Grpo(Section):
 class Pace(Section):
     """Refit the world model on what the evolved policy does."""
 
-    rounds: NonNegativeInt = 2
+    rounds: NonNegativeInt = 2  # at most: learning ends before, with the first look that says it may
+    enough: Share = 0.97  # real success that may end it ...
+    plateau: float = 0.0  # ... and so may a rise of real success, since the look before, that is smaller than this
+    drift: float = 0.0  # dB: refit only when the newest held-out episodes are dreamt worse than older ones by more
     episodes: PositiveInt = 160
     held_out: PositiveInt = 48
     steps: PositiveInt = 40
@@ -258,6 +261,11 @@ class Settings(Section):
             raise ValueError(
                 "grpo.monitor is on, but reward.detector_steps is 0, so there is no detector to ask: "
                 "set grpo.monitor to false, or reward.detector_steps above 0"
+            )
+        if self.pace.enough > self.grpo.base_success[1]:
+            raise ValueError(
+                f"pace.enough is {self.pace.enough}, above the {self.grpo.base_success[1]} at which grpo finds nothing "
+                f"more to learn (grpo.base_success): a round would begin that cannot run; lower pace.enough"
             )
         if self.grpo.keyframe_horizon % self.task.chunk:
             raise ValueError(

@@ -13,8 +13,12 @@ def evaluate_policies(
     baseline: Input[Policy],
     first: Input[Policy],
     evaluation: Output[Evaluation],
+    last: Input[Policy] | None = None,
 ):
-    """Try candidate and baseline for real, on the same initial states that nothing else ever sees."""
+    """Try candidate and baseline for real, on the same initial states that nothing else ever sees.
+
+    `first` and, after PACE, `last` are what learning in dreams wrote: their snapshots make the report's curve.
+    """
     from pathlib import Path
 
     from wovr_core import settings
@@ -25,7 +29,7 @@ def evaluate_policies(
         settings.Task.model_validate(task),
         candidate=Path(candidate.path),
         baseline=Path(baseline.path),
-        snapshots=tuple(dict.fromkeys((Path(first.path), Path(candidate.path)))),
+        snapshots=tuple(Path(policy.path) for policy in (first, last) if policy),
         out=Path(evaluation.path),
     )
     evaluation.metadata.update(manifest.summary)
@@ -83,7 +87,7 @@ def write_report(
         rewards=paths(reward, last_reward),
         keyframes=paths(keyframes, last_keyframes),
         policies=paths(policy, last_policy),
-        chosen=paths(chosen),
+        chosen=Path(chosen.path) if chosen else None,
         out=Path(report.path),
     )
     report.metadata.update(manifest.summary)

@@ -33,8 +33,8 @@ def choose_policy(
     previous: Input[Policy],
     previous_episodes: Input[Episodes],
     chosen: Output[Policy],
-):
-    """Go on with the evolved policy, unless it has really become worse: then with the one before."""
+) -> bool:
+    """The evolved policy, unless it has really become worse: then the one before. Says whether to go on learning."""
     from pathlib import Path
 
     from wovr_core import settings
@@ -50,6 +50,7 @@ def choose_policy(
         out=Path(chosen.path),
     )
     chosen.metadata.update(manifest.summary)
+    return not manifest.summary["settled"]
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)

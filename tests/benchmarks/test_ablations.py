@@ -209,7 +209,7 @@ def steps(monkeypatch, policy) -> list[tuple[str, dict]]:
                     draft.summary["episodes"] = cfg.episodes + cfg.held_out
                 if kinds[name] is Kind.POLICY:
                     save_policy(draft.folder, real_rl.open_policy(policy))
-                    draft.summary["imagined_frames"] = 1000
+                    draft.summary |= {"imagined_frames": 1000, "settled": getattr(cfg, "plateau", 0) > 0}
                     (draft.folder / "history.jsonl").write_text(json.dumps({"group_rates": [0.5, 1.0]}) + "\n")
                 draft.summary["call"] = len(called)  # no two artifacts are the same
             called.append((name, {"cfg": cfg, **ports}))
@@ -260,6 +260,12 @@ def test_the_method_spends_its_budget_round_by_round_and_learns_from_all_of_it(t
     refits = [ports["episodes"] for name, ports in steps if name == "refit_world_model"]
     assert [len(episodes) for episodes in refits] == [3, 4], "demonstrations, and every collection so far"
     assert [ports["updates"] for name, ports in steps if name == "improve_policy"] == [None, 3, 3]
+
+
+def test_the_method_stops_where_reality_says_enough(tmp_path, steps):
+    said = result("wovr", tmp_path, pace__plateau=0.5)
+    assert [name for name, _ in steps][-2:] == ["collect_episodes", "choose_policy"]
+    assert said["real_episodes"] == said["budget"] - (2 + 1), "the second round's are not spent"
 
 
 def test_rows_share_what_they_agree_on_and_nothing_is_made_twice(tmp_path, steps):

@@ -16,7 +16,7 @@ from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed
 from wovr_core.evaluation.report import LIMIT, render
-from wovr_core.evaluation.story import Clip, Phase, Snapshot, Story, Thumbnail, Update
+from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict, compare
 from wovr_core.imagination.replay import Replay
@@ -56,7 +56,8 @@ def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> St
         verdict=Verdict(promote, exploited or "tried", bool(exploited)), minimum_gain=0.0, comparison=comparison,
         by_task=[(words, comparison.baseline, comparison.candidate) for words in (NASTY, "another")],
         curve=[Snapshot(phase=k, update=u, rate=success_rate(100 + 5 * u, 300)) for k, u in ((0, 0), (0, 4), (1, 0))],
-        phases=[a_phase(updates=8), a_phase(updates=4, round=1, notes=("Real success 12 %: rolled back.",))],
+        phases=[a_phase(updates=8), a_phase(updates=4, round=1, notes=("drift of 2 dB",))],
+        looks=[a_look(70)],
         contact=[Contact(pixels=p, real=float(p < 4), imagined=1 - p / 8, agreement=0.8, n=16) for p in range(8)],
         agreement=[(8, Agreement(0, 0, 1, 19)), (16, Agreement(6, 1, 2, 11))],
         clips=[("success, dreamt as success", 6, [clip]), ("failure, dreamt as success", 0, [])],
@@ -64,6 +65,12 @@ def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> St
         horizon=48, demonstrations=(38, 40), evaluation_episodes=2300, play={"play_episodes": 4000, "seconds": 3600},
         settings={"task": {"instruction": NASTY}}, origin={"verdict": "0" * 64}, code_version="0.1.0+abc",
     )  # fmt: skip
+
+
+def a_look(successes: int, *, rolled_back: bool = False) -> Look:
+    return Look(
+        imagined=(0.3, 0.37), real=success_rate(successes, 200), held_out=48, rolled_back=rolled_back, reason="rises"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,7 @@ def test_what_a_policy_was_told_is_never_markup(page: str):
 
 def test_the_page_tells_the_whole_story(page: str):
     for part in (
-        "Promote", "confidence", "imagined", "PACE round 1", "rolled back", "McNemar",
+        "Promote", "confidence", "imagined", "PACE round 1", "Rises.", "Drift of 2 dB.", "McNemar",
         "holding the first picture", "Gripper event: 40", "taught nothing", "demonstrations",
         "40,000", "4,000", "2,300",
     ):  # fmt: skip
@@ -121,24 +128,35 @@ def test_dream_and_reality_stand_side_by_side_round_by_round():
     first, second = story.rounds()
     assert (first.round, second.round) == (0, 1)
     assert first.imagined == (0.3, pytest.approx(0.37))
-    assert first.real == (story.phases[0].collected, story.phases[1].collected)
-    assert second.real == (story.phases[1].collected, story.comparison.candidate)
-    assert second.gap == (pytest.approx(0.3 - 0.3), pytest.approx(0.33 - 0.5))
+    assert first.real == (story.phases[0].collected, story.looks[0].real)
+    assert second.real == (story.looks[0].real, story.comparison.candidate)
+    assert second.gap == (pytest.approx(0.3 - 0.35), pytest.approx(0.33 - 0.5))
     page = " ".join(render(story).replace("\N{NO-BREAK SPACE}", " ").split())
     assert (
-        '<th>PACE round 1</th><td class="n">30 % → 33 %</td><td class="n">30 % (n = 200) → 50 % (n = 400)</td>'
-        '<td class="n">+0.0 → -17.0</td>'
+        '<th>PACE round 1</th><td class="n">30 % → 33 %</td><td class="n">35 % (n = 200) → 50 % (n = 400)</td>'
+        '<td class="n">-5.0 → -17.0</td>'
     ) in page
 
 
-def test_what_nobody_tried_is_not_made_up():
-    """Rounds that are not shown collected what the first run led to; a policy rolled back has no new episodes."""
+def test_every_look_at_reality_is_told_also_those_of_rounds_that_are_not_shown():
+    """A policy that was rolled back was not the one that the next learning began with."""
     whole = a_story(compared(gained=80, lost=20), promote=True)
-    story = replace(whole, phases=[whole.phases[0], replace(whole.phases[1], round=3, rolled_back=True)])
-    first, last = story.rounds()
-    assert first.real == (story.phases[0].collected, None) and first.gap[1] is None
-    assert last.real == (None, story.comparison.candidate) and last.gap[0] is None
-    assert "→ ?" in render(story) and "? →" in render(story)
+    looks = [a_look(70), a_look(20, rolled_back=True), a_look(90)]
+    story = replace(whole, phases=[whole.phases[0], replace(whole.phases[1], round=3)], looks=looks)
+    assert [told.round for told in story.rounds()] == [0, 1, 2, 3]
+    assert [told.real[1] for told in story.rounds()] == [*(look.real for look in looks), story.comparison.candidate]
+    assert story.rounds()[2].real[0] is None and story.rounds()[2].gap[0] is None
+    page = render(story)
+    assert "? →" in page and "Of the 3 PACE rounds the last is shown" in page
+    assert "<b>838</b>" in page, "200 collected, three looks of 200, 38 demonstrations"
+
+
+def test_a_look_that_says_enough_ends_the_story():
+    whole = a_story(compared(gained=80, lost=20), promote=True)
+    story = replace(whole, phases=whole.phases[:1], curve=whole.curve[:2], looks=[a_look(196)])
+    (only,) = story.rounds()
+    assert only.imagined == story.looks[0].imagined and only.real == (story.phases[0].collected, story.looks[0].real)
+    assert "PACE round" not in render(story)
 
 
 def test_better_but_not_by_enough_is_told_with_the_number():

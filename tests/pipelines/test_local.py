@@ -42,3 +42,6 @@ def test_a_record_is_the_same_when_read_again(tmp_path):
     assert Run.read(tmp_path) == run
     assert os.fspath(run.artifact("collect-episodes", "episodes")) == "there"
     assert run.artifact("judge", "verdict") is None
+    run.add("collect-episodes-2", Finished(1.5, False, {"episodes": "newer"}))
+    run.add("collect-again", Finished(1.5, False, {"episodes": "of another task"}))
+    assert os.fspath(run.artifact("collect-episodes", "episodes")) == "newer"

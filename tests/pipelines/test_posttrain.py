@@ -36,6 +36,8 @@ def test_its_parameters_are_the_branches_of_the_settings(tmp_path):
 def test_it_has_as_many_pace_rounds_as_the_settings_say(rounds, tmp_path):
     spec = compiled(Settings(pace=Pace(rounds=rounds)), tmp_path)
     assert sum(name.startswith("comp-pace-round") for name in spec["components"]) == rounds
+    ends = sum(name.startswith("comp-promote-policy") for name in spec["components"])
+    assert ends == rounds + 1, "it may end after the last round, and before each"
 
 
 def test_a_wire_into_the_wrong_port_fails_when_the_pipeline_is_built():

@@ -47,6 +47,15 @@ def test_a_run_that_fails_and_then_is_killed_goes_on_where_it_was(tmp_path):
     assert (out / "report.html").stat().st_size > 1000
     assert (out.parent / "mlflow.db").exists()
 
+    config.write_text(SMOKE.read_text().replace("plateau: -1", "plateau: 2"))
+    said, code = end(start(config, out))
+    assert code == 0, said
+    settled = finished(out)
+    assert settled["improve-policy"]["reused"] and "choose-policy" in settled
+    assert not {"refit-world-model", "improve-again"} & settled.keys(), "no success can rise by 200 points"
+    assert "promote:" in said or "hold:" in said
+    assert "rises no more" in (out / "report.html").read_text()
+
 
 def start(config: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(

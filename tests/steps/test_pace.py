@@ -14,9 +14,16 @@ from wovr_core.steps.reward import train_reward
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "rolled_back"), [(10, 2, True), (10, 8, False), (4, 10, False), (0, 0, False)]
+    ("before", "after", "rolled_back", "settled"),
+    [
+        (10, 2, True, False),
+        (10, 8, False, True),  # not surely worse, but it rises no more
+        (4, 10, False, False),
+        (4, 12, False, True),  # enough
+        (0, 0, False, False),
+    ],
 )
-def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back, tmp_path):
+def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back, settled, tmp_path):
     ports = {}
     for name, wins in (("previous", before), ("evolved", after)):
         torch.manual_seed(wins + (name == "evolved"))
@@ -26,18 +33,20 @@ def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back
         ports |= {name: tmp_path / name, f"{name}_episodes": episodes}
     manifest = choose_policy(Pace(), TASK, **ports, out=tmp_path / "out")
     assert manifest.summary["rolled_back"] is rolled_back
+    assert manifest.summary["settled"] is settled
     assert (
         f"real success {100 * after / 12:.1f} % (n = 12) after {100 * before / 12:.1f} %" in manifest.summary["reason"]
     )
-    assert "gap" not in manifest.summary, "a policy that learnt in no dream has none"
+    (look,) = manifest.summary["looks"]
+    assert (look["successes"], look["n"], look["held_out"]) == (after, 12, 6)
+    assert look["gap"] is None, "a policy that learnt in no dream has none"
     chosen, wanted = (load_weights(tmp_path / n, "policy") for n in ("out", "previous" if rolled_back else "evolved"))
     assert all(torch.equal(chosen[name], wanted[name]) for name in wanted)
 
 
 def test_a_refit_goes_on_from_what_was_learnt_and_keeps_its_settings(shelf, tmp_path):
-    manifest = refit_world_model(
-        Pace(steps=2), TASK, world_model=shelf / "world_model", episodes=[shelf / "episodes"] * 2, out=tmp_path / "out"
-    )
+    ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
+    manifest = refit_world_model(Pace(steps=2, drift=-9), TASK, **ports, out=tmp_path / "out")
     old, new = (
         open_world_model(path / name, dreaming=False) for path, name in ((shelf, "world_model"), (tmp_path, "out"))
     )
@@ -53,6 +62,14 @@ def test_a_refit_goes_on_from_what_was_learnt_and_keeps_its_settings(shelf, tmp_
     assert manifest.summary["drift_db"] == pytest.approx(0, abs=0.5), "the same episodes twice are no drift"
 
 
+def test_without_drift_the_world_model_stays_as_it_was(shelf, tmp_path):
+    ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
+    manifest = refit_world_model(Pace(steps=2, drift=1.0), TASK, **ports, out=tmp_path / "out")
+    assert manifest.summary["refit_kept"] is False and "no refit" in manifest.summary["refit_reason"]
+    old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
 def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
     """The fit is replaced by one that spoils the weights."""
 
@@ -63,7 +80,7 @@ def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
 
     monkeypatch.setattr("wovr_core.steps.pace.fit_world_model", spoil)
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
-    manifest = refit_world_model(Pace(steps=2), TASK, **ports, out=tmp_path / "out")
+    manifest = refit_world_model(Pace(steps=2, drift=-9), TASK, **ports, out=tmp_path / "out")
     assert manifest.summary["refit_kept"] is False
     old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
     assert all(torch.equal(old[name], new[name]) for name in old)
@@ -101,11 +118,13 @@ def test_a_rounds_detector_goes_on_from_the_one_before(shelf, tmp_path, monkeypa
 def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_path):
     with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
         save_policy(draft.folder, TinyVLA(SHAPE))
-        draft.summary["imagined_success"] = [0.2, 0.9]
+        draft.summary |= {"imagined_success": [0.2, 0.9], "looks": ["the round before's"]}
     episodes = collection(tmp_path / "new", [True] * 3 + [False] * 9)
     manifest = choose_policy(
         Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
         previous_episodes=shelf / "episodes", out=tmp_path / "out",
     )  # fmt: skip
-    assert manifest.summary["imagined_success"] == 0.9
-    assert manifest.summary["gap"] == pytest.approx(0.9 - 0.25)
+    before, look = manifest.summary["looks"]
+    assert before == "the round before's" and look["round"] == 2
+    assert look["imagined_success"] == [0.2, 0.9]
+    assert look["gap"] == pytest.approx(0.9 - 0.25)

@@ -41,7 +41,8 @@ def render(story: Story) -> str:
     return room.get_template("report.html.j2").render(
         s=story, c=story.comparison, headline=headline(story), figures=figures(story), rounds=by_round(story),
         uninformative=[share_uninformative(phase) for phase in story.phases], rules=gallery(story),
-        names=[phase_name(phase) for phase in story.phases], real_episodes=sum(p.collected.n for p in story.phases),
+        names=[phase_name(phase.round) for phase in story.phases],
+        collections=[(s.collected, s.held_out) for s in story.phases[:1]] + [(s.real, s.held_out) for s in story.looks],
         imagined_frames=sum(phase.imagined_frames for phase in story.phases),
     )  # fmt: skip
 
@@ -133,14 +134,14 @@ def gaps(story: Story) -> list[tuple[float, float, float]]:
 
 
 def by_round(story: Story) -> list[tuple[str, str, str, str]]:
-    """Every phase: its name, success in dreams, success for real, and the gap; each before and after."""
+    """Every bout of learning: its name, success in dreams, success for real, and the gap; each before and after."""
 
     def change(values: Iterable[Any], write: Callable[[Any], str]) -> str:
         return " → ".join("?" if value is None else write(value) for value in values)
 
     return [
-        (phase_name(phase), change(seen.imagined, about), change(seen.real, tried), change(seen.gap, points))
-        for phase, seen in zip(story.phases, story.rounds(), strict=True)
+        (phase_name(seen.round), change(seen.imagined, about), change(seen.real, tried), change(seen.gap, points))
+        for seen in story.rounds()
     ]
 
 
@@ -167,7 +168,7 @@ def over_updates(story: Story, label: str, title: str, *, height: int = 270) -> 
     begins = starts(story)
     chart = Chart(Axis.counting(begins[-1], "updates of the policy"), Axis.share(label), title, height=height)
     for begin, phase in list(zip(begins, story.phases, strict=False))[1:]:
-        chart.upright(begin, phase_name(phase))
+        chart.upright(begin, phase_name(phase.round))
     return chart
 
 
@@ -216,9 +217,9 @@ def outcomes(story: Story) -> Markup:
             if n:
                 rate = success_rate(found, n)
                 shown = [Interval(rate.value, rate.low, rate.high, "imagined", f"{found} of {n}")]
-                rows.append((f"{name}, {phase_name(phase)}", shown))
+                rows.append((f"{name}, {phase_name(phase.round)}", shown))
             else:
-                rows.append((f"{name}, {phase_name(phase)}: there was none", []))
+                rows.append((f"{name}, {phase_name(phase.round)}: there was none", []))
     return intervals(rows, Axis.share("share"), "Precision and recall of imagined success")
 
 
@@ -308,8 +309,8 @@ def share(part: int, whole: Agreement) -> float:
     return part / max(1, n)
 
 
-def phase_name(phase: Phase) -> str:
-    return f"PACE round {phase.round}" if phase.round else "first run"
+def phase_name(round: int) -> str:
+    return f"PACE round {round}" if round else "first run"
 
 
 def percent(share: float) -> str:

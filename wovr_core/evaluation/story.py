@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 from wovr_core.evaluation.contact import Contact
@@ -37,8 +36,18 @@ class Phase:
     keyframes: dict[str, int]  # by rule
     imagined_frames: int
     seconds: float
-    rolled_back: bool = False  # it began with the policy before the one those episodes are of
-    notes: Sequence[str] = ()  # drift, roll-back, early stop
+    notes: Sequence[str] = ()  # drift, early stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What PACE saw when it tried an evolved policy for real, and what it decided."""
+
+    imagined: tuple[float | None, float | None]  # success in the dreams it had learnt in, at first and at last
+    real: Rate
+    held_out: int  # of these episodes, never trained on
+    rolled_back: bool  # the next learning began with the policy before
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +79,11 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What a phase did to success, in the dreams it learnt in and for real. None where nobody looked."""
+    """What a bout of learning did to success, in its dreams and for real. None where nobody looked."""
 
     round: int  # of PACE; 0 is the first run
     imagined: tuple[float | None, float | None]  # at its first and at its last update
-    real: tuple[Rate | None, Rate | None]  # of the episodes it began with and of the next ones tried
+    real: tuple[Rate | None, Rate]  # of the policy it began with and of the one it ended with
 
     @property
     def gap(self) -> tuple[float | None, ...]:
@@ -92,7 +101,8 @@ class Story:
     comparison: Comparison
     by_task: Sequence[tuple[str, Rate, Rate]]  # instruction, base, candidate
     curve: Sequence[Snapshot]
-    phases: Sequence[Phase]
+    phases: Sequence[Phase]  # the first and, after PACE, the last
+    looks: Sequence[Look]  # one of every PACE round, also of those whose phase is not told
     agreement: Sequence[tuple[int, Agreement]]  # by depth, newest world model on the newest held-out episodes
     contact: Sequence[Contact]  # newest world model; none where nothing can be staged
     clips: Sequence[tuple[str, int, Sequence[Clip]]]  # outcome, how many episodes had it, some of them
@@ -107,19 +117,18 @@ class Story:
     code_version: str = ""
 
     def rounds(self) -> list[Round]:
-        """What the policy became in one phase is tried when the next one collects, and at last by the evaluation."""
-        told = []
-        for phase, following in zip_longest(self.phases, self.phases[1:]):
-            imagined = [update.imagined_success for update in phase.updates if update.imagined_success is not None]
-            if following is None:
-                after: Rate | None = self.comparison.candidate
-            else:  # rounds in between may be missing, and with them the episodes that came next
-                after = following.collected if following.round == phase.round + 1 else None
-            told.append(
-                Round(
-                    round=phase.round,
-                    imagined=(imagined[0], imagined[-1]) if imagined else (None, None),
-                    real=(None if phase.rolled_back else phase.collected, after),
-                )
-            )
-        return told
+        """What a bout of learning led to is tried by the next look, and at last by the evaluation.
+
+        A look that ended the learning has no bout after it; one that rolled back says nothing of where the next began.
+        """
+        imagined, after = [look.imagined for look in self.looks], [look.real for look in self.looks]
+        last = self.phases[-1]
+        if last.round == len(self.looks):
+            seen = [update.imagined_success for update in last.updates if update.imagined_success is not None]
+            imagined.append((seen[0], seen[-1]) if seen else (None, None))
+            after.append(self.comparison.candidate)
+        before = [self.phases[0].collected, *(None if look.rolled_back else look.real for look in self.looks)]
+        return [
+            Round(round=k, imagined=dreamt, real=(began, ended))
+            for k, (dreamt, began, ended) in enumerate(zip(imagined, before, after, strict=False))
+        ]

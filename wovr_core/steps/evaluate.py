@@ -22,7 +22,10 @@ SEED = 77  # of the evaluation itself: the same for every candidate, whatever th
 def evaluate_policies(
     cfg: Evaluate, task: Task, *, candidate: Path, baseline: Path, out: Path, snapshots: tuple[Path, ...] = ()
 ) -> Manifest:
-    """Paired trials. Snapshots of the policies in between are measured too, for the report's curve and nothing else."""
+    """Paired trials of two policies; and those in between, for the report's curve and for nothing else.
+
+    `snapshots` are the policies that grpo wrote, with what they were on their way: the first and the last.
+    """
     ids = Split.EVALUATION.ids(cfg.episodes, start=cfg.first)
     made_from = {"candidate": candidate, "baseline": baseline} | {
         f"snapshots_{i}": path for i, path in enumerate(snapshots)
@@ -63,7 +66,8 @@ def evaluate_policies(
                 for words, some in sorted(tasks.items())
             }
             draft.summary[role] = {**vars(rate), "success_rate": rate.value, "by_task": by_task}
-        if imagined := imagined_success(snapshots[0] if snapshots else candidate, candidate):
+        learnt = snapshots or (candidate,)
+        if imagined := imagined_success(learnt[0], learnt[-1]):
             draft.summary["imagined_success"] = imagined
         draft.summary["episodes"] = 2 * cfg.episodes + sum(int(str(row["n"])) for row in curve)
     return draft.manifest

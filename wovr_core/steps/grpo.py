@@ -99,7 +99,9 @@ def improve_policy(
             "imagined_frames": sum(int(str(row["imagined_frames"])) for row in history),
             "seconds": sum(float(str(row["seconds"])) for row in history),
             "imagined_success": [_number(history[0]["imagined_success"]), _number(history[-1]["imagined_success"])],
-            "real_success_before": data.success_rate, "starts": len(pool.initial), "keyframes": len(pool.keyframes),
+            "real_success_before": data.success_rate,
+            "looks": read_manifest(policy, Kind.POLICY).summary.get("looks", []),  # at reality, of PACE so far
+            "starts": len(pool.initial), "keyframes": len(pool.keyframes),
         }  # fmt: skip
     return draft.manifest
 

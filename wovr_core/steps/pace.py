@@ -22,15 +22,31 @@ from wovr_core.world_model.windows import Footage
 def choose_policy(
     cfg: Pace, task: Task, *, evolved: Path, evolved_episodes: Path, previous: Path, previous_episodes: Path, out: Path
 ) -> Manifest:
-    """The evolved policy, unless its own real episodes say that it is worse than the one before."""
+    """The evolved policy, unless its own real episodes say that it is worse than the one before.
+
+    Says too whether learning is `settled`: real success is enough, or rises no more. A policy rolled back has another
+    try in dreams that are refitted to what fooled it. The summary tells every look at reality so far, oldest first.
+    """
     new, old = open_episodes([evolved_episodes]), open_episodes([previous_episodes])
     evolved_policy, previous_policy = open_policy(evolved), open_policy(previous)
     wins, before = (sum(episode.succeeded for episode in data.episodes) for data in (new, old))
     back = worse(wins, len(new.episodes), before, len(old.episodes), confidence=cfg.rollback_confidence)
-    said = (
+    reason = (
         f"real success {100 * new.success_rate:.1f} % (n = {len(new.episodes)}) after "
-        f"{100 * old.success_rate:.1f} % (n = {len(old.episodes)})"
+        f"{100 * old.success_rate:.1f} % (n = {len(old.episodes)}): {'rolled back' if back else 'kept'}"
     )
+    settled = not back and (new.success_rate > cfg.enough or new.success_rate - old.success_rate < cfg.plateau)
+    if settled:
+        reason += ", and that is enough" if new.success_rate > cfg.enough else ", and it rises no more"
+    learnt = read_manifest(evolved, Kind.POLICY).summary
+    imagined = learnt.get("imagined_success", [None, None])  # before and after
+    looks = learnt.get("looks", [])
+    look = {
+        "round": len(looks) + 1,
+        "successes": wins, "n": len(new.episodes), "held_out": len(new.held_out),
+        "imagined_success": imagined, "gap": None if imagined[-1] is None else imagined[-1] - new.success_rate,
+        "rolled_back": back, "settled": settled, "reason": reason,
+    }  # fmt: skip
     made_from = {
         "evolved": evolved, "evolved_episodes": evolved_episodes,
         "previous": previous, "previous_episodes": previous_episodes,
@@ -38,17 +54,16 @@ def choose_policy(
     settings = {"pace": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
         save_policy(draft.folder, previous_policy if back else evolved_policy)
-        draft.summary |= {"rolled_back": back, "reason": f"{said}: {'rolled back' if back else 'kept'}"}
-        imagined = read_manifest(evolved, Kind.POLICY).summary.get("imagined_success", [None])[-1]
-        if imagined is not None:
-            draft.summary |= {"imagined_success": imagined, "gap": imagined - new.success_rate}
+        draft.summary |= {"rolled_back": back, "settled": settled, "reason": reason}
+        draft.summary["looks"] = [*looks, look]
     return draft.manifest
 
 
 def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path) -> Manifest:
     """Continue the world model on old and new episodes, newest collection last; says how far the policy has drifted.
 
-    A refit that dreams the newest held-out episodes worse than before is dropped, and the model stays as it was.
+    Without drift there is no refit, and one that dreams the newest held-out episodes worse than before is dropped: the
+    model stays as it was.
     """
     data, newest = open_episodes(episodes), open_episodes(episodes[-1:])
     older = open_episodes(episodes[:-1])
@@ -58,17 +73,22 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
     settings = {"pace": cfg.model_dump(), "world_model": fitted.settings["world_model"], "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
-        refit = DiffusionWorldModel(
-            model.cfg.model_copy(update={"static_windows": 0.0}), model.autoencoder, action_dim=task.action_dim
-        )
-        refit.load_state_dict(model.state_dict())
-        share = episode_shares(data.sizes, cfg.new_share)
-        fit_world_model(
-            refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
-            data=episodes, share=share,
-        )  # fmt: skip
-        after = float(replay_psnr(deepcopy(refit), newest, task.seed).mean())
-        kept = after >= moved.new
+        kept, refit_reason = False, f"no refit: the drift is not above pace.drift, {cfg.drift:g} dB"
+        if moved.decibels > cfg.drift:
+            refit = DiffusionWorldModel(
+                model.cfg.model_copy(update={"static_windows": 0.0}), model.autoencoder, action_dim=task.action_dim
+            )
+            refit.load_state_dict(model.state_dict())
+            fit_world_model(
+                refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
+                data=episodes, share=episode_shares(data.sizes, cfg.new_share),
+            )  # fmt: skip
+            after = float(replay_psnr(deepcopy(refit), newest, task.seed).mean())
+            kept = after >= moved.new
+            refit_reason = (
+                f"the newest held-out episodes are dreamt at {after:.1f} dB, before the refit at {moved.new:.1f}: "
+                f"{'kept' if kept else 'the model stays as it was'}"
+            )
         if kept:
             model.load_state_dict(refit.state_dict())
         save_world_model(draft.folder, model)
@@ -76,9 +96,7 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
         good, said = trustworthy(rows, model.cfg.minimum_psnr_gain)
         draft.summary |= {
             "trustworthy": good, "reason": said, "fidelity": as_rows(rows), "training_episodes": len(data.training),
-            "refit_kept": kept,
-            "refit_reason": f"the newest held-out episodes are dreamt at {after:.1f} dB, before the refit at "
-            f"{moved.new:.1f}: {'kept' if kept else 'the model stays as it was'}",
+            "refit_kept": kept, "refit_reason": refit_reason,
             "drift_db": moved.decibels,
             "drift_reason": f"new episodes are dreamt at {moved.new:.1f} dB, older ones at {moved.old:.1f} dB",
             "held_out_episodes": len(newest.held_out), "steps": cfg.steps,

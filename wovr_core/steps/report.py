@@ -14,7 +14,7 @@ from wovr_core.evaluation.contact import contact_curve
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed, watch
 from wovr_core.evaluation.report import LIMIT, render
-from wovr_core.evaluation.story import Clip, Phase, Snapshot, Story, Thumbnail, Update
+from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict
 from wovr_core.imagination.rollout import Judge
@@ -51,13 +51,13 @@ def write_report(
     demonstrations: Path,
     episodes: Sequence[Path],
     out: Path,
-    chosen: Sequence[Path] = (),
+    chosen: Path | None = None,
 ) -> Manifest:
     """One self-contained page from what the other steps wrote.
 
     `policies` are those that grpo wrote, oldest first; world models, rewards, keyframes and episodes are the ones
-    each of them was made with; `chosen` are the policies that the PACE rounds went on with. Everything told was
-    measured by other steps, except that held-out episodes are dreamt once more, to be looked at.
+    each of them was made with; `chosen` is what PACE's newest look at reality left, and knows of all looks. Everything
+    told was measured by other steps, except that held-out episodes are dreamt once more, to be looked at.
     """
     columns = dict(zip(PHASES, (policies, world_models, rewards, keyframes, episodes), strict=True))
     refuse_unequal(columns)
@@ -66,10 +66,12 @@ def write_report(
         raise ArtifactError(f"the verdict {verdict} is about another evaluation than {evaluation}: give the same run's")
     taught = read_manifest(demonstrations, Kind.EPISODES)
     opened = {name: [read_manifest(path, kind) for path in columns[name]] for name, kind in PHASES.items()}
-    went_on = [read_manifest(path, Kind.POLICY) for path in chosen]
     made_from = {"evaluation": evaluation, "verdict": verdict, "demonstrations": demonstrations}
-    for name, paths in {**columns, "chosen": chosen}.items():
+    for name, paths in columns.items():
         made_from |= {f"{name}_{i}": path for i, path in enumerate(paths)}
+    looks: list[dict[str, Any]] = []
+    if chosen is not None:
+        made_from["chosen"], looks = chosen, read_manifest(chosen, Kind.POLICY).summary["looks"]
 
     tried = [open_episodes([path]) for path in episodes]
     shown = replay_held_out(task, tried[-1].held_out, world_model=world_models[-1], reward=rewards[-1])
@@ -87,9 +89,15 @@ def write_report(
                 {name: manifests[k] for name, manifests in opened.items()},
                 history=policies[k] / "history.jsonl",
                 held_out=len(tried[k].held_out),
-                went_on=went_on[k - 1] if 0 < k <= len(went_on) else None,
             )
             for k in range(len(policies))
+        ],
+        looks=[
+            Look(
+                imagined=tuple(look["imagined_success"]), real=success_rate(look["successes"], look["n"]),
+                held_out=look["held_out"], rolled_back=look["rolled_back"], reason=look["reason"],
+            )
+            for look in looks
         ],
         agreement=shown.by_depth(),
         contact=contact_curve(
@@ -132,17 +140,15 @@ def rounds_of(story: Story) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------ manifests
 
 
-def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int, went_on: Manifest | None) -> Phase:
+def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int) -> Phase:
     """What the manifests of a phase and the history of its policy say."""
     policy, world, reward = (made[name].summary for name in ("policies", "world_models", "rewards"))
     collected = made["episodes"].summary
     rows = [json.loads(line) for line in history.read_text().splitlines()]
     grpo = made["policies"].settings["grpo"]
     notes = []
-    if went_on is not None:
-        notes.append(f"the policy was looked at before: {went_on.summary['reason']}")
     if "drift_reason" in world:
-        notes.append(f"{world['drift_reason']}, before the world model was refitted")
+        notes.append(f"{world['drift_reason']}; {world['refit_reason']}")
     if policy["stopped"]:
         notes.append(f"stopped early: {policy['stopped']}")
     counts = {name: reward["imagined"][name] for name in Agreement.__dataclass_fields__}
@@ -159,7 +165,6 @@ def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int, went_on
         group_size=grpo["group_size"],
         keyframes=made["keyframes"].summary["by_rule"],
         imagined_frames=policy["imagined_frames"],
-        rolled_back=went_on is not None and went_on.summary["rolled_back"],
         seconds=sum(row["seconds"] for row in rows),
         notes=notes,
     )
