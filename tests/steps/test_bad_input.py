@@ -1,7 +1,9 @@
 """Bad input costs a clear sentence, never hours, and leaves nothing half-written."""
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,41 @@ def test_dreams_in_which_every_group_agrees_teach_nothing_and_say_so(shelf, tmp_
     with pytest.raises(TrainingError, match=r"none of 2 groups of dreams was informative at update 0.*group_size"):
         improve_policy(cfg, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)
     assert nothing_is_left(tmp_path)
+
+
+def test_learning_that_was_killed_goes_on_from_its_last_snapshot_as_if_nothing_had_happened(
+    shelf, tmp_path, monkeypatch
+):
+    cfg = GRPO.model_copy(update={"snapshot_every": 2})
+    ports = {name: shelf / name for name in ("policy", "world_model", "reward", "keyframes")}
+    ports |= {"episodes": [shelf / "episodes"], "updates": 5}
+    harvest, drawn, kill_at = grpo.harvest, [], 0
+
+    def killed(*args, **kwargs):
+        """Dreams of an untrained reward all agree, so what they are worth is drawn."""
+        drawn.append(1)
+        if len(drawn) == kill_at:
+            raise KeyboardInterrupt
+        crop = harvest(*args, **kwargs)
+        return replace(crop, advantages=torch.randn(crop.advantages.shape, generator=kwargs["generator"]))
+
+    monkeypatch.setattr(grpo, "harvest", killed)
+    improve_policy(cfg, TASK, out=tmp_path / "whole", **ports)
+    drawn, kill_at = [], 4
+    with pytest.raises(KeyboardInterrupt):
+        improve_policy(cfg, TASK, out=tmp_path / "resumed", **ports)
+    improve_policy(cfg, TASK, out=tmp_path / "resumed", **ports)
+    assert len(drawn) == 4 + 3, "of the three updates before the kill only the one after the snapshot is done again"
+    whole, resumed = (
+        [{**json.loads(line), "seconds": 0} for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        for name in ("whole", "resumed")
+    )
+    assert [row["update"] for row in resumed] == [0, 1, 2, 3, 4] and resumed == whole
+    for name in ("policy", "snapshot-0000", "snapshot-0002", "snapshot-0004"):
+        one, other = (load_weights(tmp_path / run, name) for run in ("whole", "resumed"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    first, last = (load_weights(tmp_path / "whole", name) for name in ("snapshot-0000", "policy"))
+    assert any(not torch.equal(first[key], last[key]) for key in first), "something was learnt"
 
 
 def test_dreams_that_come_to_agree_end_the_learning_and_lose_nothing(shelf, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,17 @@ from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge
 from wovr_core.settings import Grpo, Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import RealData, named, open_detector, open_episodes, open_policy, open_reward, save_policy
+from wovr_core.steps.models import (
+    RealData,
+    digest_at,
+    named,
+    open_detector,
+    open_episodes,
+    open_policy,
+    open_reward,
+    save_policy,
+)
+from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
 from wovr_core.training.loop import TrainingError, progress_bar
 from wovr_core.trajectory import InitState
 
@@ -36,6 +47,7 @@ def improve_policy(
 
     Stops early when imagined success has risen by more than `max_imagined_gain`: beyond that a dream is likelier to
     be exploited than to teach, and the next thing to do is to look at reality. Writes one line of history an update.
+    One that was killed goes on from its last snapshot.
     """
     data = open_episodes(episodes)
     check_something_to_learn(data, cfg)
@@ -51,11 +63,22 @@ def improve_policy(
     made_from |= named(episodes)
     count = updates if updates is not None else cfg.updates
     settings = {"grpo": cfg.model_dump(), "task": task.model_dump(), "updates": count}
-    history: list[dict[str, object]] = []
     stopped = ""
-    with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft, progress_bar() as progress:
-        bar = progress.add_task("grpo in dreams", total=count, note="")
-        for update in range(count):
+    with (
+        scratch("grpo", json.dumps(settings), *map(digest_at, made_from.values())) as kept,
+        writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft,
+        progress_bar() as progress,
+    ):
+        checkpoint, told, weights = kept / "checkpoint.safetensors", kept / "history.jsonl", list(actor.parameters())
+        begin = load_checkpoint(checkpoint, weights, (), optimiser, generator)
+        before = told.read_text().splitlines(keepends=True)[:begin] if begin else []
+        told.write_text("".join(before))
+        history: list[dict[str, object]] = [json.loads(line) for line in before]
+        bar = progress.add_task("grpo in dreams", total=count, completed=begin, note="")
+        for update in range(begin, count):
+            if update % cfg.snapshot_every == 0:
+                save_weights(kept, f"snapshot-{update:04d}", actor.state_dict())
+                save_checkpoint(checkpoint, weights, (), optimiser, generator, update)
             begun = time.monotonic()
             crop = harvest(
                 actor, dreamer, judge_of_success, pool, cfg, judge=judge, generator=generator, monitor=monitor
@@ -69,8 +92,6 @@ def improve_policy(
                     f"(all members of each succeeded or all failed); raise grpo.group_size or grpo.temperature, "
                     f"or start nearer to success with grpo.kir_ratio"
                 )
-            if update % cfg.snapshot_every == 0:
-                save_weights(draft.folder, f"snapshot-{update:04d}", actor.state_dict())
             for part in optimiser.param_groups:
                 part["lr"] = cfg.learning_rate * min(1.0, (update + 1) / cfg.warmup)
             outcome = update_policy(
@@ -85,15 +106,16 @@ def improve_policy(
                     "seconds": time.monotonic() - begun,
                 }
             )  # fmt: skip
-            line = json.dumps({name: _number(value) for name, value in history[-1].items()})
-            with (draft.folder / "history.jsonl").open("a") as told:  # as it goes, in the hidden draft
-                told.write(line + "\n")
+            with told.open("a") as lines:
+                lines.write(json.dumps({name: _number(value) for name, value in history[-1].items()}) + "\n")
             progress.update(bar, advance=1, note=f"imagined success {100 * crop.success:.0f} %")
             first = history[0]["imagined_success"]
             if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
                 stopped = f"imagined success rose by {100 * (crop.success - first):.0f} points: time to look at reality"
                 break
         save_policy(draft.folder, actor)
+        for file in (told, *kept.glob("snapshot-*")):
+            shutil.copy(file, draft.folder)
         draft.summary |= {
             "updates": len(history), "stopped": stopped,
             "imagined_frames": sum(int(str(row["imagined_frames"])) for row in history),

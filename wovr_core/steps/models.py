@@ -128,5 +128,6 @@ def named(paths: Sequence[Path]) -> dict[str, Path]:
     return {f"episodes_{i}": path for i, path in enumerate(paths)}
 
 
-def digests(paths: Sequence[Path]) -> list[str]:
-    return [read_manifest(path, Kind.EPISODES).digest for path in paths]
+def digest_at(path: Path) -> str:
+    """The identity of a finished artifact, of whatever kind."""
+    return str(load_json(path, "manifest")["digest"])

@@ -21,7 +21,7 @@ from wovr_core.imagination.rollout import Judge
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import RealData, open_episodes, open_reward
+from wovr_core.steps.models import RealData, digest_at, open_episodes, open_reward
 from wovr_core.trajectory import Episode
 
 CLIPS = 2  # of each outcome, at most
@@ -191,10 +191,6 @@ def settings_of(*manifests: Manifest) -> dict[str, Any]:
     for manifest in manifests:
         told = manifest.settings | told
     return {name: value for name, value in told.items() if isinstance(value, dict)}
-
-
-def digest_at(path: Path) -> str:
-    return str(load_json(path, "manifest")["digest"])
 
 
 # ------------------------------------------------------------------------------------------------------ pictures

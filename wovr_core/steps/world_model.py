@@ -10,7 +10,7 @@ from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.settings import Task, WorldModel
 from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
-from wovr_core.steps.models import digests, named, open_episodes
+from wovr_core.steps.models import digest_at, named, open_episodes
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode
@@ -54,7 +54,7 @@ def fit_world_model(
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
     sampler = WindowSampler(footage, cfg, generator=generator, share=share)
-    with scratch(name, cfg.model_dump_json(), seed, steps, *digests(data)) as kept:
+    with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as kept:
         train(
             model.transformer, lambda step: model.loss(sampler.draw(cfg.batch), generator=generator), name=name,
             steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,

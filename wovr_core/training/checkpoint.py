@@ -34,10 +34,11 @@ def save_checkpoint(
     generator: torch.Generator,
     step: int,
 ) -> None:
-    """Everything a training needs to go on as if it had never stopped."""
+    """Everything a training needs to go on as if it had never stopped. `average` is empty where there is no EMA."""
     tensors = {"step": torch.tensor(step), "generator": generator.get_state()}
-    for i, (parameter, mean) in enumerate(zip(parameters, average, strict=True)):
-        tensors[f"parameter.{i}"], tensors[f"average.{i}"] = parameter.detach().contiguous(), mean.contiguous()
+    tensors |= {f"average.{i}": mean.contiguous() for i, mean in enumerate(average)}
+    for i, parameter in enumerate(parameters):
+        tensors[f"parameter.{i}"] = parameter.detach().contiguous()
         for key, value in optimiser.state[parameter].items():
             tensors[f"optimiser.{i}.{key}"] = value.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +59,10 @@ def load_checkpoint(
         return 0
     tensors = load_file(path)
     with torch.no_grad():
-        for i, (parameter, mean) in enumerate(zip(parameters, average, strict=True)):
-            parameter.copy_(tensors[f"parameter.{i}"])
+        for i, mean in enumerate(average):
             mean.copy_(tensors[f"average.{i}"])
+        for i, parameter in enumerate(parameters):
+            parameter.copy_(tensors[f"parameter.{i}"])
             prefix = f"optimiser.{i}."
             optimiser.state[parameter] = {
                 key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
