@@ -145,7 +145,7 @@ def test_the_detector_learns_to_see_ghosts_and_doubts_no_sound_frame(generator):
     torch.manual_seed(0)
     detector = HallucinationDetector(threshold=0.5)
     label = wrong(imagined, real, tolerance=0.05)
-    fit_detector(detector, imagined, real[:, 0], label, Reward(batch=48), steps=300, generator=generator)
+    fit_detector(detector, imagined, real[:, 0], label, Reward(batch=48, detector_steps=300), generator=generator)
     fresh, truth = ghosts(torch.Generator().manual_seed(99))
     doubt = detector.doubt(fresh.flatten(0, 1), truth[:, :1].expand_as(fresh).flatten(0, 1)).view(40, 4)
     assert (doubt >= 0.5).eq(wrong(fresh, truth, tolerance=0.05)).float().mean() > 0.97

@@ -101,18 +101,12 @@ def test_a_rounds_reward_model_goes_on_from_the_one_before(shelf, tmp_path):
     assert old.keys() != other.keys() or any(old[name].shape != other[name].shape for name in old)
 
 
-def test_a_rounds_detector_goes_on_from_the_one_before(shelf, tmp_path, monkeypatch):
-    taught = []
-    monkeypatch.setattr("wovr_core.steps.reward.fit_detector", lambda *_, steps, **__: taught.append(steps))
+def test_a_rounds_detector_is_not_the_one_that_the_policy_has_learnt_to_get_around(shelf, tmp_path, monkeypatch):
+    monkeypatch.setattr("wovr_core.steps.reward.fit_detector", lambda *_, **__: None)
     ports = {"episodes": [shelf / "episodes"], "world_model": shelf / "world_model"}
     train_reward(REWARD, TASK, **ports, out=tmp_path / "again", previous=shelf / "reward")
-    train_reward(REWARD, TASK, **ports, out=tmp_path / "anew")
-    assert taught == [REWARD.imagined_steps, REWARD.detector_steps]
-    old, new, other = (
-        load_weights(path, "detector") for path in (shelf / "reward", tmp_path / "again", tmp_path / "anew")
-    )
-    assert all(torch.equal(old[name], new[name]) for name in old)
-    assert not all(torch.equal(old[name], other[name]) for name in old)
+    old, new = (load_weights(path, "detector") for path in (shelf / "reward", tmp_path / "again"))
+    assert not any(torch.equal(old[name], new[name]) for name in old)
 
 
 def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_path):

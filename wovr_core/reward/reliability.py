@@ -53,7 +53,6 @@ def fit_detector(
     label: Bool[Tensor, "b t"],
     cfg: Reward,
     *,
-    steps: int,
     generator: torch.Generator,
 ) -> list[float]:
     """Binary cross-entropy, one wrong frame to two right ones."""
@@ -74,6 +73,6 @@ def fit_detector(
         return F.binary_cross_entropy_with_logits(detector(frames, given), label[at[:, 0], at[:, 1]].float())
 
     return train(
-        detector, loss, name="hallucination detector", steps=steps, learning_rate=2e-3,
+        detector, loss, name="hallucination detector", steps=cfg.detector_steps, learning_rate=2e-3,
         generator=generator, weight_decay=1e-3,
     )  # fmt: skip

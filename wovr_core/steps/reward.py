@@ -17,7 +17,7 @@ from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wr
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import named, open_detector, open_episodes, open_reward, save_detector, save_reward
+from wovr_core.steps.models import named, open_episodes, open_reward, save_detector, save_reward
 from wovr_core.training.loop import TrainingError
 
 
@@ -26,7 +26,8 @@ def train_reward(
 ) -> Manifest:
     """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened.
 
-    With a `previous` reward model, a PACE round's, the first part is already learnt, and its detector goes on too.
+    With a `previous` reward model, a PACE round's, the first part is already learnt. The hallucination detector is made
+    anew every time: a policy that has learnt under one has learnt to get around it.
     """
     data = open_episodes(episodes)
     data.need_both()
@@ -58,11 +59,9 @@ def train_reward(
         fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
 
         if cfg.detector_steps:
-            detector, steps = HallucinationDetector(threshold=1.0, precision=cfg.read_precision), cfg.detector_steps
-            if previous is not None:
-                detector, steps = open_detector(previous).requires_grad_(True), cfg.imagined_steps
+            detector = HallucinationDetector(threshold=1.0, precision=cfg.read_precision)
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
-            fit_detector(detector, shown.imagined, shown.first, label, cfg, steps=steps, generator=generator)
+            fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator)
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]
@@ -72,6 +71,7 @@ def train_reward(
         agreement = outcomes(reward, shown, judge)
         if cfg.detector_steps:
             right = (score >= reward.threshold) & shown.success.any(1)
+            right[: -len(open_episodes(episodes[-1:]).held_out)] = False  # older policies dreamt otherwise
             doubt = detector.doubt(read[right].flatten(0, 1), shown.first[right].repeat_interleave(read.shape[1], 0))
             agree = held_for(probability >= reward.threshold, torch.zeros(len(read), dtype=torch.long))[right]
             dreamt = valid_steps(agree >= cfg.hysteresis)  # a dream ends with its first success
