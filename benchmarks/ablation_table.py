@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import t as student
 
-from wovr_core.evaluation.charts import WIDTH, dot, svg, tag, text
+from wovr_core.evaluation.charts import WIDTH, alone, dot, svg, tag, text
 from wovr_core.evaluation.verdict import compare
 
 Seeds = dict[int, dict[str, Any]]  # results of a row by seed
@@ -20,14 +20,6 @@ GROUPS = {  # kind of row: its heading in the figure, and its colour
     "ablation": ("WoVR with something changed", "soft"),
     "ceiling": ("With unlimited real episodes", "good"),
 }
-STYLE = """
-svg { background: #fff; } text { font: 13px system-ui, "DejaVu Sans", sans-serif; fill: #566372;
-  paint-order: stroke; stroke: #fff; stroke-width: 4px; stroke-linejoin: round; }
-text.name { fill: #18212b; } text.head { fill: #18212b; font-weight: 600; }
-.grid { stroke: #d5dce4; } .mark { stroke: #566372; stroke-dasharray: 3 3; } .bar { fill: var(--c); opacity: 0.45; }
-.whisker { stroke: #18212b; stroke-width: 1.6; } .dot { fill: var(--c); stroke: #fff; } .base { --c: #6b7684; }
-.bad { --c: #b9500b; } .real { --c: #0b63a8; } .soft { --c: #4d7ea8; } .good { --c: #14754a; }
-"""
 
 
 class ResultsError(ValueError):
@@ -98,7 +90,7 @@ def write_table(folder: Path, *, order: Sequence[str]) -> str:
         f"{', '.join(versions)}{': not all by the same code' * (len(versions) > 1)}.",
     ]
     (folder / "table.md").write_text("\n".join(lines) + "\n")
-    (folder / "figure.svg").write_text(figure(rows) + "\n")
+    (folder / "figure.svg").write_text(figure(rows))
     return "\n".join(lines)
 
 
@@ -145,6 +137,4 @@ def figure(rows: dict[str, Seeds]) -> str:
             text(f"{100 * mean.value:.1f} %", WIDTH - right + 12, y + 4.5, cls="name"),
         ]  # fmt: skip
         top += 38
-    drawing = svg("Real success of every row, with intervals", floor + 26, marks)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{1.5 * WIDTH:.0f}" '
-    return str(drawing).replace("<svg ", head, 1).replace(">", f"><style>{STYLE}</style>", 1)
+    return alone(svg("Real success of every row, with intervals", floor + 26, marks))

@@ -5,13 +5,15 @@
 Pictures by depth, against holding the last frame and against shuffled actions; imagined against real outcomes of
 held-out action sequences; contact outcomes by approach offset; the policy's own success in the dream against its real
 success; and false successes: what the policy did in dreams that succeeded, done again for real. Prints the tables and
-writes them with command, seed and date.
+writes them with command, seed and date, and a drawing of what they say about contact beside them.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -22,7 +24,8 @@ from torch import Tensor
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
-from wovr_core.evaluation.contact import contact_curve
+from wovr_core.evaluation.charts import Axis, Chart, alone, text
+from wovr_core.evaluation.contact import Contact, contact_curve
 from wovr_core.evaluation.fidelity import by_depth, outcomes
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.imagination.replay import init_state, replay
@@ -107,6 +110,25 @@ def main() -> None:
         "on_policy": {"real": vars(real), **told}, "contact": [vars(point) for point in curve],
     }  # fmt: skip
     given.out.write_text(json.dumps(facts, indent=2) + "\n")
+    given.out.with_suffix(".svg").write_text(figure(curve, told))
+
+
+def figure(curve: Sequence[Contact], told: dict[str, Any]) -> str:
+    """Grasps by offset, really and in the dream; above it how many of the policy's dreams succeed wrongly."""
+    x = Axis.around([0, max(row.pixels for row in curve)], "pixels beside the block when the gripper closes")
+    chart = Chart(x, Axis.share("closings that grasp the block"), "Grasps by offset, real and imagined", 300)
+    real, imagined = ([(row.pixels, getattr(row, kind)) for row in curve] for kind in ("real", "imagined"))
+    chart.line(real, "real", dots=4)
+    chart.line(imagined, "imagined", dots=4)
+    chart.say(1, 0.88, "● really", anchor="start")
+    chart.say(1, 0.78, "■ in the dream", anchor="start")
+    lines = ["Of the policy's own", "dreams succeed, and", "would not for real:"]
+    for name, said in told.items():
+        rate = said["false_successes"]
+        lines.append(f"{100 * rate['successes'] / rate['n']:.1f} % {name}")
+        lines.append(f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}], n = {rate['n']}")
+    chart.marks += [text(words, 62, 124 + 18 * row, cls="name") for row, words in enumerate(lines)]
+    return alone(chart.svg())
 
 
 if __name__ == "__main__":

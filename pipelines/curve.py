@@ -15,7 +15,7 @@ from pipelines.local import Run
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_json, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST
 from wovr_core.evaluation import curves
-from wovr_core.evaluation.charts import Axis, Chart, between
+from wovr_core.evaluation.charts import Axis, Chart, alone, between
 from wovr_core.evaluation.curves import Curve, CurveError, Phase, Point, Reference
 
 REFERENCES = Path(__file__).parent / "reference_curves.json"
@@ -24,10 +24,6 @@ SHAPING = ("task", "policy", "collect", "world_model", "backbone", "reward", "ke
 WIDE, HIGH = 60, 10  # characters of a plot
 ROLES = ("baseline", "candidate")
 MARKS = {"imagined": "■", "real": "●"}
-STYLE = """<style>text{font:13px system-ui,sans-serif;fill:#566372} .grid{stroke:#d5dce4} .dot{fill:var(--c)}
-.mark{stroke:#566372;stroke-dasharray:2 3} .line{fill:none;stroke:var(--c);stroke-width:2}
-.band{fill:var(--c);opacity:.2} .whisker{stroke:var(--c);stroke-width:3;opacity:.6}
-.real{--c:#0b63a8} .imagined{--c:#b9500b}</style><rect width="100%" height="100%" fill="#fff"/>"""
 
 
 def tell_curve(folder: Path, console: Console, *, profile: str | None = None, out: Path | None = None) -> bool:
@@ -247,5 +243,4 @@ def chart(curve: Curve, measured: dict[str, list[Point]]) -> str:
             drawn.line([(at, p.value) for at, p in own], kind, dots=4 if kind == "real" else 2)
             for at, p in own if kind == "real" else ():
                 drawn.whisker(at, p.low, p.high, f"whisker {kind}")
-    head, rest = str(drawn.svg()).split(">", 1)
-    return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{rest}\n'
+    return alone(drawn.svg())
