@@ -208,7 +208,7 @@ class Pace(Section):
     rounds: NonNegativeInt = 2  # at most: learning ends before, with the first look that says it may
     enough: Share = 0.97  # real success that may end it ...
     plateau: float = 0.0  # ... and so may a rise of real success, since the look before, that is smaller than this
-    drift: float = 0.0  # dB: refit only when the newest held-out episodes are dreamt worse than older ones by more
+    drift: float | None = None  # dB: refit only when new held-out episodes are dreamt worse by more; null: always
     episodes: PositiveInt = 160
     held_out: PositiveInt = 48
     steps: PositiveInt = 40

@@ -46,7 +46,7 @@ def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back
 
 def test_a_refit_goes_on_from_what_was_learnt_and_keeps_its_settings(shelf, tmp_path):
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
-    manifest = refit_world_model(Pace(steps=2, drift=-9), TASK, **ports, out=tmp_path / "out")
+    manifest = refit_world_model(Pace(steps=2), TASK, **ports, out=tmp_path / "out")
     old, new = (
         open_world_model(path / name, dreaming=False) for path, name in ((shelf, "world_model"), (tmp_path, "out"))
     )
@@ -80,7 +80,7 @@ def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
 
     monkeypatch.setattr("wovr_core.steps.pace.fit_world_model", spoil)
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
-    manifest = refit_world_model(Pace(steps=2, drift=-9), TASK, **ports, out=tmp_path / "out")
+    manifest = refit_world_model(Pace(steps=2), TASK, **ports, out=tmp_path / "out")
     assert manifest.summary["refit_kept"] is False
     old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
     assert all(torch.equal(old[name], new[name]) for name in old)

@@ -62,8 +62,8 @@ def choose_policy(
 def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path) -> Manifest:
     """Continue the world model on old and new episodes, newest collection last; says how far the policy has drifted.
 
-    Without drift there is no refit, and one that dreams the newest held-out episodes worse than before is dropped: the
-    model stays as it was.
+    A refit that dreams the newest held-out episodes worse than before is dropped, and where `pace.drift` is set and the
+    policy has not drifted there is none: the model stays as it was.
     """
     data, newest = open_episodes(episodes), open_episodes(episodes[-1:])
     older = open_episodes(episodes[:-1])
@@ -73,8 +73,8 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
     settings = {"pace": cfg.model_dump(), "world_model": fitted.settings["world_model"], "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
-        kept, refit_reason = False, f"no refit: the drift is not above pace.drift, {cfg.drift:g} dB"
-        if moved.decibels > cfg.drift:
+        kept, refit_reason = False, f"no refit: that is not above pace.drift, {cfg.drift} dB"
+        if cfg.drift is None or moved.decibels > cfg.drift:
             refit = DiffusionWorldModel(
                 model.cfg.model_copy(update={"static_windows": 0.0}), model.autoencoder, action_dim=task.action_dim
             )
