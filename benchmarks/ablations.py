@@ -6,8 +6,8 @@
     python benchmarks/ablations.py table runs/ablations
 
 A row is a way to make a policy and the settings it switches. Every row of a seed starts from the same base policy and
-spends the same number of real episodes. Rows that agree on a step and on what goes into it share its artifact, so a
-row costs only what differs, and one that was stopped goes on where it was.
+may spend the same number of real episodes (PACE may stop before: the table tells). Rows that agree on a step and on
+what goes into it share its artifact, so a row costs only what differs, and one that was stopped goes on where it was.
 """
 
 import argparse

@@ -72,14 +72,16 @@ def read_run(folder: Path) -> tuple[Curve, dict[str, Any], list[str]]:
         settings = manifest.settings | settings  # a PACE round's `collect` is another one: the earliest counts
         origin, summary = manifest.made_from, manifest.summary
         if "evolved" in origin:
-            same[manifest.digest] = origin["previous" if summary["rolled_back"] else "evolved"]
+            stays = origin["previous" if summary["rolled_back"] else "evolved"]
+            same[manifest.digest] = same.get(stays, stays)
         if manifest.kind is Kind.EPISODES and "policy" in origin:
             tried[origin["policy"]] = (summary["successes"], summary["episodes"])
         if manifest.kind is Kind.EVALUATION:
             notes, how = notes[1:], manifest.settings["evaluate"]
             if how["greedy"] or how["temperature"] != settings["collect"]["temperature"]:
                 tried.clear()  # the policy that collected acted otherwise
-            tried |= {origin[role]: (summary[role]["successes"], summary[role]["n"]) for role in ROLES}
+            for role in ROLES:
+                tried[same.get(origin[role], origin[role])] = (summary[role]["successes"], summary[role]["n"])
             for row in load_json(path, "curve"):
                 shot = (row["update"], row["successes"], row["n"])
                 shots.setdefault(origin[f"snapshots_{row['phase']}"], []).append(shot)

@@ -135,6 +135,21 @@ def test_a_pace_round_begins_with_the_policy_it_went_on_with(tmp_path, rolled_ba
     assert ("rolled back: as it went" in notes) is rolled_back
 
 
+def test_a_run_that_a_look_ended_is_judged_by_its_evaluation(tmp_path):
+    """What was evaluated is the copy that PACE chose."""
+    mine = a_run(tmp_path / "mine", finished=False)
+    base, improved = mine / "clone-base-policy", mine / "improve-policy"
+    made(mine, "collect-again", Kind.EPISODES, {"collect": {}}, {"policy": improved}, successes=80, episodes=208)
+    origin = {"evolved": improved, "previous": base}
+    chosen = made(mine, "choose-policy", Kind.POLICY, {}, origin, rolled_back=False, settled=True, reason="enough")
+    rates = {"baseline": {"successes": 1050, "n": 3000}, "candidate": {"successes": 2700, "n": 3000}}
+    origin = {"candidate": chosen, "baseline": base, "snapshots_0": improved}
+    shots = [{"phase": 0, "update": 8, "successes": 150, "n": 300}]
+    made(mine, "evaluate-policies", Kind.EVALUATION, {"evaluate": TREE["evaluate"]}, origin, curve=shots, **rates)
+    (phase,) = read_run(mine)[0].phases
+    assert phase.real == ((0, 1050, 3000), (8, 150, 300), (UPDATES, 2700, 3000))
+
+
 def test_a_run_that_has_not_learnt_yet_cannot_be_judged(tmp_path, reference):
     answer = doctor("--curve", a_run(tmp_path / "mine", learnt=False))
     assert answer.exit_code == 2

@@ -55,7 +55,7 @@ def test_what_changes_the_outside_world_is_never_cached(tmp_path):
     parts = [spec["root"], *spec["components"].values()]
     tasks = {name: task for part in parts for name, task in part.get("dag", {}).get("tasks", {}).items()}
     cached = {name for name, task in tasks.items() if task.get("cachingOptions")}
-    assert not cached & {"finish", "promote-policy"}
+    assert not [name for name in cached if name.startswith(("finish", "promote-policy"))]
     assert {"clone-base-policy", "train-world-model", "improve-policy", "judge"} <= cached
 
 

@@ -62,6 +62,21 @@ def test_a_refit_goes_on_from_what_was_learnt_and_keeps_its_settings(shelf, tmp_
     assert manifest.summary["drift_db"] == pytest.approx(0, abs=0.5), "the same episodes twice are no drift"
 
 
+def test_after_a_roll_back_the_next_policy_is_compared_with_the_one_that_stands(shelf, tmp_path):
+    """Base 10 of 12, then 1 of 12 and rolled back, then 4 of 12: better than what was dropped, worse than the base."""
+    with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
+        save_policy(draft.folder, TinyVLA(SHAPE))
+        draft.summary["looks"] = [{"rolled_back": True, "stands": [10, 12]}]
+    dropped = collection(tmp_path / "dropped", [True] + [False] * 11)
+    episodes = collection(tmp_path / "new", [True] * 4 + [False] * 8)
+    manifest = choose_policy(
+        Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
+        previous_episodes=dropped, out=tmp_path / "out",
+    )  # fmt: skip
+    assert manifest.summary["rolled_back"] and "after 83.3 %" in manifest.summary["reason"]
+    assert manifest.summary["looks"][-1]["stands"] == [10, 12]
+
+
 def test_without_drift_the_world_model_stays_as_it_was(shelf, tmp_path):
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
     manifest = refit_world_model(Pace(steps=2, drift=1.0), TASK, **ports, out=tmp_path / "out")
@@ -109,16 +124,29 @@ def test_a_rounds_detector_is_not_the_one_that_the_policy_has_learnt_to_get_arou
     assert not any(torch.equal(old[name], new[name]) for name in old)
 
 
+@pytest.mark.parametrize(("enough", "asked"), [(0, 2), (3, 4)])
+def test_doubt_is_measured_on_the_newest_dreams_if_there_are_enough(enough, asked, shelf, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("wovr_core.steps.reward.ENOUGH", enough)
+    monkeypatch.setattr("wovr_core.steps.reward.calibrate", lambda *_, **__: 0.0)  # all dreams seem to succeed
+    monkeypatch.setattr("wovr_core.steps.reward.spare", lambda doubt, share: seen.append(len(doubt)) or 0.5)
+    newest = collection(tmp_path / "newest", [True, False, False, False] * 2)  # every other one is held out
+    train_reward(
+        REWARD, TASK, episodes=[shelf / "episodes", newest], world_model=shelf / "world_model", out=tmp_path / "out"
+    )
+    assert seen == [asked]
+
+
 def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_path):
     with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
         save_policy(draft.folder, TinyVLA(SHAPE))
-        draft.summary |= {"imagined_success": [0.2, 0.9], "looks": ["the round before's"]}
+        draft.summary |= {"imagined_success": [0.2, 0.9], "looks": [{"rolled_back": False}]}
     episodes = collection(tmp_path / "new", [True] * 3 + [False] * 9)
     manifest = choose_policy(
         Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
         previous_episodes=shelf / "episodes", out=tmp_path / "out",
     )  # fmt: skip
     before, look = manifest.summary["looks"]
-    assert before == "the round before's" and look["round"] == 2
+    assert before == {"rolled_back": False} and look["round"] == 2
     assert look["imagined_success"] == [0.2, 0.9]
     assert look["gap"] == pytest.approx(0.9 - 0.25)

@@ -29,23 +29,28 @@ def choose_policy(
     """
     new, old = open_episodes([evolved_episodes]), open_episodes([previous_episodes])
     evolved_policy, previous_policy = open_policy(evolved), open_policy(previous)
-    wins, before = (sum(episode.succeeded for episode in data.episodes) for data in (new, old))
-    back = worse(wins, len(new.episodes), before, len(old.episodes), confidence=cfg.rollback_confidence)
+    learnt = read_manifest(evolved, Kind.POLICY).summary
+    looks = learnt.get("looks", [])
+    wins, n = sum(episode.succeeded for episode in new.episodes), len(new.episodes)
+    before = [sum(episode.succeeded for episode in old.episodes), len(old.episodes)]
+    if looks and looks[-1]["rolled_back"]:  # those episodes are of a policy that was not kept
+        before = looks[-1]["stands"]
+    was = before[0] / before[1]
+    back = worse(wins, n, *before, confidence=cfg.rollback_confidence)
     reason = (
-        f"real success {100 * new.success_rate:.1f} % (n = {len(new.episodes)}) after "
-        f"{100 * old.success_rate:.1f} % (n = {len(old.episodes)}): {'rolled back' if back else 'kept'}"
+        f"real success {100 * new.success_rate:.1f} % (n = {n}) after "
+        f"{100 * was:.1f} % (n = {before[1]}): {'rolled back' if back else 'kept'}"
     )
-    settled = not back and (new.success_rate > cfg.enough or new.success_rate - old.success_rate < cfg.plateau)
+    settled = not back and (new.success_rate > cfg.enough or new.success_rate - was < cfg.plateau)
     if settled:
         reason += ", and that is enough" if new.success_rate > cfg.enough else ", and it rises no more"
-    learnt = read_manifest(evolved, Kind.POLICY).summary
     imagined = learnt.get("imagined_success", [None, None])  # before and after
-    looks = learnt.get("looks", [])
     look = {
         "round": len(looks) + 1,
-        "successes": wins, "n": len(new.episodes), "held_out": len(new.held_out),
+        "successes": wins, "n": n, "held_out": len(new.held_out),
         "imagined_success": imagined, "gap": None if imagined[-1] is None else imagined[-1] - new.success_rate,
         "rolled_back": back, "settled": settled, "reason": reason,
+        "stands": before if back else [wins, n],  # successes and trials of the policy gone on with
     }  # fmt: skip
     made_from = {
         "evolved": evolved, "evolved_episodes": evolved_episodes,
@@ -73,8 +78,8 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
     settings = {"pace": cfg.model_dump(), "world_model": fitted.settings["world_model"], "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
-        kept, refit_reason = False, f"no refit: that is not above pace.drift, {cfg.drift} dB"
-        if cfg.drift is None or moved.decibels > cfg.drift:
+        kept, refit_reason = False, f"no refit: that is not above pace.drift, {cfg.drift:g} dB"
+        if moved.decibels > cfg.drift:
             refit = DiffusionWorldModel(
                 model.cfg.model_copy(update={"static_windows": 0.0}), model.autoencoder, action_dim=task.action_dim
             )

@@ -20,6 +20,8 @@ from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import named, open_episodes, open_reward, save_detector, save_reward
 from wovr_core.training.loop import TrainingError
 
+ENOUGH = 10  # right dreams to set a threshold by
+
 
 def train_reward(
     cfg: Reward, task: Task, *, episodes: Sequence[Path], world_model: Path, out: Path, previous: Path | None = None
@@ -71,7 +73,8 @@ def train_reward(
         agreement = outcomes(reward, shown, judge)
         if cfg.detector_steps:
             right = (score >= reward.threshold) & shown.success.any(1)
-            right[: -len(open_episodes(episodes[-1:]).held_out)] = False  # older policies dreamt otherwise
+            newest = right & (torch.arange(len(right)) >= len(right) - len(open_episodes(episodes[-1:]).held_out))
+            right = newest if newest.sum() >= ENOUGH else right  # older policies dreamt otherwise
             doubt = detector.doubt(read[right].flatten(0, 1), shown.first[right].repeat_interleave(read.shape[1], 0))
             agree = held_for(probability >= reward.threshold, torch.zeros(len(read), dtype=torch.long))[right]
             dreamt = valid_steps(agree >= cfg.hysteresis)  # a dream ends with its first success
