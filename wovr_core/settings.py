@@ -150,7 +150,7 @@ class Reward(Section):
     read_precision: Literal["float32", "bfloat16"] = "bfloat16"  # of classifier and detector, where they look at frames
     detector_steps: NonNegativeInt = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
     wrong: Share = 0.12  # a frame is wrong when a neighbourhood is off by more, as a share of the pixel range
-    spared: Share = 0.5  # of the newest held-out successes rightly imagined: so doubtful may a dream look
+    spared: Share = 0.6  # of the newest held-out successes rightly imagined: so doubtful may a dream look
 
     @model_validator(mode="after")
     def _reads_the_last_frame(self) -> Self:
