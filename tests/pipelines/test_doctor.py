@@ -11,7 +11,7 @@ from benchmarks.reference_curves import build
 from pipelines import curve as curve_module
 from pipelines import doctor as doctor_module
 from pipelines.cli import CONFIGS, app
-from pipelines.curve import REFERENCES, read_references, read_run, write_references
+from pipelines.curve import REFERENCES, differing, read_references, read_run, write_references
 from pipelines.local import Finished, Run
 from wovr_core.artifacts import Kind, save_json, writing
 from wovr_core.evaluation.curves import CurveError
@@ -208,7 +208,10 @@ def test_only_evaluated_runs_of_different_seeds_make_a_reference(tmp_path):
 def test_the_shipped_reference_is_of_shipped_profiles():
     shipped = read_references(REFERENCES)
     assert shipped and shipped.keys() <= {path.stem for path in CONFIGS.glob("*.yaml")}
-    for reference in shipped.values():
+    for name, reference in shipped.items():
+        profile = Settings.load(CONFIGS / f"{name}.yaml").model_dump(mode="json")
+        del profile["task"]["seed"]
+        assert not differing(reference.settings, profile), "the profile has changed since: build the reference again"
         assert reference.made["command"] and all(phase.real for run in reference.runs for phase in run.phases)
 
 
