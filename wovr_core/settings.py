@@ -207,7 +207,7 @@ class Pace(Section):
 
     rounds: NonNegativeInt = 2  # at most: learning ends before, with the first look that says it may
     enough: Share = 0.97  # real success that may end it ...
-    plateau: float = 0.0  # ... and so may a rise of it since the look before that is smaller than this; 0: a fall
+    plateau: float = -1.0  # ... and so may a rise of it since the look before that is smaller than this; -1: never
     drift: float = -100.0  # dB: refit only when new held-out episodes are dreamt worse than older ones by more
     episodes: PositiveInt = 160
     held_out: PositiveInt = 48

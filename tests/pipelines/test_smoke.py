@@ -47,7 +47,7 @@ def test_a_run_that_fails_and_then_is_killed_goes_on_where_it_was(tmp_path):
     assert (out / "report.html").stat().st_size > 1000
     assert (out.parent / "mlflow.db").exists()
 
-    config.write_text(SMOKE.read_text().replace("plateau: -1", "plateau: 2"))
+    config.write_text(SMOKE.read_text().replace("pace: {", "pace: {plateau: 2, "))
     said, code = end(start(config, out))
     assert code == 0, said
     settled = finished(out)

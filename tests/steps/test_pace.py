@@ -31,7 +31,7 @@ def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back
             save_policy(draft.folder, TinyVLA(SHAPE))
         episodes = collection(tmp_path / f"{name}_episodes", [True] * wins + [False] * (12 - wins))
         ports |= {name: tmp_path / name, f"{name}_episodes": episodes}
-    manifest = choose_policy(Pace(), TASK, **ports, out=tmp_path / "out")
+    manifest = choose_policy(Pace(plateau=0.0), TASK, **ports, out=tmp_path / "out")
     assert manifest.summary["rolled_back"] is rolled_back
     assert manifest.summary["settled"] is settled
     assert (
