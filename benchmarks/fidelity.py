@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def figure(curve: Sequence[Contact], told: dict[str, Any]) -> str:
-    """Grasps by offset, really and in the dream; above it how many of the policy's dreams succeed wrongly."""
+    """Grasps by offset, really and in the dream; and in words how many of the policy's dreams succeed wrongly."""
     x = Axis.around([0, max(row.pixels for row in curve)], "pixels beside the block when the gripper closes")
     chart = Chart(x, Axis.share("closings that grasp the block"), "Grasps by offset, real and imagined", 300)
     real, imagined = ([(row.pixels, getattr(row, kind)) for row in curve] for kind in ("real", "imagined"))

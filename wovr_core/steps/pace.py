@@ -78,7 +78,7 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
     settings = {"pace": cfg.model_dump(), "world_model": fitted.settings["world_model"], "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
-        kept, refit_reason = False, f"no refit: that is not above pace.drift, {cfg.drift:g} dB"
+        kept, refit_reason = False, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
         if moved.decibels > cfg.drift:
             refit = DiffusionWorldModel(
                 model.cfg.model_copy(update={"static_windows": 0.0}), model.autoencoder, action_dim=task.action_dim

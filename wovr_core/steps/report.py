@@ -71,7 +71,7 @@ def write_report(
         made_from |= {f"{name}_{i}": path for i, path in enumerate(paths)}
     looks: list[dict[str, Any]] = []
     if chosen is not None:
-        made_from["chosen"], looks = chosen, read_manifest(chosen, Kind.POLICY).summary["looks"]
+        made_from["chosen"], looks = chosen, read_manifest(chosen, Kind.POLICY).summary.get("looks", [])
 
     tried = [open_episodes([path]) for path in episodes]
     shown = replay_held_out(task, tried[-1].held_out, world_model=world_models[-1], reward=rewards[-1])
