@@ -30,6 +30,7 @@ from wovr_core.evaluation.fidelity import by_depth, outcomes
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream
+from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.settings import Reward
 from wovr_core.steps.dreamer import open_world_model
@@ -74,8 +75,9 @@ def main() -> None:
     told = {}
     for name, monitor in (("without monitor", None), ("with monitor", open_detector(given.reward))):
         dreams = dream(
-            policy, world_model, reward, starts, temperature=1.0, judge=judge, generator=generator, monitor=monitor
-        )
+            policy, LearnedSimulator(world_model, reward, monitor), starts, temperature=1.0, judge=judge,
+            generator=generator,
+        )  # fmt: skip
         false = int((dreams.success & ~really(dreams, ids)).sum())
         told[name] = {
             "imagined": vars(success_rate(int(dreams.success.sum()), len(dreams))),

@@ -87,7 +87,7 @@ def real_rollouts(
     )  # fmt: skip
     return Dreams(
         starts=starts, valid=valid_steps(success).unflatten(1, (-1, task.chunk)), success=success.any(1),
-        doubted=torch.zeros(len(starts), dtype=torch.bool),
+        doubted=torch.zeros(len(starts), dtype=torch.bool), broken=torch.zeros(len(starts), dtype=torch.bool),
         **{name: torch.stack(values, 1) for name, values in chunks.items()},
     )  # fmt: skip
 

@@ -69,6 +69,51 @@ class Monitor(Protocol):
     def doubt(self, frames: UInt8[Tensor, "b c h w"], references: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What is seen of the chunk just dreamt, and what the judges say of it."""
+
+    frames: UInt8[Tensor, "b reading c h w"]
+    success: Float[Tensor, "b reading"]  # how likely the instruction is fulfilled
+    doubt: Float[Tensor, "b reading"] | None  # how likely the frame is wrong somewhere; none without a monitor
+
+
+class Simulator(Protocol):
+    """A learned simulator: world model, reward model and monitor behind one stateless call, here or on a server.
+
+    The same state, actions and generator give the same answer, so a call that got lost can be made again. Raises
+    `BrokenDreamError` when what comes back is no dream.
+    """
+
+    @property
+    def threshold(self) -> float:
+        """A reading shows success from this probability on."""
+        ...
+
+    @property
+    def doubt_threshold(self) -> float | None:
+        """A reading is no longer believed from this doubt on; none without a monitor."""
+        ...
+
+    def begin(self, starts: Sequence[InitState]) -> DreamState: ...
+
+    def imagine(
+        self,
+        state: DreamState,
+        actions: Float[Tensor, "b 8 a"],
+        *,
+        starts: Sequence[InitState],
+        read: Sequence[int],
+        generator: torch.Generator,
+    ) -> tuple[DreamState, Sight]:
+        """The state after these actions, and the frames `read` of the way there; one of `starts` for each dream."""
+        ...
+
+
+class BrokenDreamError(RuntimeError):
+    """An answer of a simulator that is no dream: of a wrong shape, or of a wrong kind."""
+
+
 class Env(Protocol):
     """A vectorised environment: the reality that imagination must never touch."""
 

@@ -1,5 +1,7 @@
 """Imagined rollouts, in a toy world whose every picture says whose dream it is and how far it has come."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,15 +9,18 @@ from tests.toys import ToyMonitor, ToyPolicy, ToyReward, ToyWorld, a_start, an_e
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.imagination.simulator import LearnedSimulator
+from wovr_core.protocols import BrokenDreamError
 from wovr_core.settings import Grpo
 
 EACH = Judge(every=1, hysteresis=1)
 
 
-def dreams_of(starts, *, judge: Judge = EACH, world: ToyWorld | None = None, reward=None, **kwargs) -> Dreams:
+def dreams_of(starts, *, judge: Judge = EACH, world=None, reward=None, monitor=None, **kwargs) -> Dreams:
+    simulator = LearnedSimulator(world or ToyWorld(), reward or ToyReward(), monitor)
     return dream(
-        ToyPolicy(), world or ToyWorld(), reward or ToyReward(), starts, temperature=1.0, judge=judge,
-        generator=torch.Generator().manual_seed(0), **kwargs,
+        ToyPolicy(), simulator, starts, temperature=1.0, judge=judge, generator=torch.Generator().manual_seed(0),
+        **kwargs,
     )  # fmt: skip
 
 
@@ -136,6 +141,51 @@ def test_unmasked_dreams_end_at_the_first_doubt_too_and_a_success_before_it_stan
     assert dreams.length.tolist() == [12, 12], "what comes after the doubt counts for nothing"
 
 
+class Breaks(ToyReward):
+    """Answers NaN, or with too few rows, once the dreams of these names have come so far."""
+
+    def __init__(self, names: set[int], *, at: int, shape: bool = False) -> None:
+        super().__init__()
+        self.names, self.at, self.shape = names, at, shape
+
+    def probability(self, frames, instructions):
+        bad = torch.tensor([int(f[0, 0, 0]) in self.names and int(f[1, 0, 0]) >= self.at for f in frames])
+        if self.shape and bad.any():
+            raise BrokenDreamError("seven rows, not eight")
+        return super().probability(frames, instructions).masked_fill(bad, float("nan"))
+
+
+def test_a_dream_that_breaks_ends_there_and_the_others_go_on():
+    """Dream 0 breaks in its second chunk, 1 in the chunk in which it would have succeeded; 2 and 3 never do."""
+    starts = [a_start(i, goal=goal) for i, goal in enumerate((200, 12, 12, 200))]
+    dreams = dreams_of(starts, reward=Breaks({0, 1}, at=14))
+    assert dreams.broken.tolist() == [True, True, False, False]
+    assert dreams.success.tolist() == [False, False, True, False]
+    assert dreams.length.tolist() == [8, 8, 12, 32]
+
+
+def test_a_memory_that_is_not_finite_breaks_its_own_dream_only():
+    class Fades(ToyWorld):
+        def imagine(self, state, actions, *, generator):
+            after = super().imagine(state, actions, generator=generator)
+            fades = after.pose[:, -1, 0] == 1
+            return replace(after, memory=after.memory.masked_fill(fades.view(-1, 1, 1, 1), float("inf")))
+
+        def look(self, state, frames):
+            return super().look(replace(state, memory=state.future[:, :, 0]), frames)
+
+    dreams = dreams_of([a_start(i, goal=200) for i in range(3)], world=Fades())
+    assert dreams.broken.tolist() == [False, True, False]
+    assert dreams.length.tolist() == [32, 0, 32]
+
+
+def test_an_answer_of_a_wrong_shape_breaks_all_dreams_that_it_was_meant_for():
+    starts = [a_start(i, goal=200, steps_left=16) for i in range(4)]
+    dreams = dreams_of(starts, reward=Breaks({0}, at=12, shape=True), batch=2)
+    assert dreams.broken.tolist() == [True, True, False, False]
+    assert dreams.length.tolist() == [8, 8, 16, 16]
+
+
 def test_choosing_rows_of_dreams_keeps_them_whole():
     dreams = dreams_of([a_start(i, goal=3 + i) for i in range(4)])
     chosen = dreams[torch.tensor([2, 0])]
@@ -149,9 +199,9 @@ def test_choosing_rows_of_dreams_keeps_them_whole():
 CFG = Grpo(groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
 
 
-def crop_of(pool: StartPool, cfg: Grpo = CFG, world: ToyWorld | None = None, seed: int = 0):
+def crop_of(pool: StartPool, cfg: Grpo = CFG, world: ToyWorld | None = None, seed: int = 0, reward=None):
     return harvest(
-        ToyPolicy(), world or ToyWorld(chance=True), ToyReward(), pool, cfg, judge=EACH,
+        ToyPolicy(), LearnedSimulator(world or ToyWorld(chance=True), reward or ToyReward()), pool, cfg, judge=EACH,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
 
@@ -173,6 +223,20 @@ def test_the_members_of_a_group_share_a_start_and_their_advantages_cancel():
         assert 0 < won.sum() < 8, "only groups that disagree are kept"
         assert abs(advantages.sum()) < 1e-4
         assert advantages[won].min() > 0 > advantages[~won].max()
+
+
+def test_a_group_with_a_broken_dream_is_dropped_and_counted():
+    pool = a_pool(initial=2, keyframes=0)
+    crop = crop_of(pool, reward=Breaks({0}, at=9))
+    assert crop.broken > 0 and crop.kept > 0
+    assert {start.episode for start in crop.dreams.starts} == {1}
+    assert not crop.dreams.broken.any() and crop.advantages.isfinite().all()
+    assert (len(crop.group_rates) + crop.broken) % 6 == 0, "what is broken has no success rate"
+
+
+def test_when_every_group_is_broken_nothing_is_learnt_and_it_is_said():
+    with pytest.raises(BrokenDreamError, match="all 18 groups of dreams were broken"):
+        crop_of(a_pool(initial=2, keyframes=0), reward=Breaks({0, 1}, at=9))
 
 
 def test_the_imagined_frames_are_those_the_world_was_asked_for():

@@ -9,6 +9,7 @@ from tests.toys import SIDE, ToyReward, ToyWorld, a_start
 from wovr_core.grpo.symmetry import with_mirrored
 from wovr_core.grpo.update import UpdateError, update_policy
 from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.settings import Grpo
@@ -25,8 +26,8 @@ def policy() -> TinyVLA:
 
 def dreams_by(policy: TinyVLA, n: int = 12) -> Dreams:
     return dream(
-        policy, ToyWorld(), ToyReward(), [a_start(i, goal=5 + 2 * i) for i in range(n)], temperature=1.0,
-        judge=Judge(every=1, hysteresis=1), generator=torch.Generator().manual_seed(0),
+        policy, LearnedSimulator(ToyWorld(), ToyReward()), [a_start(i, goal=5 + 2 * i) for i in range(n)],
+        temperature=1.0, judge=Judge(every=1, hysteresis=1), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
 
 

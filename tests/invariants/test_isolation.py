@@ -16,6 +16,7 @@ from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge, dream
+from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.protocols import DreamState
 from wovr_core.reward.classifier import SuccessClassifier
@@ -108,14 +109,14 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
 
     seen: list[torch.Tensor] = []  # an untrained reward is sure of nothing: call its highest tenth a success
     dream(
-        policy, world_model, reward, list(pool.initial) * 8, temperature=1.0, judge=judge, generator=generator,
-        watch=lambda rows, frames: seen.append(frames),
+        policy, LearnedSimulator(world_model, reward), list(pool.initial) * 8, temperature=1.0, judge=judge,
+        generator=generator, watch=lambda rows, frames: seen.append(frames),
     )  # fmt: skip
     frames = torch.cat(seen).flatten(0, 1)
     reward.threshold = reward.probability(frames, [episode.instruction] * len(frames)).quantile(0.9).item()
 
     before = [p.detach().clone() for p in policy.parameters()]
-    crop = harvest(policy, world_model, reward, pool, cfg, judge=judge, generator=generator)
+    crop = harvest(policy, LearnedSimulator(world_model, reward), pool, cfg, judge=judge, generator=generator)
     assert crop.dreams.success.any()
     assert crop.advantages.ne(0).any()
     optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
@@ -145,7 +146,7 @@ def test_scenes_that_look_the_same_are_dreamt_the_same(minds):
         ]  # fmt: skip
         dreams.append(
             dream(
-                policy, world_model, reward, starts, temperature=1.0, judge=Judge(),
+                policy, LearnedSimulator(world_model, reward), starts, temperature=1.0, judge=Judge(),
                 generator=torch.Generator().manual_seed(0),
             )
         )  # fmt: skip

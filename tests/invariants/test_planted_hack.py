@@ -19,16 +19,18 @@ from wovr_core.envs.tabletop import Scenes, Tabletop, task_scenes
 from wovr_core.evaluation.fidelity import as_rows, by_depth, outcomes, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import Judge
+from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.protocols import DreamState
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Collect, Evaluate, Grpo, Keyframes, Policy, Promote, Reward, Task
-from wovr_core.steps import grpo, report
+from wovr_core.steps import report
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies, judge
+from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
-from wovr_core.steps.models import RealData, open_episodes, open_policy, save_reward
+from wovr_core.steps.models import RealData, open_episodes, open_policy, open_reward, save_reward
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.trajectory import InitState
 
@@ -144,11 +146,11 @@ def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 
         good, said = trustworthy(rows, 0.0)
         assert good, "the gate before learning sees nothing wrong"
         draft.summary |= {"fidelity": as_rows(rows), "reason": said}
-    for step in (grpo, report):
-        monkeypatch.setattr(step, "open_world_model", lambda path: world)
-    grpo.improve_policy(
+    monkeypatch.setattr(report, "open_world_model", lambda path: world)
+    improve_policy(
         LEARNING, TASK, policy=shelf["base"], world_model=out / "world_model", reward=shelf["reward"],
         keyframes=shelf["keyframes"], episodes=[shelf["episodes"]], out=out / "policy", updates=updates,
+        simulator=LearnedSimulator(world, open_reward(shelf["reward"])),
     )  # fmt: skip
     evaluate_policies(
         Evaluate(episodes=300, curve_episodes=100), TASK, candidate=out / "policy", baseline=shelf["base"],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wovr_core.grpo.advantages import group_advantages, informative_groups, returns
 from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream, together
-from wovr_core.protocols import Monitor, Policy, RewardModel, WorldModel
+from wovr_core.protocols import BrokenDreamError, Policy, Simulator
 from wovr_core.settings import Grpo
 from wovr_core.trajectory import InitState
 
@@ -38,8 +38,9 @@ class Harvest:
 
     dreams: Dreams
     advantages: Float[Tensor, " rollout"]
-    group_rates: list[float]  # success rate of every group drawn
+    group_rates: list[float]  # success rate of every group drawn, but for broken ones
     kept: int  # groups
+    broken: int  # groups, dropped because the simulator answered with NaN or with no dream at all
     success: float  # of all dreams drawn from the starts of episodes
     doubted: float  # of all dreams drawn, the share that the monitor ended
     imagined_frames: int
@@ -47,47 +48,58 @@ class Harvest:
 
 def harvest(
     policy: Policy,
-    world_model: WorldModel,
-    reward: RewardModel,
+    simulator: Simulator,
     pool: StartPool,
     cfg: Grpo,
     *,
     judge: Judge,
     generator: torch.Generator,
-    monitor: Monitor | None = None,
 ) -> Harvest | None:
-    """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is."""
+    """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is.
+
+    A group with a broken dream in it is dropped and counted. Raises `BrokenDreamError` when every group was.
+    """
     parts: list[tuple[Dreams, Tensor]] = []
     rates: list[float] = []
     started: list[Tensor] = []
     doubted: list[Tensor] = []
-    kept = frames = 0
+    kept = frames = broken = 0
     for _ in range(cfg.max_draws):
         starts = pool.draw(cfg.groups, cfg.kir_ratio, generator=generator)
         members = [start for start in starts for _ in range(cfg.group_size)]
         dreams = dream(
-            policy, world_model, reward, members, temperature=cfg.temperature, judge=judge, generator=generator,
-            mask=cfg.mask, monitor=monitor,
+            policy, simulator, members, temperature=cfg.temperature, judge=judge, generator=generator, mask=cfg.mask
         )  # fmt: skip
         frames += int(dreams.valid.any(-1).sum()) * CHUNK
         success = dreams.success.unflatten(0, (-1, cfg.group_size))
-        rates += success.float().mean(-1).tolist()
+        whole = ~dreams.broken.unflatten(0, (-1, cfg.group_size)).any(-1)
+        broken += int((~whole).sum())
+        rates += success[whole].float().mean(-1).tolist()
         doubted.append(dreams.doubted)
-        started += [dreams.success[row] for row, start in enumerate(members) if start.rule == "initial"]
+        started += [
+            dreams.success[row]
+            for row, start in enumerate(members)
+            if start.rule == "initial" and whole[row // cfg.group_size]
+        ]
         length = dreams.length.unflatten(0, (-1, cfg.group_size))
         advantages = group_advantages(returns(success, length, discount=cfg.discount), kind=cfg.advantage)
-        good = informative_groups(success, cfg.informative).nonzero()[:, 0][: cfg.groups - kept]
+        good = (whole & informative_groups(success, cfg.informative)).nonzero()[:, 0][: cfg.groups - kept]
         kept += len(good)
         rows = (good[:, None] * cfg.group_size + torch.arange(cfg.group_size)).flatten()
         if len(rows):
             parts.append((dreams[rows], advantages[good].flatten()))
         if kept >= cfg.groups:
             break
+    if not rates:
+        raise BrokenDreamError(
+            f"all {broken} groups of dreams were broken: the world model or the reward model answered with NaN, or "
+            f"with something of another shape"
+        )
     if not parts:
         return None
     return Harvest(
         dreams=together([dreams for dreams, _ in parts]), advantages=torch.cat([values for _, values in parts]),
-        group_rates=rates, kept=kept, imagined_frames=frames,
+        group_rates=rates, kept=kept, broken=broken, imagined_frames=frames,
         doubted=torch.cat(doubted).float().mean().item(),
         success=torch.stack(started).float().mean().item() if started else float("nan"),
     )  # fmt: skip

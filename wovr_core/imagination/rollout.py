@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.imagination.masking import held_for, valid_steps
-from wovr_core.protocols import Monitor, Policy, RewardModel, WorldModel
+from wovr_core.protocols import BrokenDreamError, Policy, Simulator
 from wovr_core.trajectory import InitState, Observation
 
 CHUNK = 8
@@ -40,6 +40,7 @@ class Dreams:
     valid: Bool[Tensor, "rollout chunk step"]
     success: Bool[Tensor, " rollout"]
     doubted: Bool[Tensor, " rollout"]  # the monitor stopped believing it before it succeeded
+    broken: Bool[Tensor, " rollout"]  # the simulator answered with NaN or with no dream at all
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -57,22 +58,21 @@ class Dreams:
 
 def dream(
     policy: Policy,
-    world_model: WorldModel,
-    reward: RewardModel,
+    simulator: Simulator,
     starts: Sequence[InitState],
     *,
     temperature: float,
     judge: Judge,
     generator: torch.Generator,
     mask: bool = True,
-    monitor: Monitor | None = None,
     batch: int = 64,
     watch: Callable[[Tensor, UInt8[Tensor, "b frames c h w"]], None] | None = None,
 ) -> Dreams:
     """One imagined rollout from each start, until success (if masked) or until its steps are used up.
 
-    With a `monitor`, a rollout is over at the first reading it does not believe, and is no success (masked or not).
-    Finished rollouts leave the batch. `watch` is shown the rows and the judged frames of every dreamt chunk.
+    A rollout is over at the first reading that the monitor does not believe, and is no success (masked or not); and
+    where the simulator's answer is not finite, or is no dream at all, which marks it as broken. Finished rollouts
+    leave the batch. `watch` is shown the rows and the judged frames of every dreamt chunk.
     """
     firsts = range(0, len(starts), batch)
     seeds = torch.randint(2**62, (len(firsts),), generator=generator).tolist()  # so the order of batches is no matter
@@ -81,7 +81,7 @@ def dream(
         own = torch.Generator().manual_seed(seed)
         some = starts[first : first + batch]
         with torch.no_grad():
-            return _dream(policy, world_model, reward, some, temperature, judge, own, mask, monitor, first, watch)
+            return _dream(policy, simulator, some, temperature, judge, own, mask, first, watch)
 
     with side_by_side() as pool:
         return together(list(pool.map(part, firsts, seeds)))
@@ -110,31 +110,29 @@ def together(parts: Sequence[Dreams]) -> Dreams:
         starts=tuple(start for part in parts for start in part.starts), frames=column("frames"), pose=column("pose"),
         tokens=column("tokens"), log_prob=column("log_prob"), valid=column("valid"),
         success=torch.cat([part.success for part in parts]), doubted=torch.cat([part.doubted for part in parts]),
+        broken=torch.cat([part.broken for part in parts]),
     )  # fmt: skip
 
 
 def _dream(
     policy: Policy,
-    world_model: WorldModel,
-    reward: RewardModel,
+    simulator: Simulator,
     starts: Sequence[InitState],
     temperature: float,
     judge: Judge,
     generator: torch.Generator,
     mask: bool,
-    monitor: Monitor | None,
     offset: int,
     watch: Callable[[Tensor, Tensor], None] | None,
 ) -> Dreams:
     n = len(starts)
     chunks = torch.tensor([start.steps_left // CHUNK for start in starts])
-    said = [start.instruction for start in starts]
     read = list(range(judge.every - 1, CHUNK, judge.every))
-    state = world_model.begin(starts)
+    state = simulator.begin(starts)
     sees = torch.stack([start.memory[-1] for start in starts])
     alive = torch.arange(n)
     streak, success = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
-    doubted = torch.zeros(n, dtype=torch.bool)
+    doubted, broken = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob", "valid")}
 
     def scatter(values: Tensor) -> Tensor:
@@ -148,38 +146,46 @@ def _dream(
         if not len(going):
             break
         alive, state, sees = alive[going], state[going], sees[going]
-        now = [said[row] for row in alive.tolist()]
-        seen = Observation(frames=sees, instructions=tuple(now), pose=state.pose[:, -1])
+        now = [starts[row] for row in alive.tolist()]
+        seen = Observation(frames=sees, instructions=tuple(start.instruction for start in now), pose=state.pose[:, -1])
         decided = policy.act(seen, temperature=temperature, generator=generator)
-        state = world_model.imagine(state, decided.actions, generator=generator)
-        frames = world_model.look(state, read)
-        shown = reward.probability(frames.flatten(0, 1), [said for said in now for _ in read]).unflatten(
-            0, (-1, len(read))
-        )
-        counts = held_for(shown >= reward.threshold, streak[alive])
-        streak[alive] = counts[:, -1]
-        holds = counts >= judge.hysteresis  # (living, reading)
-        lost = torch.zeros_like(holds)
-        if monitor is not None:
-            references = torch.stack([starts[row].reference for row in alive.tolist()])
-            doubt = monitor.doubt(frames.flatten(0, 1), references.repeat_interleave(len(read), 0))
-            lost = (doubt >= monitor.threshold).unflatten(0, (-1, len(read))).cumsum(1) > 0  # from the first doubt on
-            holds = holds & ~lost
-        success[alive[holds.any(1)]] = True
-        doubted[alive[lost.any(1)]] = ~success[alive[lost.any(1)]]
-        ends = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
-        ends[:, read] = (holds | lost) if mask else lost
-        counted = valid_steps(ends)
+        counted = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
+        try:
+            state, sight = simulator.imagine(state, decided.actions, starts=now, read=read, generator=generator)
+            whole = _finite(state.memory) & _finite(sight.success)
+            whole &= _finite(sight.doubt) if sight.doubt is not None else True
+        except BrokenDreamError:
+            whole = torch.zeros(len(alive), dtype=torch.bool)
+        broken[alive[~whole]] = True
+        if whole.any():
+            counts = held_for(sight.success >= simulator.threshold, streak[alive])
+            streak[alive] = counts[:, -1]
+            holds = counts >= judge.hysteresis  # (living, reading)
+            lost = torch.zeros_like(holds)
+            if sight.doubt is not None and simulator.doubt_threshold is not None:
+                lost = (sight.doubt >= simulator.doubt_threshold).cumsum(1) > 0  # from the first doubt on
+                holds = holds & ~lost
+            success[alive[holds.any(1)]] = True
+            doubted[alive[lost.any(1)]] = ~success[alive[lost.any(1)]]
+            ends = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
+            ends[:, read] = (holds | lost) if mask else lost
+            counted = valid_steps(ends) & whole[:, None]
         for name, values in (
             ("frames", seen.frames), ("pose", seen.pose), ("tokens", decided.tokens),
             ("log_prob", decided.log_prob), ("valid", counted),
         ):  # fmt: skip
             columns[name].append(scatter(values))
+        if not whole.any():
+            break
         if watch is not None:
-            watch(alive + offset, frames)
-        keep = (~ends.any(1)).nonzero()[:, 0]
-        alive, state, sees = alive[keep], state[keep], frames[keep, -1]
+            watch(alive + offset, sight.frames)
+        keep = (~ends.any(1) & whole).nonzero()[:, 0]
+        alive, state, sees = alive[keep], state[keep], sight.frames[keep, -1]
         if not len(alive):
             break
     stacked = {name: torch.stack(values, 1) for name, values in columns.items()}
-    return Dreams(starts=tuple(starts), success=success, doubted=doubted, **stacked)
+    return Dreams(starts=tuple(starts), success=success & ~broken, doubted=doubted, broken=broken, **stacked)
+
+
+def _finite(values: Tensor) -> Bool[Tensor, " b"]:
+    return values.isfinite().flatten(1).all(1)

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts import ArtifactError, Kind, load_json, load_weights, read_manifest, save_json, save_weights
+from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.settings import Task
 from wovr_core.settings import WorldModel as WorldModelSettings
-from wovr_core.steps.models import finite_weights
+from wovr_core.steps.models import finite_weights, open_detector, open_reward
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 
@@ -59,6 +60,12 @@ def open_world_model(path: Path, *, dreaming: bool = True) -> DiffusionWorldMode
     model = DiffusionWorldModel(cfg, codec, action_dim=load_json(path, "action_dim"))
     model.load_state_dict(finite_weights(path, "world_model"))
     return for_dreaming(model) if dreaming else model
+
+
+def open_simulator(world_model: Path, reward: Path, *, monitor: bool = True) -> LearnedSimulator:
+    """What a policy dreams in: the world model of one artifact, the reward model and the monitor of another."""
+    dreams, sees_success = open_world_model(world_model), open_reward(reward)
+    return LearnedSimulator(dreams, sees_success, open_detector(reward) if monitor else None)
 
 
 def for_dreaming(model: DiffusionWorldModel) -> DiffusionWorldModel:

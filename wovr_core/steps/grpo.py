@@ -14,16 +14,15 @@ from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge
+from wovr_core.protocols import BrokenDreamError, Simulator
 from wovr_core.settings import Grpo, Reward, Task
-from wovr_core.steps.dreamer import open_world_model
+from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.models import (
     RealData,
     digest_at,
     named,
-    open_detector,
     open_episodes,
     open_policy,
-    open_reward,
     save_policy,
 )
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
@@ -42,8 +41,11 @@ def improve_policy(
     episodes: Sequence[Path],
     out: Path,
     updates: int | None = None,
+    simulator: Simulator | None = None,
 ) -> Manifest:
     """GRPO in dreams that begin at the starts of real episodes and at keyframes.
+
+    A `simulator` serves `world_model` and `reward` from elsewhere; without one they are opened here.
 
     Stops early when imagined success has risen by more than `max_imagined_gain`: beyond that a dream is likelier to
     be exploited than to teach, and the next thing to do is to look at reality. Writes one line of history an update.
@@ -51,10 +53,10 @@ def improve_policy(
     """
     data = open_episodes(episodes)
     check_something_to_learn(data, cfg)
-    actor, dreamer, judge_of_success = open_policy(policy), open_world_model(world_model), open_reward(reward)
+    actor = open_policy(policy)
+    dreamer = simulator or open_simulator(world_model, reward, monitor=cfg.monitor)
     reading = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
     judge = Judge(every=reading.every, hysteresis=reading.hysteresis)
-    monitor = open_detector(reward) if cfg.monitor else None
     pool = start_pool(data, load_keyframes(keyframes), cfg, task)
     generator = torch.Generator().manual_seed(task.seed)
     reference = open_policy(policy) if cfg.kl else None
@@ -80,9 +82,10 @@ def improve_policy(
                 save_weights(kept, f"snapshot-{update:04d}", actor.state_dict())
                 save_checkpoint(checkpoint, weights, (), optimiser, generator, update)
             begun = time.monotonic()
-            crop = harvest(
-                actor, dreamer, judge_of_success, pool, cfg, judge=judge, generator=generator, monitor=monitor
-            )
+            try:
+                crop = harvest(actor, dreamer, pool, cfg, judge=judge, generator=generator)
+            except BrokenDreamError as error:
+                raise TrainingError(f"grpo: at update {update} {error}; nothing was learnt from them") from error
             if crop is None and update:
                 stopped = f"no group of dreams was informative at update {update}: all members agree"
                 break
@@ -100,7 +103,7 @@ def improve_policy(
             history.append(
                 {
                     "update": update, "imagined_success": crop.success, "doubted": crop.doubted,
-                    "groups_kept": crop.kept,
+                    "groups_kept": crop.kept, "groups_broken": crop.broken,
                     "group_rates": crop.group_rates, "imagined_frames": crop.imagined_frames,
                     "valid_steps": crop.dreams.length.float().mean().item(), **vars(outcome),
                     "seconds": time.monotonic() - begun,
@@ -119,6 +122,7 @@ def improve_policy(
         draft.summary |= {
             "updates": len(history), "stopped": stopped,
             "imagined_frames": sum(int(str(row["imagined_frames"])) for row in history),
+            "groups_broken": sum(int(str(row.get("groups_broken", 0))) for row in history),
             "seconds": sum(float(str(row["seconds"])) for row in history),
             "imagined_success": [_number(history[0]["imagined_success"]), _number(history[-1]["imagined_success"])],
             "real_success_before": data.success_rate,
