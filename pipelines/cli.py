@@ -115,7 +115,7 @@ def step(
     word: Annotated[
         str,
         typer.Argument(
-            help="policy, collect, world_model, reward, keyframes, grpo, pace (refit), choose, evaluate, judge, "
+            help="policy, collect, world_model, reward, serve, keyframes, grpo, pace (refit), choose, evaluate, judge, "
             "report or promote"
         ),
     ],

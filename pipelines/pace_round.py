@@ -9,6 +9,7 @@ from components.artifacts import Episodes, Keyframes, Policy, RewardModel, World
 from components.keyframes.component import mine_keyframes
 from components.pace.component import choose_policy, collect_again, improve_again, refit_world_model
 from components.reward.component import train_reward
+from components.serve.component import serve_dreams
 
 
 class Look(NamedTuple):
@@ -54,6 +55,7 @@ class Round(NamedTuple):
 def pace_round(
     task: dict,
     reward: dict,
+    serve: dict,
     keyframes: dict,
     grpo: dict,
     pace: dict,
@@ -81,6 +83,7 @@ def pace_round(
         world_model=refitted,
         previous=previous_reward,
     ).outputs["fitted"]
+    served = serve_dreams(serve=serve, world_model=refitted, reward=sees_success).set_caching_options(False)
     beginnings = mine_keyframes(
         task=task, keyframes=keyframes, episodes=episodes, newest=newest, reward=sees_success
     ).outputs["chosen"]
@@ -94,5 +97,6 @@ def pace_round(
         keyframes=beginnings,
         episodes=episodes,
         newest=newest,
+        endpoint=served.output,
     ).outputs["improved"]
     return Round(refitted, sees_success, beginnings, improved)

@@ -13,6 +13,7 @@ from components.keyframes.component import mine_keyframes
 from components.policy.component import clone_base_policy
 from components.promote.component import promote_policy
 from components.reward.component import train_reward
+from components.serve.component import serve_dreams
 from components.world_model.component import train_world_model
 from pipelines.pace_round import Round, pace_look, pace_round
 from wovr_core.settings import Settings
@@ -36,6 +37,7 @@ def posttrain(settings: Settings) -> BaseComponent:
         collect: dict = default["collect"],
         world_model: dict = default["world_model"],
         reward: dict = default["reward"],
+        serve: dict = default["serve"],
         keyframes: dict = default["keyframes"],
         grpo: dict = default["grpo"],
         pace: dict = default["pace"],
@@ -55,6 +57,7 @@ def posttrain(settings: Settings) -> BaseComponent:
                 sees_success = train_reward(
                     task=task, reward=reward, demonstrations=demonstrations, episodes=episodes, world_model=dreams
                 ).outputs["fitted"]
+                served = serve_dreams(serve=serve, world_model=dreams, reward=sees_success).set_caching_options(False)
                 beginnings = mine_keyframes(
                     task=task, keyframes=keyframes, episodes=episodes, reward=sees_success
                 ).outputs["chosen"]
@@ -66,6 +69,7 @@ def posttrain(settings: Settings) -> BaseComponent:
                     reward=sees_success,
                     keyframes=beginnings,
                     episodes=episodes,
+                    endpoint=served.output,
                 ).outputs["improved"]
 
                 def conclude(candidate, **since):
@@ -109,6 +113,7 @@ def posttrain(settings: Settings) -> BaseComponent:
                         learnt = pace_round(
                             task=task,
                             reward=reward,
+                            serve=serve,
                             keyframes=keyframes,
                             grpo=grpo,
                             pace=pace,

@@ -15,15 +15,18 @@ def improve_policy(
     keyframes: Input[Keyframes],
     episodes: Input[Episodes],
     improved: Output[Policy],
+    endpoint: str = "",
 ):
     """Reinforcement learning inside the world model: GRPO on imagined rollouts."""
     from pathlib import Path
 
+    from components.platform.endpoint import simulator_at
     from wovr_core import settings
     from wovr_core.steps.grpo import improve_policy as step
 
+    cfg = settings.Grpo.model_validate(grpo)
     manifest = step(
-        settings.Grpo.model_validate(grpo),
+        cfg,
         settings.Task.model_validate(task),
         policy=Path(policy.path),
         world_model=Path(world_model.path),
@@ -31,5 +34,8 @@ def improve_policy(
         keyframes=Path(keyframes.path),
         episodes=[Path(episodes.path)],
         out=Path(improved.path),
+        simulator=simulator_at(
+            endpoint, world_model=Path(world_model.path), reward=Path(reward.path), monitor=cfg.monitor
+        ),
     )
     improved.metadata.update(manifest.summary)

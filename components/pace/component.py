@@ -91,15 +91,18 @@ def improve_again(
     episodes: Input[Episodes],
     newest: Input[Episodes],
     improved: Output[Policy],
+    endpoint: str = "",
 ):
     """GRPO once more, in the refitted world model and for as many updates as a PACE round has."""
     from pathlib import Path
 
+    from components.platform.endpoint import simulator_at
     from wovr_core import settings
     from wovr_core.steps.grpo import improve_policy as step
 
+    cfg = settings.Grpo.model_validate(grpo)
     manifest = step(
-        settings.Grpo.model_validate(grpo),
+        cfg,
         settings.Task.model_validate(task),
         policy=Path(policy.path),
         world_model=Path(world_model.path),
@@ -108,5 +111,8 @@ def improve_again(
         episodes=[Path(episodes.path), Path(newest.path)],
         out=Path(improved.path),
         updates=settings.Pace.model_validate(pace).updates,
+        simulator=simulator_at(
+            endpoint, world_model=Path(world_model.path), reward=Path(reward.path), monitor=cfg.monitor
+        ),
     )
     improved.metadata.update(manifest.summary)

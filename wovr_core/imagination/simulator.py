@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wovr_core.protocols import DreamState, Monitor, RewardModel, Sight, WorldModel
@@ -37,11 +37,17 @@ class LearnedSimulator:
         generator: torch.Generator,
     ) -> tuple[DreamState, Sight]:
         state = self.world_model.imagine(state, actions, generator=generator)
+        said = [start.instruction for start in starts]
+        return state, self.see(state, said, torch.stack([start.reference for start in starts]), read)
+
+    def see(
+        self, state: DreamState, said: Sequence[str], references: UInt8[Tensor, "b c h w"], read: Sequence[int]
+    ) -> Sight:
+        """What the chosen frames of the chunk just dreamt show; one instruction and one true first frame per dream."""
         frames = self.world_model.look(state, read)
-        said = [start.instruction for start in starts for _ in read]
-        success = self.reward.probability(frames.flatten(0, 1), said).unflatten(0, (-1, len(read)))
+        flat, shape = frames.flatten(0, 1), (-1, len(read))
+        success = self.reward.probability(flat, [words for words in said for _ in read]).unflatten(0, shape)
         doubt = None
         if self.monitor is not None:
-            references = torch.stack([start.reference for start in starts]).repeat_interleave(len(read), 0)
-            doubt = self.monitor.doubt(frames.flatten(0, 1), references).unflatten(0, (-1, len(read)))
-        return state, Sight(frames=frames, success=success, doubt=doubt)
+            doubt = self.monitor.doubt(flat, references.repeat_interleave(len(read), 0)).unflatten(0, shape)
+        return Sight(frames=frames, success=success, doubt=doubt)

@@ -21,3 +21,15 @@ def noised(
     """(1 - s) latent + s noise."""
     s = level.view(-1, *[1] * (latent.dim() - 1))
     return (1 - s) * latent + s * noise
+
+
+def dream_noise(
+    memory: Float[Tensor, "b c y x"], *, of_memory: bool, generator: torch.Generator
+) -> Float[Tensor, "b c latents y x"]:
+    """All the chance there is in dreaming a chunk: noise of its two future latents; before it, the memory's if wanted.
+
+    Whoever draws it knows the dream: the same noise, here or on a server, is the same dream.
+    """
+    b, c, y, x = memory.shape
+    parts = [torch.randn(memory.shape, generator=generator)[:, :, None]] if of_memory else []
+    return torch.cat([*parts, torch.randn(b, c, 2, y, x, generator=generator)], 2)

@@ -123,27 +123,41 @@ class DiffusionWorldModel(nn.Module):
             pose=torch.stack([start.pose for start in starts]),
         )  # fmt: skip
 
+    def imagine(self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator) -> DreamState:
+        """The state after these actions; its `future` holds what was seen on the way."""
+        noise = flow.dream_noise(state.memory, of_memory=self.noisy_memory, generator=generator)
+        return self.imagine_with(noise, state, actions)
+
+    @property
+    def noisy_memory(self) -> bool:
+        """Is the memory noised in dreams, too?"""
+        return self.cfg.memory_noise_when_dreaming > 0
+
     @torch.no_grad()
-    def imagine(
-        self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator, cached: bool = True
+    def imagine_with(
+        self,
+        noise: Float[Tensor, "b c latents y x"],
+        state: DreamState,
+        actions: Float[Tensor, "b 8 a"],
+        *,
+        cached: bool = True,
     ) -> DreamState:
-        """The state after these actions; its `future` holds what was seen on the way. `cached` is for the test."""
+        """A dream without chance: `noise` is what `flow.dream_noise` drew. `cached` is for the test."""
         path = self.statistics.integrate(state.pose[:, -1], actions)
         every = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
         conditions = Conditions(self.statistics.normalise(every) * _acts(every), torch.cat([state.pose, path], 1))
         quiet = torch.full((len(state.memory),), self.cfg.memory_noise_when_dreaming)
         memory = state.memory
-        if self.cfg.memory_noise_when_dreaming:
-            memory = flow.noised(memory, torch.randn(memory.shape, generator=generator), quiet)
+        if self.noisy_memory:
+            memory = flow.noised(memory, noise[:, :, 0], quiet)
 
         def context() -> Context:
             return self.transformer.context(state.reference, memory, conditions, memory_noise=quiet)
 
-        b, c, y, x = memory.shape
-        future, kept = torch.randn(b, c, 2, y, x, generator=generator), context()
+        future, kept = noise[:, :, -2:], context()
         levels = flow.schedule(self.cfg.sampler_steps, self.cfg.shift)
         for now, after in pairwise(levels):
-            velocity = self.transformer(future, now.expand(b), kept if cached else context())
+            velocity = self.transformer(future, now.expand(len(memory)), kept if cached else context())
             future = future + (after - now) * velocity
         next_memory = future[:, :, 1] if self.cfg.context == "latent" else self._reencoded(state, future)
         return DreamState(

@@ -1,0 +1,37 @@
+"""Where a policy dreams: on a Triton server if $WOVR_TRITON_URL names one, in its own process otherwise.
+
+Apart from `triton.py`, so that who dreams in process need not wait for imports of what is not used.
+"""
+
+import os
+from pathlib import Path
+
+from wovr_core.protocols import Simulator
+from wovr_core.settings import Serve
+
+URL, REPOSITORY = "WOVR_TRITON_URL", "WOVR_TRITON_REPOSITORY"  # host:port of gRPC; the folder Triton loads models from
+
+
+def serve_dreams(cfg: Serve, *, world_model: Path, reward: Path) -> str:
+    """Put the two into service and say where, `dreams/VERSION`; nothing where there is no Triton."""
+    if not (url := os.environ.get(URL)):
+        return ""
+    from components.platform.triton import MODEL, ServingError, deploy
+
+    if not (repository := os.environ.get(REPOSITORY)):
+        raise ServingError(
+            f"${URL} names a Triton server, but ${REPOSITORY} does not say which folder it loads models from"
+        )
+    return f"{MODEL}/{deploy(cfg, url=url, repository=Path(repository), world_model=world_model, reward=reward)}"
+
+
+def simulator_at(endpoint: str, *, world_model: Path, reward: Path, monitor: bool) -> Simulator | None:
+    """What `serve_dreams` put into service, if it was made from these two; None for the process's own."""
+    if not endpoint:
+        return None
+    from components.platform.triton import ServedSimulator, ServingError, digests
+
+    simulator = ServedSimulator(os.environ[URL], int(endpoint.rpartition("/")[2]), monitor=monitor)
+    if not digests(world_model, reward).items() <= simulator.about.items():
+        raise ServingError(f"{endpoint} at {simulator.url} serves other artifacts than these: run the step serve again")
+    return simulator

@@ -1,0 +1,325 @@
+"""The learned simulator on a Triton server: asking it for dreams, and putting a new one into service.
+
+Every call is stateless and carries all the chance that is in its answer, so one that got lost is made again, on
+whatever replica, and gives the same dream. A client is pinned to one version, and every answer says which it is from.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from torch import Tensor
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from components.serving.wire import CALLS, INPUTS, MODEL, TYPES, config
+from wovr_core.artifacts import Kind, read_manifest
+from wovr_core.protocols import BrokenDreamError, DreamState, Sight, Simulator
+from wovr_core.settings import Serve
+from wovr_core.trajectory import InitState
+from wovr_core.world_model.flow import dream_noise
+
+log = logging.getLogger(__name__)
+NO_LIMIT = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+SOON = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
+DEADLINE, PATIENCE = 300.0, 300.0  # seconds that a call may take, and that a server which is away is asked again
+MODEL_FILE = "from components.serving.dreams import TritonPythonModel  # noqa: F401\n"
+
+
+class ServingError(RuntimeError):
+    """A served world model that does not serve, and why."""
+
+
+class ServedSimulator:
+    """One version of the simulator that Triton serves (the `Simulator` protocol)."""
+
+    def __init__(
+        self, url: str, version: int, *, monitor: bool = True, deadline: float = DEADLINE, patience: float = PATIENCE
+    ) -> None:
+        self.url, self.version, self.deadline, self.patience = url, version, deadline, patience
+        self._own = threading.local()  # tritonclient promises nothing about threads: each has its own connection
+        self.about: dict[str, Any] = json.loads(self._ask("about", 1, {})["told"][0, 0])
+        self.threshold: float = self.about["threshold"]
+        self.doubt_threshold: float | None = self.about["doubt_threshold"] if monitor else None
+
+    def begin(self, starts: Sequence[InitState]) -> DreamState:
+        frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
+        latents = torch.from_numpy(self._ask("encode", len(starts), {"frames": frames})["latents"])
+        return DreamState(
+            reference=latents[:, :, 0], memory=latents[:, :, 1], before=latents[:, :, 1], future=latents[:, :, 1:1],
+            actions=torch.stack([start.actions for start in starts]),
+            pose=torch.stack([start.pose for start in starts]),
+        )  # fmt: skip
+
+    def imagine(
+        self,
+        state: DreamState,
+        actions: Float[Tensor, "b 8 a"],
+        *,
+        starts: Sequence[InitState],
+        read: Sequence[int],
+        generator: torch.Generator,
+    ) -> tuple[DreamState, Sight]:
+        asked = {
+            "read": torch.tensor([list(read)] * len(state), dtype=torch.int32),
+            "instruction": [start.instruction for start in starts],
+            "first_frame": torch.stack([start.reference for start in starts]),
+            "reference": state.reference, "memory": state.memory, "past_actions": state.actions, "pose": state.pose,
+            "actions": actions,
+            "noise": dream_noise(state.memory, of_memory=self.about["noisy_memory"], generator=generator),
+        }  # fmt: skip
+        told = {name: torch.from_numpy(value) for name, value in self._ask("imagine", len(state), asked).items()}
+        b, (c, y, x), side = len(state), state.memory.shape[1:], asked["first_frame"].shape[1:]
+        shapes = {
+            "latents": (b, c, 2, y, x), "next_memory": (b, c, y, x), "next_pose": tuple(state.pose.shape),
+            "seen": (b, len(read), *side), "success": (b, len(read)), "doubt": (b, len(read)),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            if told[name].shape != shape:
+                raise BrokenDreamError(
+                    f"version {self.version} of {MODEL} at {self.url} answered {name} {tuple(told[name].shape)}, "
+                    f"not {shape}"
+                )
+        after = DreamState(
+            reference=state.reference, memory=told["next_memory"], before=state.memory, future=told["latents"],
+            actions=actions[:, -state.actions.shape[1] :], pose=told["next_pose"],
+        )  # fmt: skip
+        doubt = None if self.doubt_threshold is None else told["doubt"]
+        return after, Sight(frames=told["seen"], success=told["success"], doubt=doubt)
+
+    def look(self, state: DreamState, frames: Sequence[int] = range(8)) -> UInt8[Tensor, "b frames c h w"]:
+        """The pixels of the chosen frames of the chunk just dreamt, for a video."""
+        read = torch.tensor([list(frames)] * len(state), dtype=torch.int32)
+        asked = {"read": read, "reference": state.reference, "memory": state.before, "future": state.future}
+        return torch.from_numpy(self._ask("decode", len(state), asked)["seen"])
+
+    def _ask(self, call: str, rows: int, asked: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """One call, made again for as long as there is hope that it will be answered."""
+        inputs = [_input(name, value) for name, value in {"call": [call] * rows, **asked}.items()]
+        outputs = [grpc.InferRequestedOutput(name) for name in CALLS[call][1]]
+        try:
+            for attempt in Retrying(
+                stop=stop_after_delay(self.patience), wait=wait_random_exponential(0.2, max=3),
+                retry=retry_if_exception(_may_pass), before_sleep=self._warn, reraise=True,
+            ):  # fmt: skip
+                with attempt:
+                    answer = self._connection().infer(
+                        MODEL, inputs, str(self.version), outputs, client_timeout=self.deadline
+                    )
+        except InferenceServerException as error:
+            raise self._explained(error) from error
+        if (said := answer.get_response().model_version) != str(self.version):
+            raise ServingError(f"asked version {self.version} of {MODEL} at {self.url}, but version {said} answered")
+        return {name: answer.as_numpy(name).copy() for name in CALLS[call][1]}  # torch wants to own what it writes to
+
+    def _connection(self) -> grpc.InferenceServerClient:
+        if not hasattr(self._own, "connection"):
+            self._own.connection = connect(self.url)
+        return self._own.connection
+
+    def _warn(self, state: Any) -> None:
+        if state.attempt_number == 1:
+            log.warning("the served world model at %s does not answer (%s); trying again for %.0f s", self.url,
+                        _words(state.outcome.exception()), self.patience)  # fmt: skip
+
+    def _explained(self, error: InferenceServerException) -> Exception:
+        words = _words(error)
+        if _may_pass(error):
+            return ServingError(
+                f"the served world model at {self.url} gave no answer for {self.patience:.0f} s ({words}): start "
+                f"Triton again (`wovr stack up`, or see to its pod) and run this once more; finished updates are kept"
+            )
+        if "not found" in words or "unknown" in words or "no available versions" in words:
+            return ServingError(
+                f"version {self.version} of {MODEL} is not served at {self.url} any more ({words}): a later deployment "
+                f"took its place; run the step `serve` again"
+            )
+        return ServingError(f"Triton at {self.url} refused a call to {MODEL}: {words}")
+
+
+def connect(url: str) -> grpc.InferenceServerClient:
+    """A connection to a Triton server, made when first used."""
+    return grpc.InferenceServerClient(url, channel_args=[*NO_LIMIT, *SOON])
+
+
+def _input(name: str, value: Any) -> grpc.InferInput:
+    words = isinstance(value, list)
+    array = np.array([[word.encode()] for word in value], dtype=np.object_) if words else value.contiguous().numpy()
+    port = grpc.InferInput(name, list(array.shape), TYPES[INPUTS[name][0]])
+    port.set_data_from_numpy(array)
+    return port
+
+
+def _may_pass(error: BaseException) -> bool:
+    """A server that is away or busy may come back; one that refuses a call will refuse it again."""
+    if not isinstance(error, InferenceServerException):
+        return False
+    away = str(error.status()) in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
+    return away or "stub process" in str(error.message()).lower()  # it died, and Triton starts another
+
+
+def _words(error: BaseException | None) -> str:
+    message = error.message() if isinstance(error, InferenceServerException) else error
+    return " ".join(str(message).split())[:300]
+
+
+# ---------------------------------------------------------------------------------------------- putting into service
+
+
+def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward: Path) -> int:
+    """Serve these two artifacts as a version of their own, and return its number.
+
+    What is already served is left alone. A new version is published whole, loaded beside the old one, and has to
+    answer a known dream as this process does, before anyone is told its number; if it fails it is withdrawn, and the
+    old one has never stopped serving. Then all but the newest `keep` are unloaded.
+    """
+    served = digests(world_model, reward)
+    connection, model = connect(url), repository / MODEL
+    _refuse_dead(connection, url)
+    with _one_at_a_time(model):
+        version = next((v for v in versions(model) if _served(model / str(v)) == served), None)
+        known = version is not None
+        if version is None:
+            version = max(versions(model), default=0) + 1
+            _publish(cfg, model, version, served, {"world_model": world_model, "reward": reward})
+        try:
+            _load(connection, model, version, reload=not known or not connection.is_model_ready(MODEL, str(version)))
+            _check(cfg, ServedSimulator(url, version, patience=10), world_model, reward)
+        except (InferenceServerException, ServingError, BrokenDreamError) as error:
+            if not known:
+                shutil.rmtree(model / str(version))
+                with suppress(InferenceServerException):
+                    connection.load_model(MODEL) if versions(model) else connection.unload_model(MODEL)
+            raise ServingError(
+                f"version {version} of {MODEL} was withdrawn, what was served before still is: {_words(error)}"
+            ) from error
+        if stale := [v for v in sorted(versions(model), reverse=True) if v != version][cfg.keep - 1 :]:
+            for old in stale:
+                shutil.rmtree(model / str(old))
+            connection.load_model(MODEL)
+    return version
+
+
+def digests(world_model: Path, reward: Path) -> dict[str, str]:
+    """What a version is made from."""
+    return {
+        "world_model": read_manifest(world_model, Kind.WORLD_MODEL).digest,
+        "reward": read_manifest(reward, Kind.REWARD_MODEL).digest,
+    }
+
+
+def versions(model: Path) -> list[int]:
+    """What lies in the repository, oldest first."""
+    return sorted(int(path.name) for path in model.glob("*") if path.name.isdigit())
+
+
+def _served(version: Path) -> dict[str, str]:
+    return json.loads((version / "served.json").read_text())
+
+
+def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
+    try:
+        ready = connection.is_server_ready(client_timeout=10)
+    except InferenceServerException as error:
+        raise ServingError(
+            f"no Triton server answers at {url} ({_words(error)}): `wovr stack up` starts one"
+        ) from error
+    if not ready:
+        raise ServingError(f"the Triton server at {url} is not ready: see its log (`wovr stack status` names it)")
+
+
+@contextmanager
+def _one_at_a_time(model: Path) -> Iterator[None]:
+    """Two deployments at once would give one number to two versions."""
+    model.mkdir(parents=True, exist_ok=True)
+    with (model / ".deploying").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _publish(cfg: Serve, model: Path, version: int, served: dict[str, str], parts: dict[str, Path]) -> None:
+    """Into the repository, all at once: Triton must never see half a version."""
+    beside = model / f".{version}.writing"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    for name, artifact in parts.items():
+        shutil.copytree(artifact, beside / name)
+    (beside / "model.py").write_text(MODEL_FILE)
+    (beside / "served.json").write_text(json.dumps(served))
+    wanted, file = config(instances=cfg.instances, together=cfg.together), model / "config.pbtxt"
+    if not file.exists() or file.read_text() != wanted:
+        (model / ".config.writing").write_text(wanted)
+        os.replace(model / ".config.writing", file)
+    os.rename(beside, model / str(version))
+
+
+def _load(connection: grpc.InferenceServerClient, model: Path, version: int, *, reload: bool) -> None:
+    if reload:
+        connection.load_model(MODEL)  # returns when it is loaded; versions that are loaded serve on meanwhile
+    if not connection.is_model_ready(MODEL, str(version)):
+        said = [row for row in connection.get_model_repository_index(as_json=True)["models"] if row["name"] == MODEL]
+        reasons = [row.get("reason", "") for row in said if row.get("version") == str(version)]
+        raise ServingError(f"Triton did not load it: {' '.join(reasons) or 'no reason given'}")
+
+
+def _check(cfg: Serve, simulator: ServedSimulator, world_model: Path, reward: Path) -> None:
+    """Does it answer a known dream as this process does?"""
+    from wovr_core.steps.dreamer import open_simulator
+
+    here = open_simulator(world_model, reward, monitor=simulator.doubt_threshold is not None)
+    shape = here.reward.shape
+    words = " ".join(shape.vocabulary[: shape.words])
+    starts = known_starts(len(here.world_model.statistics.q01), shape.image_size, words)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected, got = known_dream(here, starts), known_dream(simulator, starts)
+    finally:
+        torch.set_num_threads(threads)
+    for name, value in expected.items():
+        off = (got[name].float() - value.float()).abs().max().item()
+        if not off <= cfg.tolerance * (255 if name == "frames" else 1):
+            raise ServingError(
+                f"it answers a known dream otherwise than this process: {name} differs by up to {off:.3g}. Another "
+                f"machine or library? If so, serve.tolerance says how much is well"
+            )
+
+
+def known_starts(action_dim: int, image_size: int, instruction: str) -> list[InitState]:
+    """Two made-up moments, always the same."""
+    g = torch.Generator().manual_seed(0)
+    blots = torch.randint(0, 256, (2, 5, 3, 4, 4), generator=g, dtype=torch.uint8)
+    side = -(-image_size // 4)
+    frames = blots.repeat_interleave(side, -1).repeat_interleave(side, -2)[..., :image_size, :image_size]
+    return [
+        InitState(
+            instruction=instruction, reference=f[0], memory=f[1:], actions=torch.rand(4, action_dim, generator=g),
+            pose=torch.rand(5, 2, generator=g), steps_left=16, episode=0, step=0, rule="initial",
+        )
+        for f in frames
+    ]  # fmt: skip
+
+
+def known_dream(simulator: Simulator, starts: Sequence[InitState]) -> dict[str, Tensor]:
+    """Two chunks of each, with fixed actions: what is seen, and what the judges say."""
+    g = torch.Generator().manual_seed(0)
+    state, told = simulator.begin(starts), []
+    for _ in range(2):
+        actions = 2 * torch.rand(len(starts), 8, starts[0].actions.shape[-1], generator=g) - 1
+        state, sight = simulator.imagine(state, actions, starts=starts, read=[1, 7], generator=g)
+        told.append(sight)
+    parts = {name: [getattr(sight, name) for sight in told] for name in ("frames", "success", "doubt")}
+    return {name: torch.stack(values) for name, values in parts.items() if values[0] is not None} | {
+        "memory": state.memory
+    }

@@ -1,0 +1,16 @@
+from kfp import dsl
+from kfp.dsl import Input
+
+from components import images
+from components.artifacts import RewardModel, WorldModel
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def serve_dreams(serve: dict, world_model: Input[WorldModel], reward: Input[RewardModel]) -> str:
+    """Put the world model into service on Triton, beside the one that serves; says where, nothing without a Triton."""
+    from pathlib import Path
+
+    from components.platform.endpoint import serve_dreams as step
+    from wovr_core import settings
+
+    return step(settings.Serve.model_validate(serve), world_model=Path(world_model.path), reward=Path(reward.path))

@@ -1,0 +1,1 @@
+"""What answers over a network: today the world model behind Triton."""
