@@ -9,24 +9,40 @@ export VENV PYTHON TORCH_INDEX EXTRAS
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Triton lives in an environment of its own; $WOVR_TRITON_VENV names one that is ready, and then none is made here.
+ifndef WOVR_TRITON_VENV
+TRITON := .venv-triton/.ready
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format compile clean
+.PHONY: help setup triton quickstart test stack stack-down lint format compile clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY)  ## prepare this machine: Debian packages if missing, a virtual environment, pinned versions
 
-$(READY): pyproject.toml constraints.txt tools/setup.sh
+$(READY): pyproject.toml constraints.txt tools/setup.sh tools/say.sh
 	@bash tools/setup.sh
+	@touch $@
+
+triton: $(READY) $(TRITON)  ## prepare Triton's own environment (stack and test do it too)
+
+.venv-triton/.ready: $(READY) images/triton/requirements.txt tools/triton-env.sh tools/say.sh
+	@bash tools/triton-env.sh
 	@touch $@
 
 quickstart: $(READY)  ## run the whole loop on the tabletop profile: verdict and report (2 cores, some minutes)
 	$(BIN)/wovr run tabletop
 
-test: $(READY)  ## run all tests (PYTEST_FLAGS="-k keyframes" for some)
+test: $(READY) $(TRITON)  ## run all tests (PYTEST_FLAGS="-k keyframes" for some)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+stack: $(READY) $(TRITON)  ## start S3, MLflow and Triton on this machine; what they keep lies in .stack
+	$(BIN)/wovr stack up
+
+stack-down: $(READY)  ## stop them; what they keep stays
+	$(BIN)/wovr stack down
 
 lint: $(READY)  ## check style, formatting, types and who imports whom
 	$(BIN)/ruff check .
@@ -41,6 +57,6 @@ format: $(READY)  ## let ruff mend style and formatting
 compile: $(READY)  ## compile the pipelines to what Kubeflow takes
 	$(BIN)/wovr compile
 
-clean:  ## remove the environment and caches; runs/ and MLflow's data stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+clean:  ## remove the environments and caches; runs/, .stack/ and MLflow's data stay
+	rm -rf $(VENV) .venv-triton build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

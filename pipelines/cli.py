@@ -34,7 +34,13 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings, or check them before hours are spent.")
 app.add_typer(config_app, name="config")
+stack_app = typer.Typer(
+    no_args_is_help=True, help="S3, MLflow and Triton on this machine: real servers, for one person's work and tests."
+)
+app.add_typer(stack_app, name="stack")
 
+Services = Annotated[list[str] | None, typer.Argument(metavar="[s3|mlflow|triton]...", help="All of them by default.")]
+Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and keys.")]
 Config = Annotated[str, typer.Argument(help="A settings file, or the name of one in pipelines/configs: `tabletop`.")]
 
 
@@ -171,6 +177,42 @@ def check(config: Config) -> None:
         console.print(f"{path} can be run")
 
 
+@stack_app.command("up")
+def stack_up(services: Services = None, folder: Folder = Path(".stack")) -> None:
+    """Start what does not run, wait until all is well, and say where everything is.
+
+    What runs is left alone, what died is started again at its old address. Point other commands at it with
+
+        set -a; . .stack/env; set +a
+    """
+    with _plainly():
+        from pipelines.stack import SERVICES, Stack
+
+        with console.status("starting") as spinner:
+            Stack(folder).up(services or SERVICES, tell=spinner.update)
+        _tell_stack(folder, services)
+        console.print(f"to use it: set -a; . {folder}/env; set +a", soft_wrap=True)
+
+
+@stack_app.command("down")
+def stack_down(services: Services = None, folder: Folder = Path(".stack")) -> None:
+    """Stop the servers; what they keep stays, and `up` goes on with it."""
+    with _plainly():
+        from pipelines.stack import SERVICES, Stack
+
+        with console.status("stopping") as spinner:
+            Stack(folder).down(services or SERVICES, tell=spinner.update)
+        console.print(f"stopped; data and logs stay in {folder}", soft_wrap=True)
+
+
+@stack_app.command("status")
+def stack_status(services: Services = None, folder: Folder = Path(".stack")) -> None:
+    """Say where each server is and how it is; ends with 1 when one is not well."""
+    with _plainly():
+        if not _tell_stack(folder, services):
+            raise typer.Exit(1)
+
+
 def _find(config: str) -> Path:
     named = CONFIGS / f"{config}.yaml"
     if Path(config).is_file() or not named.exists():
@@ -219,6 +261,18 @@ def _tell(run: "Run") -> None:
     if (page := run.artifact("write-report", "report")) is not None:
         shutil.copyfile(page / "report.html", run.folder / "report.html")
         console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
+
+
+def _tell_stack(folder: Path, services: list[str] | None) -> bool:
+    """A line for each server; whether all of them are well."""
+    from pipelines.stack import SERVICES, Stack
+
+    found = Stack(folder).status(services or SERVICES)
+    for health in found:
+        sign, state = ("[red]✘[/]", escape(health.complaint)) if health.complaint else ("[green]✔[/]", "well")
+        where = f"{health.address} (pid {health.pid})" if health.pid else health.address
+        console.print(f"{sign} {health.service} at {where}: {state}", soft_wrap=True)
+    return not any(health.complaint for health in found)
 
 
 @contextmanager

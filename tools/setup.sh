@@ -8,11 +8,9 @@
 #   EXTRAS=dev          which extras of pyproject.toml to install, separated by commas
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tools/say.sh
 venv=${VENV:-.venv}
 extras=${EXTRAS:-dev}
-
-say() { printf '\033[1m%s\033[0m\n' "$*"; }
-fail() { printf '%s\n' "$*" >&2; exit 1; }
 
 suits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
@@ -23,18 +21,6 @@ find_python() {  # the versions were pinned on 3.11, so that one is preferred wh
         if suits "$candidate"; then echo "$candidate"; return; fi
     done
     return 1
-}
-
-apt_install() {
-    command -v apt-get >/dev/null || fail "This machine has no apt-get. Please install: $*, then run make again."
-    local root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null || fail "Please ask an administrator to run: apt-get install $*"
-        root=(sudo)
-    fi
-    say "Installing Debian packages: $*"
-    "${root[@]}" apt-get update -qq
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 if [ -z "${PYTHON:-}" ] && ! command -v python3 >/dev/null; then apt_install python3 python3-venv; fi
