@@ -168,7 +168,7 @@ class Stack:
         while complaint := self._complaint(server, place):
             waited = time.monotonic() - begun
             tell(f"waiting for {server.name} at {address} ({waited:.0f} s)")
-            gone = not self._pids(server)
+            gone = waited > 1 and not self._pids(server)  # a process shows its environment soon after its birth
             if gone or waited > START:
                 self._stop(server)
                 log = self.log(server.name)

@@ -13,16 +13,16 @@ URL, REPOSITORY = "WOVR_TRITON_URL", "WOVR_TRITON_REPOSITORY"  # host:port of gR
 
 
 def serve_dreams(cfg: Serve, *, world_model: Path, reward: Path) -> str:
-    """Put the two into service and say where, `dreams/VERSION`; nothing where there is no Triton."""
+    """Put the two into service and say as which version; nothing where there is no Triton."""
     if not (url := os.environ.get(URL)):
         return ""
-    from components.platform.triton import MODEL, ServingError, deploy
+    from components.platform.triton import ServingError, deploy
 
     if not (repository := os.environ.get(REPOSITORY)):
         raise ServingError(
             f"${URL} names a Triton server, but ${REPOSITORY} does not say which folder it loads models from"
         )
-    return f"{MODEL}/{deploy(cfg, url=url, repository=Path(repository), world_model=world_model, reward=reward)}"
+    return deploy(cfg, url=url, repository=Path(repository), world_model=world_model, reward=reward)
 
 
 def simulator_at(endpoint: str, *, world_model: Path, reward: Path, monitor: bool) -> Simulator | None:
@@ -31,7 +31,7 @@ def simulator_at(endpoint: str, *, world_model: Path, reward: Path, monitor: boo
         return None
     from components.platform.triton import ServedSimulator, ServingError, digests
 
-    simulator = ServedSimulator(os.environ[URL], int(endpoint.rpartition("/")[2]), monitor=monitor)
+    simulator = ServedSimulator(os.environ[URL], endpoint, monitor=monitor)
     if not digests(world_model, reward).items() <= simulator.about.items():
         raise ServingError(f"{endpoint} at {simulator.url} serves other artifacts than these: run the step serve again")
     return simulator

@@ -1,19 +1,20 @@
 """The learned simulator on a Triton server: asking it for dreams, and putting a new one into service.
 
 Every call is stateless and carries all the chance that is in its answer, so one that got lost is made again, on
-whatever replica, and gives the same dream. A client is pinned to one version, and every answer says which it is from.
+whatever replica, and gives the same dream. A client asks one version and never another.
 """
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from wovr_core.settings import Serve
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
 
+UNKNOWN = "Request for unknown model"
 log = logging.getLogger(__name__)
 NO_LIMIT = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 SOON = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
@@ -45,7 +47,7 @@ class ServedSimulator:
     """One version of the simulator that Triton serves (the `Simulator` protocol)."""
 
     def __init__(
-        self, url: str, version: int, *, monitor: bool = True, deadline: float = DEADLINE, patience: float = PATIENCE
+        self, url: str, version: str, *, monitor: bool = True, deadline: float = DEADLINE, patience: float = PATIENCE
     ) -> None:
         self.url, self.version, self.deadline, self.patience = url, version, deadline, patience
         self._own = threading.local()  # tritonclient promises nothing about threads: each has its own connection
@@ -88,8 +90,7 @@ class ServedSimulator:
         for name, shape in shapes.items():
             if told[name].shape != shape:
                 raise BrokenDreamError(
-                    f"version {self.version} of {MODEL} at {self.url} answered {name} {tuple(told[name].shape)}, "
-                    f"not {shape}"
+                    f"{self.version} at {self.url} answered {name} {tuple(told[name].shape)}, not {shape}"
                 )
         after = DreamState(
             reference=state.reference, memory=told["next_memory"], before=state.memory, future=told["latents"],
@@ -114,13 +115,9 @@ class ServedSimulator:
                 retry=retry_if_exception(_may_pass), before_sleep=self._warn, reraise=True,
             ):  # fmt: skip
                 with attempt:
-                    answer = self._connection().infer(
-                        MODEL, inputs, str(self.version), outputs, client_timeout=self.deadline
-                    )
+                    answer = self._connection().infer(self.version, inputs, "", outputs, client_timeout=self.deadline)
         except InferenceServerException as error:
             raise self._explained(error) from error
-        if (said := answer.get_response().model_version) != str(self.version):
-            raise ServingError(f"asked version {self.version} of {MODEL} at {self.url}, but version {said} answered")
         return {name: answer.as_numpy(name).copy() for name in CALLS[call][1]}  # torch wants to own what it writes to
 
     def _connection(self) -> grpc.InferenceServerClient:
@@ -135,17 +132,17 @@ class ServedSimulator:
 
     def _explained(self, error: InferenceServerException) -> Exception:
         words = _words(error)
+        if UNKNOWN in words:
+            return ServingError(
+                f"{self.version} is not served at {self.url} any more: later deployments took its place "
+                f"(serve.keep); run the step `serve` again"
+            )
         if _may_pass(error):
             return ServingError(
                 f"the served world model at {self.url} gave no answer for {self.patience:.0f} s ({words}): start "
                 f"Triton again (`wovr stack up`, or see to its pod) and run this once more; finished updates are kept"
             )
-        if "not found" in words or "unknown" in words or "no available versions" in words:
-            return ServingError(
-                f"version {self.version} of {MODEL} is not served at {self.url} any more ({words}): a later deployment "
-                f"took its place; run the step `serve` again"
-            )
-        return ServingError(f"Triton at {self.url} refused a call to {MODEL}: {words}")
+        return ServingError(f"{self.version} at {self.url} refused a call: {words}")
 
 
 def connect(url: str) -> grpc.InferenceServerClient:
@@ -165,6 +162,8 @@ def _may_pass(error: BaseException) -> bool:
     """A server that is away or busy may come back; one that refuses a call will refuse it again."""
     if not isinstance(error, InferenceServerException):
         return False
+    if UNKNOWN in str(error.message()):
+        return False  # when a server starts again, it answers nothing before its models are loaded
     away = str(error.status()) in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
     return away or "stub process" in str(error.message()).lower()  # it died, and Triton starts another
 
@@ -177,38 +176,35 @@ def _words(error: BaseException | None) -> str:
 # ---------------------------------------------------------------------------------------------- putting into service
 
 
-def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward: Path) -> int:
-    """Serve these two artifacts as a version of their own, and return its number.
+def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward: Path) -> str:
+    """Serve these two artifacts as a version of their own, and return its name.
 
-    What is already served is left alone. A new version is published whole, loaded beside the old one, and has to
-    answer a known dream as this process does, before anyone is told its number; if it fails it is withdrawn, and the
-    old one has never stopped serving. Then all but the newest `keep` are unloaded.
+    A version is named by what it is made from, and what is served already is left alone. A new one is published whole,
+    loaded beside the others, and has to answer a known dream as this process does, before anyone is told its name; if
+    it fails it is withdrawn. All but the newest `keep` are unloaded. Each version is a model of Triton's own, for
+    Triton loads all versions of a model again when one is added.
     """
     served = digests(world_model, reward)
-    connection, model = connect(url), repository / MODEL
+    name = f"{MODEL}-{sha256(json.dumps(served).encode()).hexdigest()[:12]}"
+    connection = connect(url)
     _refuse_dead(connection, url)
-    with _one_at_a_time(model):
-        version = next((v for v in versions(model) if _served(model / str(v)) == served), None)
-        known = version is not None
-        if version is None:
-            version = max(versions(model), default=0) + 1
-            _publish(cfg, model, version, served, {"world_model": world_model, "reward": reward})
-        try:
-            _load(connection, model, version, reload=not known or not connection.is_model_ready(MODEL, str(version)))
-            _check(cfg, ServedSimulator(url, version, patience=10), world_model, reward)
-        except (InferenceServerException, ServingError, BrokenDreamError) as error:
-            if not known:
-                shutil.rmtree(model / str(version))
-                with suppress(InferenceServerException):
-                    connection.load_model(MODEL) if versions(model) else connection.unload_model(MODEL)
-            raise ServingError(
-                f"version {version} of {MODEL} was withdrawn, what was served before still is: {_words(error)}"
-            ) from error
-        if stale := [v for v in sorted(versions(model), reverse=True) if v != version][cfg.keep - 1 :]:
-            for old in stale:
-                shutil.rmtree(model / str(old))
-            connection.load_model(MODEL)
-    return version
+    new = name not in versions(repository)
+    changed = _publish(cfg, repository / name, served, {"world_model": world_model, "reward": reward})
+    try:
+        if changed or not connection.is_model_ready(name):
+            connection.load_model(name)  # returns when it is loaded; versions that are loaded serve on meanwhile
+        _check(cfg, ServedSimulator(url, name, patience=10), world_model, reward)
+    except (InferenceServerException, ServingError, BrokenDreamError) as error:
+        if new:
+            _withdraw(connection, repository / name)
+        raise ServingError(
+            f"{name} was withdrawn, what was served before still is: {_words(error)}"
+            if new
+            else f"{name} does not serve any more: {_words(error)}"
+        ) from error
+    for stale in versions(repository)[: -cfg.keep]:
+        _withdraw(connection, repository / stale)
+    return name
 
 
 def digests(world_model: Path, reward: Path) -> dict[str, str]:
@@ -219,13 +215,10 @@ def digests(world_model: Path, reward: Path) -> dict[str, str]:
     }
 
 
-def versions(model: Path) -> list[int]:
-    """What lies in the repository, oldest first."""
-    return sorted(int(path.name) for path in model.glob("*") if path.name.isdigit())
-
-
-def _served(version: Path) -> dict[str, str]:
-    return json.loads((version / "served.json").read_text())
+def versions(repository: Path) -> list[str]:
+    """The versions that lie in a model repository, the one put into service last at the end."""
+    found = repository.glob(f"{MODEL}-*/1/served.json")
+    return [file.parents[1].name for file in sorted(found, key=lambda file: file.stat().st_mtime_ns)]
 
 
 def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
@@ -233,44 +226,42 @@ def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
         ready = connection.is_server_ready(client_timeout=10)
     except InferenceServerException as error:
         raise ServingError(
-            f"no Triton server answers at {url} ({_words(error)}): `wovr stack up` starts one"
+            f"no Triton server answers at {url} ({_words(error)}): `wovr stack up` starts one on this machine"
         ) from error
     if not ready:
         raise ServingError(f"the Triton server at {url} is not ready: see its log (`wovr stack status` names it)")
 
 
-@contextmanager
-def _one_at_a_time(model: Path) -> Iterator[None]:
-    """Two deployments at once would give one number to two versions."""
-    model.mkdir(parents=True, exist_ok=True)
-    with (model / ".deploying").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _publish(cfg: Serve, model: Path, version: int, served: dict[str, str], parts: dict[str, Path]) -> None:
-    """Into the repository, all at once: Triton must never see half a version."""
-    beside = model / f".{version}.writing"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+def _publish(cfg: Serve, place: Path, served: dict[str, str], parts: dict[str, Path]) -> bool:
+    """Into the repository, all at once, for Triton must never see half a version; whether anything is new."""
+    wanted, file = config(place.name, instances=cfg.instances, together=cfg.together), place / "config.pbtxt"
+    if (place / "1" / "served.json").exists():
+        (place / "1" / "served.json").touch()  # the newest again
+        if file.read_text() == wanted:
+            return False
+        beside = file.with_suffix(".writing")
+        beside.write_text(wanted)
+        os.replace(beside, file)
+        return True
+    draft = place.with_name(f".{place.name}-{uuid4().hex}.writing")
+    (draft / "1").mkdir(parents=True)
     for name, artifact in parts.items():
-        shutil.copytree(artifact, beside / name)
-    (beside / "model.py").write_text(MODEL_FILE)
-    (beside / "served.json").write_text(json.dumps(served))
-    wanted, file = config(instances=cfg.instances, together=cfg.together), model / "config.pbtxt"
-    if not file.exists() or file.read_text() != wanted:
-        (model / ".config.writing").write_text(wanted)
-        os.replace(model / ".config.writing", file)
-    os.rename(beside, model / str(version))
+        shutil.copytree(artifact, draft / "1" / name)
+    (draft / "1" / "model.py").write_text(MODEL_FILE)
+    (draft / "1" / "served.json").write_text(json.dumps(served))
+    (draft / file.name).write_text(wanted)
+    try:
+        os.rename(draft, place)
+    except OSError:  # another deployment of the same was faster
+        shutil.rmtree(draft)
+    return True
 
 
-def _load(connection: grpc.InferenceServerClient, model: Path, version: int, *, reload: bool) -> None:
-    if reload:
-        connection.load_model(MODEL)  # returns when it is loaded; versions that are loaded serve on meanwhile
-    if not connection.is_model_ready(MODEL, str(version)):
-        said = [row for row in connection.get_model_repository_index(as_json=True)["models"] if row["name"] == MODEL]
-        reasons = [row.get("reason", "") for row in said if row.get("version") == str(version)]
-        raise ServingError(f"Triton did not load it: {' '.join(reasons) or 'no reason given'}")
+def _withdraw(connection: grpc.InferenceServerClient, place: Path) -> None:
+    """What it has begun to answer it still answers."""
+    with suppress(InferenceServerException):
+        connection.unload_model(place.name)
+    shutil.rmtree(place)
 
 
 def _check(cfg: Serve, simulator: ServedSimulator, world_model: Path, reward: Path) -> None:

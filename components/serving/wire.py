@@ -4,7 +4,7 @@ A call is told apart by the input `call`: `imagine` dreams a chunk and judges it
 shows frames for a video, `about` says what is served.
 """
 
-MODEL = "dreams"
+MODEL = "dreams"  # what the names of served versions begin with
 TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "object": "BYTES"}
 
 # name: dtype and shape of a row; -1 is what the artifact says: c latent channels, y x latent size, h w pixels,
@@ -43,7 +43,7 @@ CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs beside `
 }
 
 
-def config(*, instances: int, together: bool) -> str:
+def config(model: str, *, instances: int, together: bool) -> str:
     """The `config.pbtxt` of the served model.
 
     Requests that wait are handed over together; `together` also lets them be computed as one batch, which is what a
@@ -58,10 +58,10 @@ def config(*, instances: int, together: bool) -> str:
     made = [port(name, *row) for name, row in OUTPUTS.items()]
     return "\n".join(
         (
-            f'name: "{MODEL}"', 'backend: "python"', "max_batch_size: 1024",
+            f'name: "{model}"', 'backend: "python"', "max_batch_size: 1024",
             "input [", ",\n".join(given), "]", "output [", ",\n".join(made), "]",
             f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]",
-            "dynamic_batching { max_queue_delay_microseconds: 0 }", "version_policy { all { } }",
+            "dynamic_batching { max_queue_delay_microseconds: 0 }",
             f'parameters {{ key: "together" value {{ string_value: "{str(together).lower()}" }} }}', "",
         )
     )  # fmt: skip

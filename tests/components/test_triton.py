@@ -1,0 +1,366 @@
+"""Dreams from a real Triton server: the same bits, one version after another, and what happens when it is away."""
+
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.platform import triton
+from components.platform.endpoint import serve_dreams, simulator_at
+from components.platform.triton import ServedSimulator, ServingError, connect, deploy, known_starts, versions
+from pipelines.stack import Stack
+from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL, collection
+from tests.toys import SIDE
+from wovr_core.artifacts import Kind, save_table, writing
+from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.imagination.simulator import LearnedSimulator
+from wovr_core.policy.tiny_vla import TinyVLA
+from wovr_core.protocols import Sight, Simulator
+from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.reward.reliability import HallucinationDetector
+from wovr_core.settings import Grpo, Serve
+from wovr_core.settings import Reward as RewardSettings
+from wovr_core.steps.dreamer import new_world_model, open_simulator, save_world_model
+from wovr_core.steps.grpo import improve_policy
+from wovr_core.steps.models import save_detector, save_policy, save_reward
+from wovr_core.training.loop import TrainingError
+from wovr_core.trajectory import InitState
+from wovr_core.world_model.model import DiffusionWorldModel
+
+ONE = Serve(instances=1)
+COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "doubted", "broken")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    running = Stack(tmp_path_factory.mktemp("stack"))
+    running.up(["triton"])
+    yield running
+    running.down(["triton"])
+
+
+@pytest.fixture(autouse=True)
+def served(stack, monkeypatch, tmp_path) -> Path:
+    """The model repository of a server that is up, and where clients find the server."""
+    stack.up(["triton"])
+    for name in ("WOVR_TRITON_URL", "WOVR_TRITON_REPOSITORY"):
+        monkeypatch.setenv(name, stack.env()[name])
+    monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "scratch"))
+    return Path(stack.env()["WOVR_TRITON_REPOSITORY"])
+
+
+@pytest.fixture(scope="module")
+def minds(tmp_path_factory) -> Callable[[int], dict[str, Path]]:
+    """World model and reward by number: small and never trained, but each with vivid dreams of its own."""
+    folder = tmp_path_factory.mktemp("minds")
+
+    def mind(seed: int) -> dict[str, Path]:
+        world_model, reward = folder / f"world_model-{seed}", folder / f"reward-{seed}"
+        if not reward.exists():
+            torch.manual_seed(seed)
+            wild = new_world_model(WORLD_MODEL, TASK), SuccessClassifier(SHAPE), HallucinationDetector(threshold=2)
+            for parameter in (p for model in wild[:2] for p in model.parameters()):
+                parameter.data += 0.2 * torch.randn_like(parameter)
+            with_thresholds(*wild)
+            with writing(world_model, Kind.WORLD_MODEL, settings={"seed": seed}) as draft:
+                save_world_model(draft.folder, wild[0])
+            with writing(reward, Kind.REWARD_MODEL, settings={"reward": RewardSettings().model_dump()}) as draft:
+                save_reward(draft.folder, wild[1])
+                save_detector(draft.folder, wild[2])
+        return {"world_model": world_model, "reward": reward}
+
+    return mind
+
+
+def with_thresholds(world: DiffusionWorldModel, reward: SuccessClassifier, detector: HallucinationDetector) -> None:
+    """Thresholds at which some dreams succeed, some are doubted, and others go on."""
+    sights: list[Sight] = []
+
+    class Watched(LearnedSimulator):
+        def imagine(self, *args, **kwargs):
+            state, sight = super().imagine(*args, **kwargs)
+            sights.append(sight)
+            return state, sight
+
+    reward.threshold = 2.0
+    dreams_in(Watched(world, reward, detector))
+    reward.threshold = torch.cat([sight.success.flatten() for sight in sights]).quantile(0.75).item()
+    detector.threshold = torch.cat([sight.doubt.flatten() for sight in sights]).quantile(0.9).item()
+
+
+def put(stack: Stack, parts: dict[str, Path], cfg: Serve = ONE) -> str:
+    env = stack.env()
+    return deploy(cfg, url=env["WOVR_TRITON_URL"], repository=Path(env["WOVR_TRITON_REPOSITORY"]), **parts)
+
+
+def client(stack: Stack, version: str, **kwargs) -> ServedSimulator:
+    return ServedSimulator(stack.env()["WOVR_TRITON_URL"], version, **kwargs)
+
+
+def starts() -> list[InitState]:
+    return known_starts(3, SIDE, "put the red block on the green pad") * 6
+
+
+@cache
+def a_policy() -> TinyVLA:
+    torch.manual_seed(0)
+    return TinyVLA(SHAPE)
+
+
+def dreams_in(simulator: Simulator, batch: int = 5) -> Dreams:
+    return dream(
+        a_policy(), simulator, starts(), temperature=1.0, judge=Judge(),
+        generator=torch.Generator().manual_seed(0), batch=batch,
+    )  # fmt: skip
+
+
+def same(one: Dreams, other: Dreams) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in COLUMNS)
+
+
+def test_a_served_dream_is_the_dream_of_this_process_bit_for_bit(stack, minds):
+    parts = minds(1)
+    version = put(stack, parts, Serve(instances=2))
+    for monitor in (True, False):
+        here = dreams_in(open_simulator(**parts, monitor=monitor))
+        assert same(dreams_in(client(stack, version, monitor=monitor)), here)
+        assert here.doubted.any() == monitor and 0 < here.success.sum() < len(here), "the judges have a say"
+    assert not same(dreams_in(open_simulator(**minds(2))), here), "another world dreams otherwise"
+
+
+def test_a_video_shows_what_the_rollout_saw(stack, minds):
+    simulator, generator = client(stack, put(stack, minds(1))), torch.Generator().manual_seed(0)
+    state, sight = simulator.imagine(
+        simulator.begin(starts()), torch.zeros(12, 8, 3), starts=starts(), read=[1, 7], generator=generator
+    )
+    assert torch.equal(simulator.look(state)[:, [1, 7]], sight.frames)
+    with pytest.raises(ServingError, match="ValueError: the call imagine lacks read, instruction"):
+        simulator._ask("imagine", 1, {})
+
+
+def test_what_is_served_keeps_its_name_and_a_new_one_comes_beside_it(stack, minds):
+    first, second = put(stack, minds(1)), put(stack, minds(2))
+    assert second != first
+    assert (put(stack, minds(1)), put(stack, minds(2))) == (first, second)
+    assert same(dreams_in(client(stack, first)), dreams_in(open_simulator(**minds(1))))
+    assert same(dreams_in(client(stack, second)), dreams_in(open_simulator(**minds(2))))
+
+
+def test_a_step_asks_the_version_it_was_told_and_no_other_worlds(stack, minds):
+    endpoint = serve_dreams(ONE, **minds(1))
+    assert endpoint == put(stack, minds(1))
+    assert simulator_at(endpoint, **minds(1), monitor=True) is not None
+    with pytest.raises(ServingError, match="serves other artifacts than these: run the step serve again"):
+        simulator_at(endpoint, **minds(2), monitor=True)
+
+
+def test_without_a_server_a_policy_dreams_in_its_own_process(monkeypatch, minds):
+    monkeypatch.delenv("WOVR_TRITON_URL")
+    endpoint = serve_dreams(ONE, **minds(1))
+    assert endpoint == "" and simulator_at(endpoint, **minds(1), monitor=True) is None
+
+
+def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(stack, minds, served, tmp_path):
+    good = put(stack, minds(1))
+    other = WORLD_MODEL.architecture.model_copy(update={"layers": 2})
+    with writing(tmp_path / "broken", Kind.WORLD_MODEL, settings={}) as draft:
+        save_world_model(draft.folder, new_world_model(WORLD_MODEL, TASK))
+        (draft.folder / "world_model.json").write_text(
+            WORLD_MODEL.model_copy(update={"architecture": other}).model_dump_json()
+        )
+    before = versions(served)
+    with pytest.raises(ServingError, match=r"(?s)withdrawn, what was served before still is: .*Missing key"):
+        put(stack, {**minds(1), "world_model": tmp_path / "broken"})
+    assert versions(served) == before
+    assert same(dreams_in(client(stack, good)), dreams_in(open_simulator(**minds(1))))
+
+
+def test_a_version_that_dreams_otherwise_than_it_was_trained_is_withdrawn(stack, minds, served, monkeypatch):
+    good, known = put(stack, minds(1)), triton.known_dream
+
+    def a_little_off(simulator, starts):
+        told = known(simulator, starts)
+        return told if isinstance(simulator, ServedSimulator) else told | {"memory": told["memory"] + 1e-4}
+
+    monkeypatch.setattr(triton, "known_dream", a_little_off)
+    with pytest.raises(ServingError, match=r"known dream otherwise than this process: memory differs by up to 0.0001"):
+        put(stack, minds(3))
+    assert good in versions(served) and client(stack, good).about
+    assert put(stack, minds(3), Serve(instances=1, tolerance=0.01)) in versions(served), "unless so much is well"
+
+
+def test_no_more_versions_than_are_kept_and_one_that_is_gone_is_told(stack, minds, served):
+    first = put(stack, minds(4))
+    asks = client(stack, first, patience=5)
+    for seed in (5, 6):
+        newest = put(stack, minds(seed))
+    assert len(versions(served)) == 2 and versions(served)[-1] == newest
+    with pytest.raises(ServingError, match=rf"{first} is not served .* run the step `serve` again"):
+        dreams_in(asks)
+
+
+def test_deployments_at_once_do_not_disturb_each_other(stack, minds):
+    parts = [minds(seed) for seed in (7, 8, 7)]
+    with ThreadPoolExecutor(3) as pool:
+        one, other, same_again = pool.map(lambda some: put(stack, some), parts)
+    assert one == same_again != other
+    for version, seed in ((one, 7), (other, 8)):
+        assert same(dreams_in(client(stack, version)), dreams_in(open_simulator(**minds(seed))))
+
+
+def test_a_hot_swap_under_load_fails_no_request_and_every_answer_is_of_one_version(stack, minds):
+    """Rollouts go on in the old version while the new one loads, then in the new one, and the old one goes."""
+    expected = {seed: dreams_in(open_simulator(**minds(seed))) for seed in (1, 9)}
+    current, done, told = put(stack, minds(1)), threading.Event(), []
+    names = {current: 1}
+
+    def roll_out() -> None:
+        clients = {}
+        while not done.is_set():
+            version = current
+            simulator = clients.setdefault(version, client(stack, version, patience=0.1))
+            told.append((version, same(dreams_in(simulator), expected[names[version]])))
+
+    with ThreadPoolExecutor(2) as pool:
+        callers = [pool.submit(roll_out) for _ in range(2)]
+        new = put(stack, minds(9), Serve(instances=1, keep=2))
+        meanwhile = len(told)
+        names[new] = 9
+        current = new
+        while sum(version == new for version, _ in told) < 4:
+            assert not any(caller.done() for caller in callers)
+            time.sleep(0.05)
+        put(stack, minds(9), Serve(instances=1, keep=1))
+        done.set()
+    assert [caller.result() for caller in callers] == [None, None], "no request failed"
+    assert meanwhile > 0 and {version for version, _ in told} == set(names)
+    assert all(right for _, right in told), "an answer of another version than it was asked"
+    print(f"{len(told)} batches of rollouts, {meanwhile} of them while the new version was loaded")
+
+
+@pytest.fixture
+def lesson(minds, tmp_path) -> Callable[..., Path]:
+    """GRPO on a served world model; everything but the simulator the same each time."""
+    parts = minds(1)
+    with writing(tmp_path / "policy", Kind.POLICY, settings={}) as draft:
+        save_policy(draft.folder, a_policy())
+    with writing(tmp_path / "keyframes", Kind.KEYFRAMES, settings={}) as draft:
+        save_table(draft.folder, "keyframes", [{"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}])
+    episodes = collection(tmp_path / "episodes", [True, True, False, False] * 2)
+    cfg = Grpo(
+        updates=3, groups=4, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1,
+        max_imagined_gain=1,
+    )  # fmt: skip
+
+    def learn(name: str, simulator: Simulator | None) -> Path:
+        improve_policy(
+            cfg, TASK, policy=tmp_path / "policy", keyframes=tmp_path / "keyframes", episodes=[episodes],
+            out=tmp_path / name, simulator=simulator, **parts,
+        )  # fmt: skip
+        return tmp_path / name / "policy.safetensors"
+
+    return learn
+
+
+class Interrupted:
+    """A simulator to which something happens before one of its calls."""
+
+    def __init__(self, served: ServedSimulator, at: int, happens: Callable[[], object]) -> None:
+        self.served, self.at, self.happens, self.calls = served, at, happens, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.served, name)
+
+    def imagine(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == self.at:
+            self.happens()
+        return self.served.imagine(*args, **kwargs)
+
+
+def test_a_server_killed_in_the_middle_of_a_rollout_and_started_again_is_not_even_noticed(
+    stack, minds, lesson, tmp_path, monkeypatch
+):
+    simulator = client(stack, put(stack, minds(1)))
+
+    def crash() -> None:
+        stack.kill("triton")
+        threading.Thread(target=stack.up, args=(["triton"],)).start()
+
+    crashes = Interrupted(simulator, 3, crash)
+    served = lesson("served", crashes)
+    assert crashes.calls > 3, "it went on after the crash"
+    monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "other"))
+    assert served.read_bytes() == lesson("here", None).read_bytes()
+
+
+def test_a_server_that_is_gone_for_good_ends_the_learning_and_nothing_half_learnt_is_left(
+    stack, minds, lesson, tmp_path
+):
+    simulator = client(stack, put(stack, minds(1)), patience=2)
+    with pytest.raises(ServingError, match=r"gave no answer for 2 s .*wovr stack up.* run this once more"):
+        lesson("served", Interrupted(simulator, 3, lambda: stack.kill("triton")))
+    assert not (tmp_path / "served").exists()
+    stack.up(["triton"])
+    served = lesson("served", simulator)  # goes on with what was finished
+    assert served.exists()
+
+
+WRONG = """
+import torch
+from components.serving.dreams import Server, TritonPythonModel as Honest
+
+class TritonPythonModel(Honest):
+    def initialize(self, args):
+        super().initialize(args)
+        imagine = self.server.imagine
+        def wrong(asked):
+            made = imagine(asked)
+            {what}
+            return made
+        self.server.calls["imagine"] = wrong
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ('made["success"][0] = float("nan")', None),
+        ('made["seen"] = made["seen"][:, :1]', "all 4 groups of dreams were broken"),
+    ],
+)
+def test_an_answer_that_is_no_dream_drops_its_group_and_never_reaches_the_loss(
+    what, said, stack, minds, lesson, served
+):
+    place = served / put(stack, minds(1))
+    wrong = place.with_name(f"wrong-{place.name}")
+    shutil.copytree(place, wrong)
+    (wrong / "1" / "model.py").write_text(WRONG.format(what=what))
+    (wrong / "config.pbtxt").write_text((place / "config.pbtxt").read_text().replace(place.name, wrong.name))
+    connection = connect(stack.env()["WOVR_TRITON_URL"])
+    connection.load_model(wrong.name)
+    try:
+        if said:
+            with pytest.raises(TrainingError, match=said):
+                lesson("served", client(stack, wrong.name))
+        else:
+            policy = lesson("served", client(stack, wrong.name))
+            rows = [json.loads(row) for row in (policy.parent / "history.jsonl").read_text().splitlines()]
+            assert all(0 < row["groups_broken"] < 4 and row["groups_kept"] > 0 for row in rows)
+            assert all(math.isfinite(row["loss"]) for row in rows)
+    finally:
+        connection.unload_model(wrong.name)
+        shutil.rmtree(wrong)
+
+
+def test_where_no_server_answers_it_is_said(minds, tmp_path):
+    with pytest.raises(ServingError, match=r"no Triton server answers at 127.0.0.1:1 .*wovr stack up"):
+        deploy(ONE, url="127.0.0.1:1", repository=tmp_path, **minds(1))
