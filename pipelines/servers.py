@@ -108,6 +108,7 @@ def _launch_s3(place: Place) -> Launch:
             *["-filer", "-s3", f"-s3.config={identities}", "-s3.iam=false", "-s3.autoCreateBucket=false"],
             *["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"],
             *["-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.preStopSeconds=0"],
+            *["-master.electionTimeout=1s", "-master.heartbeatInterval=200ms"],  # one master need not wait for others
         ]
     )
 

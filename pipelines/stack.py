@@ -28,6 +28,7 @@ FOLDER = Path(".stack")
 SERVICES = tuple(server.name for server in SERVERS)
 PORTS = range(20_000, 32_000)  # below those that Linux hands out to outgoing connections
 START, STOP = 300, 30  # seconds at most; MLflow starts in 13 to 60, SeaweedFS stops in up to 20
+LETTING_GO = 3  # seconds in which the ports of a process that was just killed become free
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,11 @@ class Stack:
 
     def _settle(self, server: Server) -> bool:
         """Choose other ports where somebody else took ours; whether the clients' one is among them."""
-        ports = self._ports()
-        taken = [port for port in server.ports if port in ports and not _is_free(ports[port])]
+        ports, begun = self._ports(), time.monotonic()
+        while taken := [port for port in server.ports if port in ports and not _is_free(ports[port])]:
+            if time.monotonic() - begun > LETTING_GO:
+                break
+            time.sleep(0.05)
         self._keep(ports | dict(zip(taken, _free_ports(len(taken), besides=ports.values()), strict=True)))
         return server.ports[0] in taken
 
@@ -168,7 +172,7 @@ class Stack:
         while complaint := self._complaint(server, place):
             waited = time.monotonic() - begun
             tell(f"waiting for {server.name} at {address} ({waited:.0f} s)")
-            gone = not self._pids(server)
+            gone = waited > 1 and not self._pids(server)  # one that is being born has no environment yet
             if gone or waited > START:
                 self._stop(server)
                 log = self.log(server.name)
