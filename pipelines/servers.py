@@ -173,6 +173,9 @@ def _launch_triton(place: Place) -> Launch:
     shutil.copytree(server / "backends" / "python", backends / "python")
     shutil.copy2(server / "python_backend_stubs" / python / "triton_python_backend_stub", backends / "python")
     place.models.mkdir(exist_ok=True)
+    memory = f"wovr-{place.ports['triton']}-"  # what a killed Triton shared with its models is left in /dev/shm
+    for left in Path("/dev/shm").glob(f"{memory}*"):
+        left.unlink(missing_ok=True)
     base = (environment / "bin" / "python").resolve().parents[1]  # where the interpreter's own library may lie
     ports = {"--http-port": "triton-http", "--grpc-port": "triton", "--metrics-port": "triton-metrics"}
     return Launch(
@@ -181,6 +184,7 @@ def _launch_triton(place: Place) -> Launch:
             *["--backend-directory", str(backends), "--model-control-mode", "explicit", "--load-model", "*"],
             *[word for option, port in ports.items() for word in (option, str(place.ports[port]))],
             *["--http-address", HOST, "--grpc-address", HOST, "--metrics-address", HOST],
+            *["--backend-config", f"python,shm-region-prefix-name={memory}"],
             # a model that cannot be loaded keeps neither the server nor the other models from work
             *["--exit-on-error", "false", "--strict-readiness", "false", "--exit-timeout-secs", "5"],
         ],

@@ -35,5 +35,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Real servers for the tests of this process; a test starts those it wants and may leave them running."""
     stack = Stack(tmp_path_factory.mktemp("stack"))
     yield stack
+    stack.down(["triton"])  # politely: it shares memory with its models
     for service in SERVICES:
         stack.kill(service)

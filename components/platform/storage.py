@@ -176,9 +176,9 @@ def _arriving(out: Path, digest: str) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
-        os.close(lock)
         with suppress(OSError):  # it has become `out`, or holds what has arrived so far
             folder.rmdir()
+        os.close(lock)
 
 
 def _same(out: Path, manifest: Manifest) -> Manifest:

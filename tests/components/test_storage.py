@@ -171,6 +171,14 @@ def test_a_download_that_broke_off_goes_on_from_where_it_was(storage, name, tmp_
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_two_downloads_to_one_place_do_not_get_in_each_others_way(storage, name, tmp_path):
+    uri = storage.put(an_artifact(tmp_path / "sent", weights=4 * MB), name)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: storage.get(uri, tmp_path / "back"), range(2))
+    assert first == second == read_manifest(tmp_path / "back")
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
 def test_a_part_that_is_not_of_this_file_is_fetched_anew(storage, name, tmp_path):
     uri = storage.put(an_artifact(tmp_path / "sent"), name)
     part = tmp_path / f".back.{uri[-64:][:12]}.fetching" / "words.txt"

@@ -46,6 +46,7 @@ def own(tmp_path: Path) -> Iterator[Stack]:
     """A stack of the test's own; Triton without models starts within a second."""
     stack = Stack(tmp_path / "own")
     yield stack
+    stack.down(["triton"])
     for service in SERVICES:
         stack.kill(service)
 
@@ -172,6 +173,10 @@ def test_triton_serves_the_models_it_finds_and_one_that_is_broken_hinders_none(o
     number.set_data_from_numpy(np.array([21], dtype=np.float32))
     assert triton.infer("twice", [number]).as_numpy("y") == [42]
     assert not triton.is_model_ready("broken")
+    shared = set(Path("/dev/shm").glob(f"wovr-{own.env()['WOVR_TRITON_URL'].split(':')[1]}-*"))
+    own.kill("triton")
+    own.up(["triton"])
+    assert shared and not any(memory.exists() for memory in shared)
 
 
 def test_a_server_that_does_not_come_up_says_its_last_words(own):
