@@ -108,6 +108,7 @@ def _launch_s3(place: Place) -> Launch:
             *["-filer", "-s3", f"-s3.config={identities}", "-s3.iam=false", "-s3.autoCreateBucket=false"],
             *["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"],
             *["-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.preStopSeconds=0"],
+            *["-master.electionTimeout=1s", "-master.heartbeatInterval=200ms"],  # one master need not wait for others
         ]
     )
 
@@ -172,6 +173,9 @@ def _launch_triton(place: Place) -> Launch:
     shutil.copytree(server / "backends" / "python", backends / "python")
     shutil.copy2(server / "python_backend_stubs" / python / "triton_python_backend_stub", backends / "python")
     place.models.mkdir(exist_ok=True)
+    memory = f"wovr-{place.ports['triton']}-"  # what a killed Triton shared with its models is left in /dev/shm
+    for left in Path("/dev/shm").glob(f"{memory}*"):
+        left.unlink(missing_ok=True)
     base = (environment / "bin" / "python").resolve().parents[1]  # where the interpreter's own library may lie
     ports = {"--http-port": "triton-http", "--grpc-port": "triton", "--metrics-port": "triton-metrics"}
     return Launch(
@@ -180,6 +184,7 @@ def _launch_triton(place: Place) -> Launch:
             *["--backend-directory", str(backends), "--model-control-mode", "explicit", "--load-model", "*"],
             *[word for option, port in ports.items() for word in (option, str(place.ports[port]))],
             *["--http-address", HOST, "--grpc-address", HOST, "--metrics-address", HOST],
+            *["--backend-config", f"python,shm-region-prefix-name={memory}"],
             # a model that cannot be loaded keeps neither the server nor the other models from work
             *["--exit-on-error", "false", "--strict-readiness", "false", "--exit-timeout-secs", "5"],
         ],

@@ -28,6 +28,7 @@ FOLDER = Path(".stack")
 SERVICES = tuple(server.name for server in SERVERS)
 PORTS = range(20_000, 32_000)  # below those that Linux hands out to outgoing connections
 START, STOP = 300, 30  # seconds at most; MLflow starts in 13 to 60, SeaweedFS stops in up to 20
+LETTING_GO = 3  # seconds in which the ports of a process that was just killed become free
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Stack:
         """
         with self._alone():
             wanted = self._with_needs(services)
-            starting = [server for server in wanted if not self._pids(server)]
+            starting = [server for server in wanted if not self.pids(server.name)]
             for server in starting:
                 if self._settle(server):  # those that were started with its old address are to learn the new one
                     users = [user for user in SERVERS if server.name in user.needs and user not in starting]
@@ -91,7 +92,7 @@ class Stack:
         place = self._place()
         found = []
         for server in chosen:
-            pids = self._pids(server)
+            pids = self.pids(server.name)
             complaint = self._complaint(server, place) if pids else "does not run: wovr stack up"
             found.append(Health(server.name, place.address(server.ports[0]), min(pids, default=None), complaint))
         return found
@@ -105,6 +106,15 @@ class Stack:
 
     def log(self, service: str) -> Path:
         return self.folder / "logs" / f"{service}.log"
+
+    def pids(self, service: str) -> list[int]:
+        """The processes of a server that are alive; one that has ended and waits to be noticed has no environment."""
+        mark, pids = self._mark(service).encode(), []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # another user's, or just gone
+                if mark in entry.read_bytes().split(b"\0"):
+                    pids.append(int(entry.parent.name))
+        return pids
 
     @property
     def _env(self) -> Path:
@@ -138,8 +148,11 @@ class Stack:
 
     def _settle(self, server: Server) -> bool:
         """Choose other ports where somebody else took ours; whether the clients' one is among them."""
-        ports = self._ports()
-        taken = [port for port in server.ports if port in ports and not _is_free(ports[port])]
+        ports, begun = self._ports(), time.monotonic()
+        while taken := [port for port in server.ports if port in ports and not _is_free(ports[port])]:
+            if time.monotonic() - begun > LETTING_GO:
+                break
+            time.sleep(0.05)
         self._keep(ports | dict(zip(taken, _free_ports(len(taken), besides=ports.values()), strict=True)))
         return server.ports[0] in taken
 
@@ -148,7 +161,7 @@ class Stack:
         log.parent.mkdir(exist_ok=True)
         # what the user's shell says about other services must not reach ours
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_", "WOVR_"))}
-        name, value = self._mark(server).split("=", 1)
+        name, value = self._mark(server.name).split("=", 1)
         with log.open("ab") as said:
             process = subprocess.Popen(
                 launch.command,
@@ -168,7 +181,7 @@ class Stack:
         while complaint := self._complaint(server, place):
             waited = time.monotonic() - begun
             tell(f"waiting for {server.name} at {address} ({waited:.0f} s)")
-            gone = waited > 1 and not self._pids(server)  # a process shows its environment soon after its birth
+            gone = waited > 1 and not self.pids(server.name)  # one that is being born has no environment yet
             if gone or waited > START:
                 self._stop(server)
                 log = self.log(server.name)
@@ -187,30 +200,21 @@ class Stack:
     def _stop(self, server: Server) -> bool:
         """Politely, then not; whether there was anything to stop."""
         ran, begun = self._signal(server, signal.SIGTERM), time.monotonic()
-        while self._pids(server):
+        while self.pids(server.name):
             if time.monotonic() - begun > STOP:
                 self._signal(server, signal.SIGKILL)
             time.sleep(0.1)
         return ran
 
     def _signal(self, server: Server, number: signal.Signals) -> bool:
-        pids = self._pids(server)
+        pids = self.pids(server.name)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         return bool(pids)
 
-    def _mark(self, server: Server) -> str:
-        return f"WOVR_STACK={self.folder}:{server.name}"
-
-    def _pids(self, server: Server) -> list[int]:
-        """The processes of a server that are alive; one that has ended and waits to be noticed has no environment."""
-        mark, pids = self._mark(server).encode(), []
-        for entry in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):  # another user's, or just gone
-                if mark in entry.read_bytes().split(b"\0"):
-                    pids.append(int(entry.parent.name))
-        return pids
+    def _mark(self, service: str) -> str:
+        return f"WOVR_STACK={self.folder}:{service}"
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -1,8 +1,11 @@
 """What every test shares: quiet threads, and small things of the real kind."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+from pipelines.stack import SERVICES, Stack
 from wovr_core.settings import Architecture, WorldModel
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -25,3 +28,13 @@ def tiny_world_model() -> DiffusionWorldModel:
     for parameter in model.transformer.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Real servers for the tests of this process; a test starts those it wants and may leave them running."""
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    yield stack
+    stack.down(["triton"])  # politely: it shares memory with its models
+    for service in SERVICES:
+        stack.kill(service)

@@ -133,20 +133,25 @@ def writing(
         )
         signed = {**manifest.model_dump(mode="json"), "digest": manifest.digest}
         (draft.folder / MANIFEST).write_text(json.dumps(signed, indent=2) + "\n")
-        _refuse_finished(out)  # another writer may have been faster
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            os.rename(out, _beside(out, "unfinished"))
-        os.rename(draft.folder, out)
+        put_in_place(draft.folder, out)
         draft.finished = manifest
     finally:
         shutil.rmtree(draft.folder, ignore_errors=True)  # gone already when all went well
 
 
-def read_manifest(path: Path, kind: Kind) -> Manifest:
-    """The manifest of a whole, undamaged artifact of this kind; anything less is refused."""
-    again = f"make it again with the step {kind.made_by}"
+def put_in_place(folder: Path, out: Path) -> None:
+    """Let a whole artifact, made beside `out`, appear there; see `writing`."""
+    _refuse_finished(out)  # another writer may have been faster
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        os.rename(out, _beside(out, "unfinished"))
+    os.rename(folder, out)
+
+
+def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
+    """The manifest of a whole, undamaged artifact of this kind, or of any; anything less is refused."""
+    again = f"make it again with the step {kind.made_by}" if kind else "make it again"
     manifest = _load(path, again)
-    if manifest.kind is not kind:
+    if kind and manifest.kind is not kind:
         raise ArtifactError(
             f"expected {kind} at {path}, got {manifest.kind}: give the output of the step {kind.made_by}"
         )
@@ -159,6 +164,19 @@ def read_manifest(path: Path, kind: Kind) -> Manifest:
         if _record(found[name]) != record:
             raise ArtifactError(f"{path / name} is corrupted, it is not the file that was written (sha256): {again}")
     return manifest
+
+
+def parse_manifest(text: bytes, where: object) -> Manifest:
+    """A manifest that matches its own digest."""
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{where} is corrupted, it is not JSON ({error})") from error
+    if not isinstance(tree, dict) or tree.pop("digest", None) != _digest(tree):
+        raise ArtifactError(f"{where} is corrupted, it does not match its own digest")
+    if tree.get("format") != FORMAT:
+        raise ArtifactError(f"{where} has format {tree.get('format')}, this version of wovr reads {FORMAT}")
+    return Manifest.model_validate(tree)
 
 
 @cache
@@ -180,18 +198,13 @@ def _load(path: Path, mend: str) -> Manifest:
     if not path.is_dir():
         raise ArtifactError(f"there is no artifact at {path}: {mend}")
     try:
-        tree = json.loads((path / MANIFEST).read_bytes())
+        text = (path / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} has no {MANIFEST}, so it was never finished: {mend}") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path / MANIFEST} is corrupted, it is not JSON ({error}): {mend}") from error
-    if not isinstance(tree, dict) or tree.pop("digest", None) != _digest(tree):
-        raise ArtifactError(f"{path / MANIFEST} is corrupted, it does not match its own digest: {mend}")
-    if tree.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{path / MANIFEST} has format {tree.get('format')}, this version of wovr reads {FORMAT}: {mend}"
-        )
-    return Manifest.model_validate(tree)
+    try:
+        return parse_manifest(text, path / MANIFEST)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}: {mend}") from error
 
 
 def _files(folder: Path) -> dict[str, Path]:
