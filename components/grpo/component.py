@@ -19,17 +19,20 @@ def improve_policy(
     """Reinforcement learning inside the world model: GRPO on imagined rollouts."""
     from pathlib import Path
 
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.grpo import improve_policy as step
 
-    manifest = step(
-        settings.Grpo.model_validate(grpo),
-        settings.Task.model_validate(task),
-        policy=Path(policy.path),
-        world_model=Path(world_model.path),
-        reward=Path(reward.path),
-        keyframes=Path(keyframes.path),
-        episodes=[Path(episodes.path)],
-        out=Path(improved.path),
-    )
+    with following("grpo", {"task": task, "grpo": grpo}) as tracker:
+        manifest = step(
+            settings.Grpo.model_validate(grpo),
+            settings.Task.model_validate(task),
+            policy=Path(policy.path),
+            world_model=Path(world_model.path),
+            reward=Path(reward.path),
+            keyframes=Path(keyframes.path),
+            episodes=[Path(episodes.path)],
+            out=Path(improved.path),
+            tracker=tracker,
+        )
     improved.metadata.update(manifest.summary)

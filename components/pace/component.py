@@ -66,16 +66,19 @@ def refit_world_model(
     """Continue the world model on old episodes and on what the evolved policy does."""
     from pathlib import Path
 
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.pace import refit_world_model as step
 
-    manifest = step(
-        settings.Pace.model_validate(pace),
-        settings.Task.model_validate(task),
-        world_model=Path(world_model.path),
-        episodes=[Path(some.path) for some in (demonstrations, episodes, newest)],
-        out=Path(refitted.path),
-    )
+    with following("world_model refit", {"task": task, "pace": pace}) as tracker:
+        manifest = step(
+            settings.Pace.model_validate(pace),
+            settings.Task.model_validate(task),
+            world_model=Path(world_model.path),
+            episodes=[Path(some.path) for some in (demonstrations, episodes, newest)],
+            out=Path(refitted.path),
+            tracker=tracker,
+        )
     refitted.metadata.update(manifest.summary)
 
 
@@ -95,18 +98,21 @@ def improve_again(
     """GRPO once more, in the refitted world model and for as many updates as a PACE round has."""
     from pathlib import Path
 
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.grpo import improve_policy as step
 
-    manifest = step(
-        settings.Grpo.model_validate(grpo),
-        settings.Task.model_validate(task),
-        policy=Path(policy.path),
-        world_model=Path(world_model.path),
-        reward=Path(reward.path),
-        keyframes=Path(keyframes.path),
-        episodes=[Path(episodes.path), Path(newest.path)],
-        out=Path(improved.path),
-        updates=settings.Pace.model_validate(pace).updates,
-    )
+    with following("grpo", {"task": task, "grpo": grpo, "pace": pace}) as tracker:
+        manifest = step(
+            settings.Grpo.model_validate(grpo),
+            settings.Task.model_validate(task),
+            policy=Path(policy.path),
+            world_model=Path(world_model.path),
+            reward=Path(reward.path),
+            keyframes=Path(keyframes.path),
+            episodes=[Path(episodes.path), Path(newest.path)],
+            out=Path(improved.path),
+            updates=settings.Pace.model_validate(pace).updates,
+            tracker=tracker,
+        )
     improved.metadata.update(manifest.summary)
