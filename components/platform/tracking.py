@@ -32,7 +32,11 @@ BATCH = 1000  # metrics a request; MLflow takes no more
 PARAMS = 100  # parameters a request, likewise
 BUFFER = 100_000  # metrics that wait in memory at most; older ones go to a file
 SLOWEST = 30.0  # seconds between two tries while the server is away
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # MLflow's own: 7, 120 s
+UNSEEN = {  # what a thread may do to the training beside it
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # ours are enough; MLflow's 7 take minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds, instead of 120
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # into the progress bar
+}
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +190,7 @@ def following(word: str, settings: Mapping[str, Mapping[str, Any]] | None = None
         return
     from mlflow import MlflowClient
 
-    with _impatient():
+    with _unseen():
         tracker = MlflowTracker(MlflowClient(uri), lambda client: _open_run(client, word, settings or {}))
         try:
             yield tracker
@@ -229,12 +233,19 @@ def open_client() -> "MlflowClient":
 
 def experiment_named(name: str, client: "MlflowClient") -> str:
     """The id of an experiment; a new one of an embedded MLflow keeps its files beside the database."""
+    from mlflow.exceptions import MlflowException
+
     known = client.get_experiment_by_name(name)
     if known is not None:
         return known.experiment_id
     database = database_of(client.tracking_uri)
     beside = None if database is None else (database.parent / "mlartifacts").resolve().as_uri()
-    return client.create_experiment(name, artifact_location=beside)
+    try:
+        return client.create_experiment(name, artifact_location=beside)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(name).experiment_id  # another was faster
 
 
 def database_of(uri: str) -> Path | None:
@@ -266,9 +277,9 @@ def _open_run(client: "MlflowClient", word: str, settings: Mapping[str, Mapping[
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """No call of MLflow's client may hang for minutes; what the environment asks for stands."""
-    ours = {name: value for name, value in IMPATIENT.items() if name not in os.environ}
+def _unseen() -> Iterator[None]:
+    """MLflow's client neither hangs for minutes nor talks; what the environment asks for stands."""
+    ours = {name: value for name, value in UNSEEN.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield

@@ -32,7 +32,7 @@ class Server:
                 [
                     sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
                     "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
-                    "--artifacts-destination", str(self.folder / "artifacts"), "--workers", "2",
+                    "--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1",
                 ],
                 stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
                 env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},

@@ -1,7 +1,6 @@
-"""Two want the alias, one dies, one moves it by hand: who is champion is never in doubt. Against a real MLflow server."""
+"""Two want the alias, one dies, one moves it by hand: who is champion is never in doubt. Against a real server."""
 
 import threading
-from collections import Counter
 
 import pytest
 from mlflow import MlflowClient
@@ -54,19 +53,22 @@ def promote(log: Promotions, version: str):
 
 
 def aliases(server, model) -> dict[str, str]:
-    return {name: str(version) for name, version in MlflowClient(server.uri).get_registered_model(model).aliases.items()}
+    return {
+        name: str(version) for name, version in MlflowClient(server.uri).get_registered_model(model).aliases.items()
+    }
 
 
-def test_of_two_promotions_at_once_exactly_one_wins_a_hundred_times(server, model):
+@pytest.mark.parametrize("quarter", range(4))
+def test_of_two_promotions_at_once_exactly_one_wins_a_hundred_times(server, model, quarter):
     """Both have seen the same champion before either moves."""
-    rounds, together = 100, threading.Barrier(2, timeout=120)
+    rounds, together = 25, threading.Barrier(2, timeout=120)
     ends: dict[str, list[object]] = {"1": [], "2": []}
     held = []
 
     def race(version: str) -> None:
         log = promotions(server, model)
         for _ in range(rounds):
-            standing = log.settle()
+            standing = log.read()
             together.wait()
             try:
                 ends[version].append(log.move("promote", to=version, after=standing, reason="better"))
@@ -90,29 +92,24 @@ def test_of_two_promotions_at_once_exactly_one_wins_a_hundred_times(server, mode
         assert "meanwhile" in str(lost) and "run the promotion again" in str(lost)
     standing = promotions(server, model).read()
     assert [entry.to for entry in standing.counted] == held
-    written = Counter(v.tags["after"] for v in MlflowClient(server.uri).search_model_versions(f"name = '{model}.promotions'"))
-    contested = sum(count > 1 for count in written.values())
-    print(f"{contested} of {rounds} races were decided by the log")
-    assert contested, "they never met"
+    entries = MlflowClient(server.uri).search_model_versions(f"name = '{model}.promotions'")
+    assert len(entries) > rounds, "they never met"
+    print(f"{len(entries) - rounds} of {rounds} races were decided by the log")
 
 
 @pytest.mark.parametrize("written", [False, True])
-@pytest.mark.parametrize("at", range(1, 9))
+@pytest.mark.parametrize("at", range(1, 7))
 def test_a_promotion_that_dies_anywhere_is_completed_or_never_happened(server, model, at, written):
-    promote(promotions(server, model), "1")
     promote(promotions(server, model), "2")
-    doomed = Promotions(Mortal(MlflowClient(server.uri), at, written=written), model)
-    try:
-        promote(doomed, "3")
-    except Died:
-        pass
+    with pytest.raises(Died):
+        promote(Promotions(Mortal(MlflowClient(server.uri), at, written=written), model), "3")
     before = promotions(server, model).read()
     assert before.champion in ("2", "3")
     next_one = promotions(server, model)
     assert next_one.settle().champion == before.champion == aliases(server, model)["champion"]
     if before.champion == "2":
         promote(next_one, "3")
-    assert [entry.to for entry in next_one.settle().counted] == ["1", "2", "3"]
+    assert [entry.to for entry in next_one.settle().counted] == ["2", "3"]
     assert aliases(server, model) == {"champion": "3", "previous": "2"}
     assert all(entry.applied for entry in next_one.read().counted)
     assert MlflowClient(server.uri).get_model_version(model, "3").tags["replaced"] == "2"
@@ -139,9 +136,9 @@ def test_one_that_falls_asleep_before_moving_the_alias_does_not_take_it_back(ser
 def test_two_that_want_the_same_both_succeed_and_it_happens_once(server, model):
     log = promotions(server, model)
     seen = log.settle()
-    one = log.move("promote", to="1", after=seen, reason="better")
-    assert log.move("promote", to="1", after=seen, reason="better") == one or True
-    assert len(log.read().counted) == 1
+    first, second = (log.move("promote", to="1", after=seen, reason="better") for _ in range(2))
+    assert first.id == second.id
+    assert [entry.id for entry in log.read().counted] == [first.id]
 
 
 def test_one_who_comes_too_late_is_told_who_was_faster(server, model):
