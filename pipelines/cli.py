@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wovr_core.settings import Settings, SettingsError
+from wovr_core.settings import Promote, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pipelines.local import Run
@@ -42,6 +42,9 @@ app.add_typer(stack_app, name="stack")
 Services = Annotated[list[str] | None, typer.Argument(metavar="[s3|mlflow|triton]...", help="All of them by default.")]
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and keys.")]
 Config = Annotated[str, typer.Argument(help="A settings file, or the name of one in pipelines/configs: `tabletop`.")]
+
+Model = Annotated[str | None, typer.Argument(help="The registered model; tabletop-policy by default.")]
+Alias = Annotated[str, typer.Option(help="The alias that promotions move.")]
 
 
 @app.command()
@@ -141,6 +144,35 @@ def step(
 
         done = run_step(word, settings, context.args)
         console.print_json(data=done.summary) if hasattr(done, "summary") else console.print(escape(str(done)))
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for those who read the log of promotions later.")],
+    model: Model = None,
+    alias: Alias = "champion",
+) -> None:
+    """Give the alias of a registered model back to the champion before.
+
+    Again: to the one before that. The registry is MLflow's of $MLFLOW_TRACKING_URI, or of runs/mlflow.db.
+    """
+    with _plainly():
+        from components.platform.registry import rollback
+
+        console.print(escape(str(rollback(model or Promote().model, alias, reason=reason))), soft_wrap=True)
+
+
+@app.command()
+def adopt(
+    reason: Annotated[str, typer.Option(help="Why, for those who read the log of promotions later.")],
+    model: Model = None,
+    alias: Alias = "champion",
+) -> None:
+    """Accept that somebody has moved the alias of a registered model by hand."""
+    with _plainly():
+        from components.platform.registry import adopt
+
+        console.print(escape(str(adopt(model or Promote().model, alias, reason=reason))), soft_wrap=True)
 
 
 @app.command("compile")

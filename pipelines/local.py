@@ -20,8 +20,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from itertools import dropwhile
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 from unittest.mock import patch
 
@@ -173,6 +175,8 @@ def _environment(folder: Path) -> dict[str, str]:
     }
     given = {name: os.environ.get(name, wish) for name, wish in wishes.items()}
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    place = sha256(f"{gethostname()}:{folder}".encode()).hexdigest()[:6]  # two people's runs/tabletop are two runs
+    given["WOVR_RUN"] = os.environ.get("WOVR_RUN", f"{folder.name}-{place}")
     return given | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
 
 

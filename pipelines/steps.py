@@ -63,7 +63,7 @@ def _ports(function: Callable[..., Any]) -> list[tuple[str, Any, bool]]:
     return [
         (name, hints[name], parameter.default is Parameter.empty)
         for name, parameter in signature(function).parameters.items()
-        if not _is_branch(hints[name])
+        if _is_port(hints[name])
     ]
 
 
@@ -86,6 +86,11 @@ def _value(kind: Any, texts: list[str]) -> Any:
     if int in (kind, *get_args(kind)):
         return int(texts[-1])
     return tuple(Path(text) for text in texts) if get_args(kind) else Path(texts[-1])
+
+
+def _is_port(kind: Any) -> bool:
+    """A path, several, or a number; what a step is handed as an object, a tracker say, cannot be typed."""
+    return bool({Path, int} & {kind, *get_args(kind)})
 
 
 def _is_branch(kind: Any) -> bool:

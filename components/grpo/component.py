@@ -21,21 +21,22 @@ def improve_policy(
     from pathlib import Path
 
     from components.platform.endpoint import simulator_at
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.grpo import improve_policy as step
 
     cfg = settings.Grpo.model_validate(grpo)
-    manifest = step(
-        cfg,
-        settings.Task.model_validate(task),
-        policy=Path(policy.path),
-        world_model=Path(world_model.path),
-        reward=Path(reward.path),
-        keyframes=Path(keyframes.path),
-        episodes=[Path(episodes.path)],
-        out=Path(improved.path),
-        simulator=simulator_at(
-            endpoint, world_model=Path(world_model.path), reward=Path(reward.path), monitor=cfg.monitor
-        ),
-    )
+    dreams = {"world_model": Path(world_model.path), "reward": Path(reward.path)}
+    with following("grpo", {"task": task, "grpo": grpo}) as tracker:
+        manifest = step(
+            cfg,
+            settings.Task.model_validate(task),
+            policy=Path(policy.path),
+            keyframes=Path(keyframes.path),
+            episodes=[Path(episodes.path)],
+            out=Path(improved.path),
+            simulator=simulator_at(endpoint, **dreams, monitor=cfg.monitor),
+            tracker=tracker,
+            **dreams,
+        )
     improved.metadata.update(manifest.summary)

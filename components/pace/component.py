@@ -66,16 +66,19 @@ def refit_world_model(
     """Continue the world model on old episodes and on what the evolved policy does."""
     from pathlib import Path
 
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.pace import refit_world_model as step
 
-    manifest = step(
-        settings.Pace.model_validate(pace),
-        settings.Task.model_validate(task),
-        world_model=Path(world_model.path),
-        episodes=[Path(some.path) for some in (demonstrations, episodes, newest)],
-        out=Path(refitted.path),
-    )
+    with following("world_model refit", {"task": task, "pace": pace}) as tracker:
+        manifest = step(
+            settings.Pace.model_validate(pace),
+            settings.Task.model_validate(task),
+            world_model=Path(world_model.path),
+            episodes=[Path(some.path) for some in (demonstrations, episodes, newest)],
+            out=Path(refitted.path),
+            tracker=tracker,
+        )
     refitted.metadata.update(manifest.summary)
 
 
@@ -97,22 +100,23 @@ def improve_again(
     from pathlib import Path
 
     from components.platform.endpoint import simulator_at
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.grpo import improve_policy as step
 
     cfg = settings.Grpo.model_validate(grpo)
-    manifest = step(
-        cfg,
-        settings.Task.model_validate(task),
-        policy=Path(policy.path),
-        world_model=Path(world_model.path),
-        reward=Path(reward.path),
-        keyframes=Path(keyframes.path),
-        episodes=[Path(episodes.path), Path(newest.path)],
-        out=Path(improved.path),
-        updates=settings.Pace.model_validate(pace).updates,
-        simulator=simulator_at(
-            endpoint, world_model=Path(world_model.path), reward=Path(reward.path), monitor=cfg.monitor
-        ),
-    )
+    dreams = {"world_model": Path(world_model.path), "reward": Path(reward.path)}
+    with following("grpo", {"task": task, "grpo": grpo, "pace": pace}) as tracker:
+        manifest = step(
+            cfg,
+            settings.Task.model_validate(task),
+            policy=Path(policy.path),
+            keyframes=Path(keyframes.path),
+            episodes=[Path(episodes.path), Path(newest.path)],
+            out=Path(improved.path),
+            updates=settings.Pace.model_validate(pace).updates,
+            simulator=simulator_at(endpoint, **dreams, monitor=cfg.monitor),
+            tracker=tracker,
+            **dreams,
+        )
     improved.metadata.update(manifest.summary)

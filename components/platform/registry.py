@@ -1,24 +1,26 @@
-"""The policies that earned it: MLflow's registry, where the alias `champion` moves on a verdict and on nothing else."""
+"""The policies that earned it: MLflow's registry, where the alias `champion` moves on a verdict and on nothing else.
+
+How it moves, and what happens when two want it at once, is told in `promotions`; a rollback is the way back.
+"""
 
 import json
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
-from components.platform.tracking import MlflowTracker, experiment_named, open_client
+from components.platform.card import describe, save_mlmodel
+from components.platform.promotions import CHAMPION, Entry, PromotionError, Promotions, Standing, ensure_model
+from components.platform.tracking import Row, experiment_named, open_client, rows_of, send
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
 from wovr_core.settings import Promote
 
-PREVIOUS = "previous"  # alias of the champion before this one: the way back
-
-
-class PromotionError(RuntimeError):
-    """A promotion that must not go on, and why."""
+__all__ = ["Promotion", "PromotionError", "adopt", "promote_policy", "rollback"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ def promote_policy(cfg: Promote, *, policy: Path, evaluation: Path, verdict: Pat
     """Register the policy with its evidence, and move the alias if the verdict says promote.
 
     However often a run is repeated, the same policy with the same verdict is registered once and promoted once: an
-    old verdict never takes the alias back from a later champion.
+    old verdict never takes the alias back from a later champion. Refuses where the champion changed since this was
+    begun, or where the verdict compares with a policy that was champion and no longer is.
     """
     manifests = {
         "policy": read_manifest(policy, Kind.POLICY),
@@ -51,17 +54,43 @@ def promote_policy(cfg: Promote, *, policy: Path, evaluation: Path, verdict: Pat
     _refuse_strangers(manifests)
     said = manifests["verdict"].summary
     client = open_client()
-    champion = _version_at(client, cfg.model, cfg.alias)
-    version = _registered(client, cfg.model, manifests) or _register(client, cfg.model, manifests, policy, report)
-    if said["promote"] and "promoted_at" not in version.tags:
-        _move_alias(client, cfg, version=str(version.version), expected=champion)
+    promotions = Promotions(client, cfg.model, cfg.alias)
+    standing = promotions.settle() if said["promote"] else promotions.read()
+    version = _registered(client, cfg.model, manifests) or _register(
+        client, cfg.model, manifests, policy, report, standing
+    )
+    number = str(version.version)
+    if said["promote"] and "promoted_at" not in version.tags and not standing.held_by(number):
+        _refuse_beaten(standing, cfg, manifests)
+        promotions.move("promote", to=number, after=standing, reason=str(said["reason"]))
     return Promotion(
         model=cfg.model,
-        version=str(version.version),
+        version=number,
         alias=cfg.alias,
         promoted=bool(said["promote"]),
         reason=str(said["reason"]),
     )
+
+
+def rollback(model: str, alias: str = CHAMPION, *, reason: str) -> Entry:
+    """Give the alias back to the champion before, and write down why. Again: to the one before that.
+
+    Where a rollback died before the aliases moved, this completes it and goes no further.
+    """
+    promotions = Promotions(open_client(), model, alias)
+    begun = promotions.read().head
+    standing = promotions.settle()
+    if begun is not None and begun.kind == "rollback" and not begun.applied:
+        return begun
+    if standing.previous is None:
+        who = f"version {standing.champion}" if standing.champion else "nobody"
+        raise PromotionError(f"{alias} of {model} is {who}, and there was no other before to go back to")
+    return promotions.move("rollback", to=standing.previous, after=standing, reason=reason)
+
+
+def adopt(model: str, alias: str = CHAMPION, *, reason: str) -> Entry:
+    """Accept that somebody has moved the alias by hand, and write down why."""
+    return Promotions(open_client(), model, alias).adopt(reason)
 
 
 def _refuse_strangers(manifests: dict[str, Manifest]) -> None:
@@ -73,74 +102,90 @@ def _refuse_strangers(manifests: dict[str, Manifest]) -> None:
         raise ArtifactError("the verdict is about another policy: give the candidate of its evaluation")
 
 
+def _refuse_beaten(standing: Standing, cfg: Promote, manifests: dict[str, Manifest]) -> None:
+    """Better than a champion of the past says nothing about the champion of today.
+
+    A base policy that was never champion says nothing about any: such a verdict promotes, as a first run's does.
+    """
+    compared = manifests["evaluation"].made_from.get("baseline")
+    beaten = [entry for entry in standing.counted if entry.policy and entry.policy == compared]
+    if beaten and standing.head is not None and standing.head.policy != compared:
+        raise PromotionError(
+            f"the verdict compares with version {beaten[-1].to} of {cfg.model}, but {cfg.alias} moved on to version "
+            f"{standing.champion} ({standing.head}): evaluate the policy against that one, then promote it"
+        )
+
+
 def _registered(client: MlflowClient, model: str, manifests: dict[str, Manifest]) -> ModelVersion | None:
+    """The version that holds this policy on this verdict; the first, should two runs have registered it at once."""
     same = (f"tags.{name} = '{manifests[name].digest}'" for name in ("policy", "verdict"))
     found = client.search_model_versions(" and ".join([f"name = '{model}'", *same]))
-    return found[0] if found else None
+    return min(found, key=lambda version: int(version.version), default=None)
 
 
 def _register(
-    client: MlflowClient, model: str, manifests: dict[str, Manifest], policy: Path, report: Path
+    client: MlflowClient, model: str, manifests: dict[str, Manifest], policy: Path, report: Path, standing: Standing
 ) -> ModelVersion:
     """A run with report and metrics, and a version of the model that points at it."""
     digests = {name: manifest.digest for name, manifest in manifests.items()}
-    made_from = {f"made_from.{name}": digest for name, digest in manifests["policy"].made_from.items()}
     said = manifests["verdict"].summary
     outcome = {"outcome": "promote" if said["promote"] else "hold", "reason": str(said["reason"])}
     run = client.create_run(experiment_named(model, client), tags={**digests, **outcome})
     try:
-        _log_metrics(MlflowTracker(client, run.info.run_id), policy, said)
+        send(client, run.info.run_id, _metrics(policy, said))
+        client.log_inputs(run.info.run_id, [_dataset(*known) for known in _datasets(manifests).items()])
         client.log_artifacts(run.info.run_id, str(report), "report")
-        client.log_artifacts(run.info.run_id, str(policy), "policy")
-        try:
-            client.create_registered_model(model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = client.create_model_version(
+        client.log_artifacts(run.info.run_id, str(policy), "policy/artifact")
+        card = describe(model, manifests, datasets=_datasets(manifests), champion=standing.champion)
+        with TemporaryDirectory() as beside:
+            (Path(beside) / "README.md").write_text(card)
+            save_mlmodel(Path(beside) / "MLmodel", manifests["policy"], run_id=run.info.run_id)
+            client.log_artifacts(run.info.run_id, beside, "policy")
+        ensure_model(client, model)
+        made = client.create_model_version(
             model,
             source=f"{run.info.artifact_uri}/policy",
             run_id=run.info.run_id,
-            tags={**digests, **outcome, **made_from, "code_version": manifests["policy"].code_version},
+            tags={**digests, **outcome, **_lineage(manifests), "code_version": manifests["policy"].code_version},
+            description=card,
         )
+        first = _registered(client, model, manifests) or made
+        if int(first.version) < int(made.version):
+            client.delete_model_version(model, str(made.version))
     except BaseException:
         client.set_terminated(run.info.run_id, "FAILED")
         raise
     client.set_terminated(run.info.run_id)
-    return version
+    return first
 
 
-def _log_metrics(tracker: MlflowTracker, policy: Path, said: dict) -> None:
+def _datasets(manifests: dict[str, Manifest]) -> dict[str, str]:
+    """Digests of the episodes that the policy learnt from, by the name of their role."""
+    origins = manifests["report"].made_from | manifests["policy"].made_from
+    return {name: digest for name, digest in sorted(origins.items()) if "episodes" in name or name == "demonstrations"}
+
+
+def _dataset(name: str, digest: str) -> DatasetInput:
+    """For the page of the run; MLflow shows 36 characters of a digest at most, the tags of the version have it all."""
+    return DatasetInput(Dataset(name, digest[:36], "wovr", json.dumps({"kind": Kind.EPISODES, "digest": digest})))
+
+
+def _lineage(manifests: dict[str, Manifest]) -> dict[str, str]:
+    """Digests of what the policy was made from and compared with, and of all that the run's report tells of."""
+    tags = {f"dataset.{name}": digest for name, digest in _datasets(manifests).items()}
+    tags |= {f"run.{name}": digest for name, digest in manifests["report"].made_from.items()}
+    tags |= {f"made_from.{name}": digest for name, digest in manifests["policy"].made_from.items()}
+    baseline = manifests["evaluation"].made_from.get("baseline")
+    return tags | ({"baseline": baseline} if baseline else {})
+
+
+def _metrics(policy: Path, said: dict[str, Any]) -> list[Row]:
     """Real success of both policies, and how the dreams went, update by update."""
-    for role in ("candidate", "baseline"):
-        tracker.log({f"evaluate/{role}_success": said[role]["successes"] / said[role]["n"]}, step=0)
-    tracker.log({f"evaluate/{name}": said[name] for name in ("difference", "low", "high")}, step=0)
+    real = {f"evaluate/{role}_success": said[role]["successes"] / said[role]["n"] for role in ("candidate", "baseline")}
+    rows = rows_of(real | {f"evaluate/{name}": said[name] for name in ("difference", "low", "high")}, step=0)
     history = policy / "history.jsonl"
     for line in history.read_text().splitlines() if history.exists() else ():
         row = json.loads(line)
         numbers = {f"grpo/{k}": v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
-        tracker.log(numbers, step=row["update"])
-    tracker.flush()
-
-
-def _move_alias(client: MlflowClient, cfg: Promote, *, version: str, expected: str | None) -> None:
-    """Compare and set: whoever was champion when the verdict was read must still be."""
-    now = _version_at(client, cfg.model, cfg.alias)
-    if now != expected:
-        raise PromotionError(
-            f"{cfg.alias} of {cfg.model} moved from version {expected} to {now} meanwhile: run the promotion again"
-        )
-    if expected is not None:
-        client.set_registered_model_alias(cfg.model, PREVIOUS, expected)
-    client.set_registered_model_alias(cfg.model, cfg.alias, version)
-    client.set_model_version_tag(cfg.model, version, "promoted_at", datetime.now(UTC).isoformat(timespec="seconds"))
-    client.set_model_version_tag(cfg.model, version, "replaced", expected or "none")
-
-
-def _version_at(client: MlflowClient, model: str, alias: str) -> str | None:
-    try:
-        return str(client.get_model_version_by_alias(model, alias).version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
-            return None
-        raise
+        rows += rows_of(numbers, step=row["update"])
+    return rows

@@ -19,15 +19,18 @@ def train_reward(
     """Learn to see success, on real frames and on dreams whose real outcome is known."""
     from pathlib import Path
 
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.reward import train_reward as step
 
-    manifest = step(
-        settings.Reward.model_validate(reward),
-        settings.Task.model_validate(task),
-        episodes=[Path(some.path) for some in (demonstrations, episodes, newest) if some],
-        world_model=Path(world_model.path),
-        out=Path(fitted.path),
-        previous=Path(previous.path) if previous else None,
-    )
+    with following("reward", {"task": task, "reward": reward}) as tracker:
+        manifest = step(
+            settings.Reward.model_validate(reward),
+            settings.Task.model_validate(task),
+            episodes=[Path(some.path) for some in (demonstrations, episodes, newest) if some],
+            world_model=Path(world_model.path),
+            out=Path(fitted.path),
+            previous=Path(previous.path) if previous else None,
+            tracker=tracker,
+        )
     fitted.metadata.update(manifest.summary)

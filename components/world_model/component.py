@@ -16,14 +16,17 @@ def train_world_model(
     """Fit the pretrained video model to real episodes; says whether its dreams can be trusted."""
     from pathlib import Path
 
+    from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.world_model import train_world_model as step
 
-    manifest = step(
-        settings.WorldModel.model_validate(world_model),
-        settings.Task.model_validate(task),
-        episodes=[Path(demonstrations.path), Path(episodes.path)],
-        out=Path(fitted.path),
-    )
+    with following("world_model", {"task": task, "world_model": world_model}) as tracker:
+        manifest = step(
+            settings.WorldModel.model_validate(world_model),
+            settings.Task.model_validate(task),
+            episodes=[Path(demonstrations.path), Path(episodes.path)],
+            out=Path(fitted.path),
+            tracker=tracker,
+        )
     fitted.metadata.update(manifest.summary)
     return manifest.summary["trustworthy"]

@@ -39,14 +39,6 @@ ONE = Serve(instances=1)
 COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "doubted", "broken")
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    running = Stack(tmp_path_factory.mktemp("stack"))
-    running.up(["triton"])
-    yield running
-    running.down(["triton"])
-
-
 @pytest.fixture(autouse=True)
 def served(stack, monkeypatch, tmp_path) -> Path:
     """The model repository of a server that is up, and where clients find the server."""

@@ -4,6 +4,8 @@ A dream that was wrong somewhere often shows it: a block that is half carried an
 policy does next follows the dream, so a replay of real actions would never get that far; the look of the frame does.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
@@ -54,6 +56,7 @@ def fit_detector(
     cfg: Reward,
     *,
     generator: torch.Generator,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Binary cross-entropy, one wrong frame to two right ones."""
     kinds = [label.nonzero(), (~label).nonzero()]
@@ -74,5 +77,5 @@ def fit_detector(
 
     return train(
         detector, loss, name="hallucination detector", steps=cfg.detector_steps, learning_rate=2e-3,
-        generator=generator, weight_decay=1e-3,
+        generator=generator, weight_decay=1e-3, on_step=on_step,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Fitting the success classifier to labelled frames, real and imagined."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +82,7 @@ def fit(
     steps: int,
     name: str,
     generator: torch.Generator,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Binary cross-entropy on equal parts of every source (real frames; imagined ones)."""
     samplers = [BalancedSampler(source, generator=generator) for source in sources]
@@ -106,4 +107,5 @@ def fit(
         learning_rate=cfg.learning_rate,
         generator=generator,
         weight_decay=1e-3,
+        on_step=on_step,
     )

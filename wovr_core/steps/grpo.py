@@ -14,7 +14,7 @@ from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge
-from wovr_core.protocols import BrokenDreamError, Simulator
+from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
 from wovr_core.settings import Grpo, Reward, Task
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.models import (
@@ -42,6 +42,7 @@ def improve_policy(
     out: Path,
     updates: int | None = None,
     simulator: Simulator | None = None,
+    tracker: Tracker | None = None,
 ) -> Manifest:
     """GRPO in dreams that begin at the starts of real episodes and at keyframes.
 
@@ -111,6 +112,8 @@ def improve_policy(
             )  # fmt: skip
             with told.open("a") as lines:
                 lines.write(json.dumps({name: _number(value) for name, value in history[-1].items()}) + "\n")
+            if tracker is not None:
+                tracker.log(_numbers(history[-1]), step=update)
             progress.update(bar, advance=1, note=f"imagined success {100 * crop.success:.0f} %")
             first = history[0]["imagined_success"]
             if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
@@ -164,6 +167,12 @@ def keyframe_start(data: RealData, row: dict[str, object], cfg: Grpo, task: Task
     episode, step = int(str(row["episode"])), int(str(row["step"]))
     left = min(task.horizon - step, cfg.keyframe_horizon) // task.chunk * task.chunk
     return init_state(data.episodes[episode], step, index=episode, steps_left=left, rule=str(row["rule"]))
+
+
+def _numbers(row: dict[str, object]) -> dict[str, float]:
+    """A row of history as metrics; what is no number is left out."""
+    numbers = {f"grpo/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if name != "grpo/update" and math.isfinite(value)}
 
 
 def _number(value: object) -> object:

@@ -11,6 +11,7 @@ from wovr_core.evaluation.fidelity import as_rows, psnr, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.pace.drift import drift, worse
 from wovr_core.pace.mixture import episode_shares
+from wovr_core.protocols import Tracker
 from wovr_core.settings import Pace, Task
 from wovr_core.steps.dreamer import for_dreaming, open_world_model, save_world_model
 from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
@@ -64,7 +65,9 @@ def choose_policy(
     return draft.manifest
 
 
-def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path) -> Manifest:
+def refit_world_model(
+    cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path, tracker: Tracker | None = None
+) -> Manifest:
     """Continue the world model on old and new episodes, newest collection last; says how far the policy has drifted.
 
     A refit that dreams the newest held-out episodes worse than before is dropped, and where `pace.drift` is set and the
@@ -86,7 +89,7 @@ def refit_world_model(cfg: Pace, task: Task, *, world_model: Path, episodes: Seq
             refit.load_state_dict(model.state_dict())
             fit_world_model(
                 refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
-                data=episodes, share=episode_shares(data.sizes, cfg.new_share),
+                data=episodes, share=episode_shares(data.sizes, cfg.new_share), tracker=tracker,
             )  # fmt: skip
             after = float(replay_psnr(deepcopy(refit), newest, task.seed).mean())
             kept = after >= moved.new

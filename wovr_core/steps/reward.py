@@ -11,6 +11,7 @@ from wovr_core.imagination.masking import held_for, valid_steps
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import Judge
 from wovr_core.policy.tiny_vla import Shape, vocabulary_of
+from wovr_core.protocols import Tracker
 from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score, spare
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wrong
@@ -18,13 +19,20 @@ from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import Reward, Task
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import named, open_episodes, open_reward, save_detector, save_reward
-from wovr_core.training.loop import TrainingError
+from wovr_core.training.loop import TrainingError, tell_loss
 
 ENOUGH = 10  # right dreams to set a threshold by
 
 
 def train_reward(
-    cfg: Reward, task: Task, *, episodes: Sequence[Path], world_model: Path, out: Path, previous: Path | None = None
+    cfg: Reward,
+    task: Task,
+    *,
+    episodes: Sequence[Path],
+    world_model: Path,
+    out: Path,
+    previous: Path | None = None,
+    tracker: Tracker | None = None,
 ) -> Manifest:
     """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened.
 
@@ -55,15 +63,22 @@ def train_reward(
     with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
         real = LabelledFrames.of_episodes(data.training)
         if previous is None:
-            fit(reward, [real], cfg, steps=cfg.steps, name="reward", generator=generator)
+            fit(
+                reward, [real], cfg, steps=cfg.steps, name="reward", generator=generator,
+                on_step=tell_loss(tracker, "reward/loss"),
+            )  # fmt: skip
         shown = replay(dreamer, data.training, generator=generator, every=cfg.every)
         imagined = LabelledFrames.of_sequences(shown.imagined, shown.instructions, shown.success)
-        fit(reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator)
+        fit(
+            reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator,
+            on_step=tell_loss(tracker, "reward/loss_on_dreams"),
+        )  # fmt: skip
 
         if cfg.detector_steps:
             detector = HallucinationDetector(threshold=1.0, precision=cfg.read_precision)
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
-            fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator)
+            told = tell_loss(tracker, "reward/detector_loss")
+            fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator, on_step=told)
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]

@@ -8,17 +8,20 @@ import torch
 from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
 from wovr_core.imagination.replay import replay
+from wovr_core.protocols import Tracker
 from wovr_core.settings import Task, WorldModel
 from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
 from wovr_core.steps.models import digest_at, named, open_episodes
 from wovr_core.training.checkpoint import scratch
-from wovr_core.training.loop import train
+from wovr_core.training.loop import tell_loss, train
 from wovr_core.trajectory import Episode
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler
 
 
-def train_world_model(cfg: WorldModel, task: Task, *, episodes: Sequence[Path], out: Path) -> Manifest:
+def train_world_model(
+    cfg: WorldModel, task: Task, *, episodes: Sequence[Path], out: Path, tracker: Tracker | None = None
+) -> Manifest:
     """Learn from the training episodes; measure on the held-out ones."""
     data = open_episodes(episodes)
     data.need_both()
@@ -29,7 +32,9 @@ def train_world_model(cfg: WorldModel, task: Task, *, episodes: Sequence[Path], 
         footage = Footage.of(data.training)
         if cfg.pretrained == "none":
             model.statistics.fit(footage)
-        fit_world_model(model, footage, steps=cfg.steps, name="world model", seed=task.seed, data=episodes)
+        fit_world_model(
+            model, footage, steps=cfg.steps, name="world model", seed=task.seed, data=episodes, tracker=tracker
+        )
         save_world_model(draft.folder, model)
         rows = measure(model, data.held_out, seed=task.seed)
         good, said = trustworthy(rows, cfg.minimum_psnr_gain)
@@ -49,6 +54,7 @@ def fit_world_model(
     seed: int,
     data: Sequence[Path],
     share: torch.Tensor | None = None,
+    tracker: Tracker | None = None,
 ) -> None:
     """Train in place, resumable: what is already learnt is kept under a key made of the settings and the input."""
     cfg = model.cfg
@@ -59,6 +65,7 @@ def fit_world_model(
             model.transformer, lambda step: model.loss(sampler.draw(cfg.batch), generator=generator), name=name,
             steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
             checkpoint=kept / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
+            on_step=tell_loss(tracker, "world_model/loss"),
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from wovr_core.protocols import Tracker
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -22,6 +23,21 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         refresh_per_second=2,
     )  # fmt: skip
+
+
+def tell_loss(tracker: Tracker | None, metric: str, *, every: int = 10) -> Callable[[int, float], None] | None:
+    """What `train` calls on every step to tell a tracker the mean loss of every so many."""
+    if tracker is None:
+        return None
+    recent: list[float] = []
+
+    def on_step(step: int, loss: float) -> None:
+        recent.append(loss)
+        if (step + 1) % every == 0:
+            tracker.log({metric: sum(recent) / len(recent)}, step=step + 1)
+            recent.clear()
+
+    return on_step
 
 
 def train(

@@ -1,0 +1,92 @@
+"""What a registered policy says of itself: a model card to read, a signature to call it by. Nothing to unpickle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from wovr_core.artifacts import Manifest
+
+LONGEST = 5000  # characters of a description in MLflow's database
+ANY = -1  # how a signature spells a size that is not fixed, or not known
+
+
+def describe(model: str, manifests: dict[str, Manifest], *, datasets: dict[str, str], champion: str | None) -> str:
+    """The model card, in markdown. `champion` is the version that had the alias when this one was registered."""
+    policy, evaluation, said = manifests["policy"], manifests["evaluation"], manifests["verdict"].summary
+    task = policy.settings.get("task", {})
+    baseline = evaluation.made_from.get("baseline", "")
+    origin = {"candidate": policy.digest, "compared with": baseline, **policy.made_from}
+    evidence = {name: manifest.digest for name, manifest in manifests.items() if name != "policy"}
+    confidence = said.get("confidence", 0.95)
+    now = f"version {champion}" if champion else "nobody"
+    card = f"""# {model}
+
+A robot policy for the {task.get("environment", "unknown")} environment, improved by RL inside a learned world model.
+It sees a camera frame, reads an instruction, knows the pose of its gripper, and decides {task.get("chunk", "some")}
+actions at once. The artifact lies in `artifact/`: safetensors and JSON, vouched for by its `manifest.json`; nothing
+is pickled, and `MLmodel` carries the signature only.
+
+**Verdict: {"promote" if said["promote"] else "hold"}.** {str(said["reason"])[:1500]}
+
+| | real success | {_percent(confidence, 0)} % interval | n |
+|---|---|---|---|
+{_row("this policy", said["candidate"])}
+{_row("its base", said["baseline"])}
+
+Both ran for real on the same initial states, which no training has seen. The difference is
+{_percent(said["difference"])} points [{_percent(said["low"])}, {_percent(said["high"])}]. Champion was {now} then.
+
+Should it disappoint, `wovr rollback {model} --reason WHY` gives the alias back to the champion before.
+
+## Made from
+{_list(origin)}
+
+## Datasets
+{_list(datasets)}
+
+## Evidence
+{_list(evidence)}
+- code: `{policy.code_version}`
+"""
+    return card if len(card) <= LONGEST else card[: LONGEST - 2] + "…\n"
+
+
+def save_mlmodel(path: Path, policy: Manifest, *, run_id: str) -> None:
+    """MLflow's description of a model, without a way to load one: `wovr` is a flavor that MLflow cannot unpickle."""
+    told = {
+        "artifact": "artifact",
+        "kind": str(policy.kind),
+        "digest": policy.digest,
+        "code_version": policy.code_version,
+    }
+    Model(artifact_path="policy", run_id=run_id, signature=signature(policy), flavors={"wovr": told}).save(str(path))
+
+
+def signature(policy: Manifest) -> ModelSignature:
+    """An `Observation` in, the actions of an `ActionChunk` out; what the settings do not tell is left open."""
+    task = policy.settings.get("task", {})
+    size, chunk, action_dim = (int(task.get(name, ANY)) for name in ("image_size", "chunk", "action_dim"))
+    seen = [
+        TensorSpec(np.dtype("uint8"), (ANY, 3, size, size), "frames"),
+        TensorSpec(np.dtype("str"), (ANY,), "instructions"),
+        TensorSpec(np.dtype("float32"), (ANY, ANY), "pose"),
+    ]
+    done = [TensorSpec(np.dtype("float32"), (ANY, chunk, action_dim), "actions")]
+    return ModelSignature(inputs=Schema(seen), outputs=Schema(done))
+
+
+def _row(name: str, rate: dict[str, Any]) -> str:
+    share, interval = rate["successes"] / rate["n"], f"[{_percent(rate['low'])}, {_percent(rate['high'])}] %"
+    return f"| {name} | {_percent(share)} % | {interval} | {rate['n']} |"
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}"
+
+
+def _list(digests: dict[str, str]) -> str:
+    """Digests as far as a person reads them; the version's tags have them whole."""
+    return "\n".join(f"- {name}: `{digest[:12]}`" for name, digest in digests.items() if digest) or "- unknown"
