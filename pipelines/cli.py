@@ -1,5 +1,6 @@
 """The `wovr` command."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,20 +55,32 @@ def run(
     keep: Annotated[
         bool, typer.Option("--keep", help="Reuse finished steps although the code has changed since.")
     ] = False,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Use S3, MLflow and Triton: those of `wovr stack up`, or of .env.example.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline on this machine; run it again to go on where it was stopped.
 
     Ends well when there is a verdict, be it *promote* or *hold*. Steps whose settings, inputs and code are unchanged
     are reused: after an edit of `grpo`, nothing before it runs again.
+
+    With --stack, artifacts go through the S3 bucket (what is lost or broken here is fetched from there), metrics and
+    models to the MLflow server, and the policy dreams in the world model that Triton serves: the same dreams.
     """
     with _plainly():
         path = _find(config)
         settings = Settings.load(path)
         from pipelines.local import run_pipeline
 
-        folder = out or Path("runs") / path.stem
+        folder, services = out or Path("runs") / path.stem, None
+        if stack:
+            from pipelines.services import use_services
+
+            services = use_services(Path.cwd(), model=settings.promote.model)
         console.print(f"[bold]posttrain[/] with {path.name}, kept in {folder}")
-        _tell(run_pipeline(settings, folder, keep=keep))
+        _tell(run_pipeline(settings, folder, keep=keep, stack=stack))
+        if services:
+            console.print(f"metrics and models: {services['MLFLOW_TRACKING_URI']}", soft_wrap=True)
 
 
 @app.command()
@@ -91,7 +104,8 @@ def doctor(
 ) -> None:
     """Say whether this machine can run WoVR, or whether the curve of a run is normal.
 
-    Alone: Python, packages, disk, memory, threads, the shipped backbone, and what to do about whatever is amiss.
+    Alone: Python, packages, disk, memory, threads, the shipped backbone, the services if there are any (S3 and who may
+    see its bucket, MLflow's registry, Triton and what it serves), and what to do about whatever is amiss.
 
     With --curve: imagined and real success by update, beside the band that runs of the same settings gave. Then what
     is off and which setting to change: success that climbs in dreams only, a flat curve, a KL that explodes, a policy
@@ -258,9 +272,16 @@ def _find(config: str) -> Path:
 
 def _examine() -> int:
     """Tell what the doctor finds here; 1 when something must be mended."""
-    from pipelines.doctor import examine
+    from pipelines.doctor import Check, examine
+    from pipelines.services import ServicesError, examine_services, find_services
 
     checks = examine(Path.cwd())
+    try:
+        source, env = find_services(Path.cwd())
+        os.environ.update(env)
+        checks += [Check("services", f"as {source} says"), *examine_services(env, model=Promote().model)]
+    except ServicesError as error:
+        checks.append(Check("services", f"{error} (a run without --stack needs none)"))
     for check in checks:
         sign, mend = ("[red]✘[/]", f"; {check.mend}") if check.mend else ("[green]✔[/]", "")
         console.print(f"{sign} {check.what}: {escape(check.found + mend)}", soft_wrap=True)

@@ -33,8 +33,11 @@ from kfp.local import subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 from kfp.local.status import Status
 from rich.console import Console
+from rich.markup import escape
 
+from components.platform.storage import Storage, StorageError
 from pipelines.posttrain import posttrain
+from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.manifest import code_version
 from wovr_core.settings import Settings
 
@@ -55,6 +58,7 @@ class Finished:
     seconds: float  # it took when it ran, which may have been earlier
     reused: bool
     outputs: dict[str, Any]  # by port: path of an artifact, or value of a parameter
+    stored: dict[str, str] = field(default_factory=dict)  # by port: where in S3 the artifact lies, too
 
 
 @dataclass
@@ -86,14 +90,16 @@ class Run:
         return Path(found[-1].outputs[port]) if found else None
 
 
-def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False) -> Run:
+def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False, stack: bool = False) -> Run:
     """Run, or go on with a run; artifacts, logs and the cache of finished tasks lie under `folder`.
 
     Another version of the code has another cache: finished tasks are run again when the code has changed. With
-    `keep` the run goes on with those of the version that ran last.
+    `keep` the run goes on with those of the version that ran last. With `stack` artifacts are stored in the S3 bucket
+    that the environment names, and those that have got lost or broken here since are fetched from it.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    storage = Storage.from_env() if stack else None
     with _alone(folder), (folder / "kfp.log").open("a") as log, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # kfp's, that our image may not be one of Python
         local.init(
@@ -103,7 +109,8 @@ def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False) -> Run
             enable_caching=True,
             cache_root=str(_cache_of(folder, keep=keep)),
         )
-        attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout))
+        attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout), storage)
+        attendant.fetch_lost()
         with (
             patch.object(task_executor, "execute_single_task", attendant.execute(task_executor.execute_single_task)),
             patch.object(subprocess_task_handler, "run_local_subprocess", attendant.spawn),
@@ -119,8 +126,8 @@ def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False) -> Run
 class Attendant:
     """Sees to the tasks of a run: starts each, says how it goes, keeps the record."""
 
-    def __init__(self, run: Run, before: Run, console: Console) -> None:
-        self.run, self.before, self.console = run, before, console
+    def __init__(self, run: Run, before: Run, console: Console, storage: Storage | None = None) -> None:
+        self.run, self.before, self.console, self.storage = run, before, console, storage
         self.complaint = ""  # of the first task that failed
         self._task, self._spawned = "", False
 
@@ -136,12 +143,44 @@ class Attendant:
                 if not self._spawned and self._task in self.before.tasks:
                     seconds = self.before.tasks[self._task].seconds
                 plain = {port: v.uri if isinstance(v, Artifact) else v for port, v in outputs.items()}
-                self.run.add(self._task, Finished(round(seconds, 1), not self._spawned, plain))
+                stored = self._store(outputs)
+                self.run.add(self._task, Finished(round(seconds, 1), not self._spawned, plain, stored))
                 said = f"{seconds:.0f} s" if self._spawned else "finished before"
                 self.console.print(f"[green]✔[/] {self._task} [dim]{said}[/]")
             return outputs, status
 
         return execute_single_task
+
+    def _inherited(self) -> dict[str, str]:
+        """Our own environment; a run without services dreams in its own process, whatever the environment names."""
+        return {k: v for k, v in os.environ.items() if self.storage or not k.startswith("WOVR_TRITON_")}
+
+    def fetch_lost(self) -> None:
+        """What the run made before and S3 knows, but what is no more, or no more whole, on this machine."""
+        for task in self.before.tasks.values() if self.storage else ():
+            for port, uri in task.stored.items():
+                path = Path(task.outputs[port])
+                try:
+                    read_manifest(path)
+                except ArtifactError as error:
+                    self.console.print(f"[yellow]↓[/] {escape(str(error))}\n  fetched from {uri}", soft_wrap=True)
+                    if path.exists():
+                        os.rename(path, path.with_name(f".{path.name}.broken-{time.time_ns()}"))
+                    self.storage.get(uri, path)
+
+    def _store(self, outputs: dict[str, Any]) -> dict[str, str]:
+        """Where in S3 the artifacts of a task lie now."""
+        if not self.storage:
+            return {}
+        try:
+            return {
+                port: self.storage.put(Path(made.uri), f"runs/{run_name(self.run.folder)}/{self._task}/{port}")
+                for port, made in outputs.items()
+                if isinstance(made, Artifact)
+            }
+        except StorageError as error:
+            self.complaint = f"{self._task} is finished, but could not be stored: {error}\nrun this again to go on"
+            raise
 
     def spawn(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Stands in for kfp's start of a process; `full_command` is a shell's, and carries the task's source."""
@@ -155,7 +194,7 @@ class Attendant:
             module.write_text(source)
             code = subprocess.run(
                 [sys.executable, "-c", QUIET, "--component_module_path", str(module), *arguments],
-                env={**os.environ, **_environment(self.run.folder), **(env_vars or {})},
+                env={**self._inherited(), **_environment(self.run.folder), **(env_vars or {})},
                 stderr=errors,
                 preexec_fn=_die_with_parent,
             ).returncode
@@ -163,6 +202,12 @@ class Attendant:
             self.console.print(f"[red]✘ {self._task}[/]")
             self.complaint = self.complaint or f"{self._task}: {_last_words(log, code)}\n(all of it: {log})"
         return code
+
+
+def run_name(folder: Path) -> str:
+    """Under which MLflow and S3 know a run: two people's runs/tabletop are two runs."""
+    place = sha256(f"{gethostname()}:{folder}".encode()).hexdigest()[:6]
+    return os.environ.get("WOVR_RUN", f"{re.sub(r'[^a-zA-Z0-9_.-]', '-', folder.name)}-{place}")
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -175,8 +220,7 @@ def _environment(folder: Path) -> dict[str, str]:
     }
     given = {name: os.environ.get(name, wish) for name, wish in wishes.items()}
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
-    place = sha256(f"{gethostname()}:{folder}".encode()).hexdigest()[:6]  # two people's runs/tabletop are two runs
-    given["WOVR_RUN"] = os.environ.get("WOVR_RUN", f"{folder.name}-{place}")
+    given["WOVR_RUN"] = run_name(folder)
     return given | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
 
 
