@@ -159,7 +159,7 @@ def _greet_mlflow(place: Place) -> None:
 
 def _launch_triton(place: Place) -> Launch:
     """Triton from the nvidia-pytriton wheel, which wants another numpy than we do and so another environment."""
-    environment = Path(os.environ.get("WOVR_TRITON_VENV", CHECKOUT / ".venv-triton")).resolve()
+    environment = Path(os.environ.get("WOVR_TRITON_VENV") or CHECKOUT / ".venv-triton").resolve()
     packages = next(iter(sorted(environment.glob("lib/python3.*/site-packages"))), environment)
     server = packages / "pytriton" / "tritonserver"
     if not server.is_dir():

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -56,10 +57,12 @@ class Bucket:
     attempts: int = 8  # before giving up on a request: most of a minute, in which a server may come back
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.endpoint if "://" in self.endpoint else f"http://{self.endpoint}")
-        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.path.strip("/") or url.query:
+        whole = self.endpoint if "://" in self.endpoint else f"http://{self.endpoint}"
+        if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:]+\])(:\d{1,5})?/?", whole, re.ASCII):
             raise StorageError("the S3 endpoint, WOVR_S3_ENDPOINT, must be http://HOST:PORT or https://HOST:PORT")
-        object.__setattr__(self, "endpoint", f"{url.scheme}://{url.netloc}")
+        if not re.fullmatch(r"[a-z\d][a-z\d.-]{1,61}[a-z\d]", self.name):
+            raise StorageError(f"{self.name!r}, WOVR_S3_BUCKET, is no bucket's name: 3 to 63 of a-z, 0-9, . and -")
+        object.__setattr__(self, "endpoint", whole.rstrip("/"))
 
     @classmethod
     def from_env(cls) -> "Bucket":

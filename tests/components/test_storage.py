@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
 
@@ -250,6 +252,31 @@ def test_only_what_may_pass_is_tried_again(storage, caplog):
     assert "trying again" in caplog.text
 
 
+def test_a_server_that_is_overloaded_is_asked_again(caplog):
+    overloaded = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+    answers = [
+        (503, "application/xml", overloaded),
+        (502, "text/html", b"a proxy's page"),
+        (200, "text/plain", b"hello"),
+    ]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, kind, body = answers.pop(0)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        bucket = Bucket(f"127.0.0.1:{server.server_port}", "key", "secret", "wovr")
+        assert bucket.read("words") == b"hello"
+        server.shutdown()
+    assert "SlowDown" in caplog.text
+
+
 def test_the_secret_key_is_never_shown(storage):
     assert storage.bucket.secret_key not in repr(storage)
 
@@ -258,10 +285,13 @@ def test_a_missing_variable_is_named_and_a_strange_endpoint_refused(storage, mon
     monkeypatch.delenv("WOVR_S3_SECRET_KEY")
     with pytest.raises(StorageError, match=r"not set: WOVR_S3_SECRET_KEY\. After `wovr stack up`"):
         Storage.from_env()
-    for endpoint in ("ftp://s3", "https://me:secret@s3", "http://s3/bucket", ""):
+    for endpoint in ("ftp://s3", "https://me:secret@s3", "http://s3/bucket", "s3:port", ""):
         with pytest.raises(StorageError, match="must be http://HOST:PORT") as error:
             Bucket(endpoint, "key", "secret", "wovr")
         assert "secret" not in str(error.value)
+    with pytest.raises(StorageError, match="'My Bucket', WOVR_S3_BUCKET, is no bucket's name"):
+        Bucket("s3:9000", "key", "secret", "My Bucket")
+    assert Bucket("s3:9000", "key", "secret", "wovr").endpoint == "http://s3:9000"
 
 
 @pytest.mark.parametrize("name", ["", "/x", "x/", "a b", "../x/..//y", "ä"])
