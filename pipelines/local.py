@@ -38,7 +38,7 @@ from rich.markup import escape
 from components.platform.storage import Storage, StorageError
 from pipelines.posttrain import posttrain
 from wovr_core.artifacts import ArtifactError, read_manifest
-from wovr_core.artifacts.manifest import code_version
+from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.settings import Settings
 
 CHECKOUT = Path(__file__).parents[1]
@@ -176,7 +176,7 @@ class Attendant:
             return {
                 port: self.storage.put(Path(made.uri), f"runs/{run_name(self.run.folder)}/{self._task}/{port}")
                 for port, made in outputs.items()
-                if isinstance(made, Artifact)
+                if isinstance(made, Artifact) and (Path(made.uri) / MANIFEST).exists()  # kfp's own pages have none
             }
         except StorageError as error:
             self.complaint = f"{self._task} is finished, but could not be stored: {error}\nrun this again to go on"
