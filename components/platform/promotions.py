@@ -11,6 +11,8 @@ So the promotions of the model M are the versions of a model `M.promotions`, and
 
 A promotion that dies after 2 has happened; whoever comes next moves the aliases for it. The log is the truth, the
 aliases are its shadow: one that disagrees with an applied head was moved by hand, and that is refused, not mended.
+(Or by a promotion that slept through another's, woke up, moved the alias where it once belonged and died before it
+could look again. Two strokes of bad luck at once; then too it is a person who decides.)
 """
 
 import os
@@ -155,8 +157,7 @@ class Promotions:
                 time.sleep(0.1 * 2**glance)
         raise PromotionError(
             f"{self.alias} of {self.model} was moved from version {standing.champion} to {holder}, and not by wovr: "
-            f"{self.log} knows nothing of it. Accept that with `wovr adopt {self.model} --reason WHY`, or give the "
-            f"alias back to version {standing.champion} in MLflow; then run this again"
+            f"{self.log} knows nothing of it. Undo that in MLflow or accept it with {self._adoption}, then try again"
         )
 
     def move(self, kind: str, *, to: str, after: Standing, reason: str) -> Entry:
@@ -215,8 +216,7 @@ class Promotions:
             if not self._point(self.alias, head.to):
                 raise PromotionError(
                     f"version {head.to} of {self.model}, which entry {head.number} of {self.log} made {self.alias}, "
-                    f"has been deleted: give the alias to another version in MLflow and accept that with "
-                    f"`wovr adopt {self.model} --reason WHY`"
+                    f"has been deleted: give the alias to another one in MLflow and accept that with {self._adoption}"
                 )
             if head.kind == "promote" and head.to is not None:
                 for name, value in {"promoted_at": head.at, "replaced": head.replaced or NOBODY}.items():
@@ -259,7 +259,15 @@ class Promotions:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise PromotionError(f"version {version} of {self.model} has been deleted, {self.alias} stays") from error
+            raise PromotionError(
+                f"version {version} of {self.model} has been deleted, so {self.alias} stays where it is: give it to "
+                f"another one in MLflow and accept that with {self._adoption}"
+            ) from error
+
+    @property
+    def _adoption(self) -> str:
+        which = "" if self.alias == CHAMPION else f" --alias {self.alias}"
+        return f"`wovr adopt {self.model}{which} --reason WHY`"
 
 
 def version_at(client: MlflowClient, model: str, alias: str) -> str | None:

@@ -15,7 +15,15 @@ from mlflow.entities import Dataset, DatasetInput
 from mlflow.entities.model_registry import ModelVersion
 
 from components.platform.card import describe, save_mlmodel
-from components.platform.promotions import CHAMPION, Entry, PromotionError, Promotions, Standing, ensure_model
+from components.platform.promotions import (
+    CHAMPION,
+    Entry,
+    PromotionError,
+    Promotions,
+    Standing,
+    ensure_model,
+    version_at,
+)
 from components.platform.tracking import Row, experiment_named, open_client, rows_of, send
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
 from wovr_core.settings import Promote
@@ -56,8 +64,9 @@ def promote_policy(cfg: Promote, *, policy: Path, evaluation: Path, verdict: Pat
     client = open_client()
     promotions = Promotions(client, cfg.model, cfg.alias)
     standing = promotions.settle() if said["promote"] else promotions.read()
+    champion = version_at(client, cfg.model, cfg.alias)
     version = _registered(client, cfg.model, manifests) or _register(
-        client, cfg.model, manifests, policy, report, standing
+        client, cfg.model, manifests, policy, report, champion
     )
     number = str(version.version)
     if said["promote"] and "promoted_at" not in version.tags and not standing.held_by(number):
@@ -124,9 +133,12 @@ def _registered(client: MlflowClient, model: str, manifests: dict[str, Manifest]
 
 
 def _register(
-    client: MlflowClient, model: str, manifests: dict[str, Manifest], policy: Path, report: Path, standing: Standing
+    client: MlflowClient, model: str, manifests: dict[str, Manifest], policy: Path, report: Path, champion: str | None
 ) -> ModelVersion:
-    """A run with report and metrics, and a version of the model that points at it."""
+    """A run with report and metrics, and a version of the model that points at it.
+
+    Should another process have registered the same meanwhile, its version stands and ours is taken back.
+    """
     digests = {name: manifest.digest for name, manifest in manifests.items()}
     said = manifests["verdict"].summary
     outcome = {"outcome": "promote" if said["promote"] else "hold", "reason": str(said["reason"])}
@@ -136,7 +148,7 @@ def _register(
         client.log_inputs(run.info.run_id, [_dataset(*known) for known in _datasets(manifests).items()])
         client.log_artifacts(run.info.run_id, str(report), "report")
         client.log_artifacts(run.info.run_id, str(policy), "policy/artifact")
-        card = describe(model, manifests, datasets=_datasets(manifests), champion=standing.champion)
+        card = describe(model, manifests, datasets=_datasets(manifests), champion=champion)
         with TemporaryDirectory() as beside:
             (Path(beside) / "README.md").write_text(card)
             save_mlmodel(Path(beside) / "MLmodel", manifests["policy"], run_id=run.info.run_id)

@@ -22,6 +22,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 EMBEDDED = "sqlite:///runs/mlflow.db"
 EXPERIMENT = "wovr"  # unless $MLFLOW_EXPERIMENT_NAME says otherwise
 BATCH = 1000  # metrics a request; MLflow takes no more
-PARAMS = 100  # parameters a request, likewise
+PARAMS, LONGEST = 100, 6000  # parameters a request, and characters of each, likewise
 BUFFER = 100_000  # metrics that wait in memory at most; older ones go to a file
 SLOWEST = 30.0  # seconds between two tries while the server is away
 UNSEEN = {  # what a thread may do to the training beside it
@@ -69,7 +70,8 @@ class MlflowTracker:
     ) -> None:
         """`run` is the id of a run, or finds or makes one: in the thread, for the server may be away from the start."""
         self.client, self.run, self.every, self.patience = client, run, every, patience
-        self.unsent = unsent or Path(os.environ.get("WOVR_SCRATCH", "runs/scratch")) / f"unsent-{os.getpid()}.jsonl"
+        beside = Path(os.environ.get("WOVR_SCRATCH", "runs/scratch"))
+        self.unsent = unsent or beside / f"unsent-{int(time.time())}-{os.getpid()}.jsonl"
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()  # guards what is waiting
         self._hurry = threading.Event()  # somebody waits for it to be sent
@@ -112,7 +114,7 @@ class MlflowTracker:
 
     def _follow(self) -> None:
         """What the thread does."""
-        away = 0.0  # seconds that the last pause took because the server is away
+        away = 0.0  # seconds until the next try; 0 while the server answers
         while not self._over:
             if away and self._hurry.is_set():
                 time.sleep(1.0)
@@ -136,11 +138,12 @@ class MlflowTracker:
             try:
                 send(self.client, self._run_id(), batch)
             except Exception as error:
-                refused = getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+                refusals = "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"  # the run was deleted, say
+                refused = not callable(self.run) and getattr(error, "error_code", "") in refusals
                 if not refused and len(self._waiting) <= BUFFER:
                     raise
                 self._complain(error)
-                self._keep(batch)  # the run was deleted, say; or memory must not fill
+                self._keep(batch)
             with self._changed:
                 if not self._over:
                     for _ in batch:
@@ -190,8 +193,12 @@ def following(word: str, settings: Mapping[str, Mapping[str, Any]] | None = None
         return
     from mlflow import MlflowClient
 
+    whose = os.environ.get("WOVR_RUN", "").replace("'", "")  # which would end the string it is searched by
+    name, mine = (f"{whose} {word}", whose) if whose else (word, uuid4().hex)
     with _unseen():
-        tracker = MlflowTracker(MlflowClient(uri), lambda client: _open_run(client, word, settings or {}))
+        tracker = MlflowTracker(
+            MlflowClient(uri), lambda client: _open_run(client, name, {"run": mine, "task": word}, settings or {})
+        )
         try:
             yield tracker
         except Exception:
@@ -253,24 +260,27 @@ def database_of(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def _open_run(client: "MlflowClient", word: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The unfinished run of the same task with the same settings, or a new one."""
+def _open_run(
+    client: "MlflowClient", name: str, identity: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The unfinished run of the same task with the same settings, or a new one.
+
+    So a try that got no answer from the server can be repeated.
+    """
     from mlflow.entities import Param
 
     experiment = experiment_named(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), client)
-    tags = {"wovr.task": word, "wovr.settings": sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}
-    name = word
-    if whose := os.environ.get("WOVR_RUN", "").replace("'", ""):
-        tags["wovr.run"], name = whose, f"{whose} {word}"
+    tags = {f"wovr.{key}": value for key, value in identity.items()}
+    tags["wovr.settings"] = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     unfinished = f"{same} and attributes.status != 'FINISHED'"
-    found = client.search_runs([experiment], filter_string=unfinished, max_results=1) if whose else []
-    if found:
+    if found := client.search_runs([experiment], filter_string=unfinished, max_results=1):
         run = found[0].info.run_id
         client.update_run(run, status="RUNNING")
     else:
         run = client.create_run(experiment, tags=tags, run_name=name).info.run_id
-    params = [Param(f"{branch}.{key}", str(value)) for branch, tree in settings.items() for key, value in tree.items()]
+    told = {f"{branch}.{key}": value for branch, tree in settings.items() for key, value in tree.items()}
+    params = [Param(key, str(value)[:LONGEST]) for key, value in told.items()]
     for start in range(0, len(params), PARAMS):
         client.log_batch(run, params=params[start : start + PARAMS])
     return run

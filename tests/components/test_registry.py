@@ -216,6 +216,14 @@ def test_a_version_has_a_card_a_signature_and_nothing_to_unpickle(served, tmp_pa
     assert signature.outputs.inputs[0].shape == (-1, 8, 3)
 
 
+def test_the_card_names_a_champion_from_before_there_was_a_log(served, tmp_path):
+    promote_policy(served, **run_of(tmp_path / "first", promote=False))
+    client = open_client()
+    client.set_registered_model_alias(served.model, "champion", "1")
+    held = promote_policy(served, **run_of(tmp_path / "second", promote=False))
+    assert "Champion was version 1 then" in client.get_model_version(served.model, held.version).description
+
+
 def test_the_command_says_what_it_did_and_refuses_in_words(served, tmp_path):
     for name in ("first", "second"):
         promote_policy(served, **run_of(tmp_path / name, promote=True))

@@ -191,3 +191,13 @@ def test_the_environment_is_left_as_it_was(nobody, monkeypatch):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1", "what somebody asked for stands"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+def test_without_a_pipeline_run_every_task_has_a_run_of_its_own(server, monkeypatch):
+    monkeypatch.delenv("WOVR_RUN", raising=False)
+    for _ in range(2):
+        with pytest.raises(RuntimeError), following("lonely"):
+            raise RuntimeError("nobody can tell whose it was")
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    assert len(client.search_runs([experiment], "tags.`wovr.task` = 'lonely'")) == 2

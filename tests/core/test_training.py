@@ -6,7 +6,7 @@ from torch import nn
 
 from wovr_core.training import checkpoint as on_disk
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
-from wovr_core.training.loop import TrainingError, train
+from wovr_core.training.loop import TrainingError, tell_loss, train
 
 
 @pytest.fixture
@@ -108,3 +108,22 @@ def test_scratch_survives_an_error_and_is_gone_after_success(tmp_path, monkeypat
         with scratch("world model", 4) as other:
             assert not (other / "progress").exists(), "another key begins anew"
     assert not list(tmp_path.iterdir())
+
+
+class Notes(list):
+    """A tracker that writes down what it is told."""
+
+    def log(self, metrics, *, step):
+        self.append((metrics, step))
+
+
+def test_a_tracker_is_told_the_mean_loss_of_every_so_many_steps():
+    notes = Notes()
+    on_step = tell_loss(notes, "world_model/loss", every=2)
+    for step, loss in enumerate([4.0, 2.0, 1.0, 3.0, 5.0]):
+        on_step(step, loss)
+    assert notes == [({"world_model/loss": 3.0}, 2), ({"world_model/loss": 2.0}, 4)]
+
+
+def test_without_a_tracker_nobody_is_told():
+    assert tell_loss(None, "world_model/loss") is None

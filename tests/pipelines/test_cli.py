@@ -45,6 +45,11 @@ def test_a_step_called_without_its_ports_names_them():
     assert "wovr step collect CONFIG --policy PATH --out PATH [--round N]" in answer.stderr
 
 
+def test_what_a_step_is_handed_as_an_object_is_no_port():
+    answer = wovr("step", "grpo")
+    assert "--updates N" in answer.stderr and "--tracker" not in answer.stderr and "--simulator" not in answer.stderr
+
+
 def test_an_unknown_step_is_answered_with_those_there_are():
     answer = wovr("step", "colect")
     assert answer.exit_code == 1

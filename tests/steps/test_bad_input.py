@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -260,8 +261,12 @@ def test_dreams_that_come_to_agree_end_the_learning_and_lose_nothing(shelf, tmp_
 
     monkeypatch.setattr(grpo, "harvest", once)
     ports = {name: shelf / name for name in ("policy", "world_model", "reward", "keyframes")}
-    made = improve_policy(GRPO, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", updates=5, **ports)
+    told = Mock()
+    ports |= {"updates": 5, "tracker": told}
+    made = improve_policy(GRPO, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)
     assert made.summary["updates"] == 1
+    (metrics,), step = told.log.call_args
+    assert step == {"step": 0} and {"grpo/imagined_success", "grpo/seconds"} <= metrics.keys()
     assert "no group of dreams was informative at update 1" in made.summary["stopped"]
 
 
