@@ -17,15 +17,18 @@ could look again. Two strokes of bad luck at once; then too it is a person who d
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from getpass import getuser
 from socket import gethostname
+from typing import Any
 from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 CHAMPION, PREVIOUS = "champion", "previous"  # previous: the champion before this one, the way back
 NOBODY = "none"  # how a tag spells None
@@ -220,7 +223,7 @@ class Promotions:
                 )
             if head.kind == "promote" and head.to is not None:
                 for name, value in {"promoted_at": head.at, "replaced": head.replaced or NOBODY}.items():
-                    self.client.set_model_version_tag(self.model, head.to, name, value)
+                    insist(self.client.set_model_version_tag, self.model, head.to, name, value)
             standing = self.read()
             if standing.head is not None and standing.number == head.number:
                 if not standing.head.applied:
@@ -231,9 +234,9 @@ class Promotions:
         """Move an alias, or take it away; False where the version is no more."""
         try:
             if version is None:
-                self.client.delete_registered_model_alias(self.model, alias)
+                insist(self.client.delete_registered_model_alias, self.model, alias)
             else:
-                self.client.set_registered_model_alias(self.model, alias, version)
+                insist(self.client.set_registered_model_alias, self.model, alias, version)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -251,7 +254,7 @@ class Promotions:
         )
 
     def _mark(self, number: int, outcome: str) -> None:
-        self.client.set_model_version_tag(self.log, str(number), "outcome", outcome)
+        insist(self.client.set_model_version_tag, self.log, str(number), "outcome", outcome)
 
     def _version(self, version: str) -> ModelVersion:
         try:
@@ -268,6 +271,16 @@ class Promotions:
     def _adoption(self) -> str:
         which = "" if self.alias == CHAMPION else f" --alias {self.alias}"
         return f"`wovr adopt {self.model}{which} --reason WHY`"
+
+
+def insist(write: Callable[..., Any], *args: Any) -> None:
+    """A write that may be repeated. Of two who add the same new row at once, MLflow answers one with BAD_REQUEST."""
+    for attempt in Retrying(
+        retry=retry_if_exception(lambda error: getattr(error, "error_code", "") == "BAD_REQUEST"),
+        stop=stop_after_attempt(4), wait=wait_random_exponential(0.1, max=1), reraise=True,
+    ):  # fmt: skip
+        with attempt:
+            write(*args)
 
 
 def version_at(client: MlflowClient, model: str, alias: str) -> str | None:

@@ -22,6 +22,7 @@ from components.platform.promotions import (
     Promotions,
     Standing,
     ensure_model,
+    insist,
     version_at,
 )
 from components.platform.tracking import Row, experiment_named, open_client, rows_of, send
@@ -145,7 +146,7 @@ def _register(
     run = client.create_run(experiment_named(model, client), tags={**digests, **outcome})
     try:
         send(client, run.info.run_id, _metrics(policy, said))
-        client.log_inputs(run.info.run_id, [_dataset(*known) for known in _datasets(manifests).items()])
+        insist(client.log_inputs, run.info.run_id, [_dataset(*known) for known in _datasets(manifests).items()])
         client.log_artifacts(run.info.run_id, str(report), "report")
         client.log_artifacts(run.info.run_id, str(policy), "policy/artifact")
         card = describe(model, manifests, datasets=_datasets(manifests), champion=champion)
