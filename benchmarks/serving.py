@@ -146,23 +146,25 @@ def main() -> None:
             ratio = median(b / a for a, b in rates)
             table.add_row(str(instances), str(count), f"{in_process:,.0f}", f"{served:,.0f}", f"{ratio:.2f}")
     Console().print(table)
-    before, took = spent(url, version), one_caller(parts, url, version)
+    simulator = ServedSimulator(url, version)
+    before = spent(url, version)
+    took = one_caller(parts, simulator)
+    print("a call of up to 64 dreams, alone on the server: ", end="")
     print(", ".join(f"{name} {ms:.2f} ms" for name, ms in shares(url, version, took, before).items()))
 
 
-def one_caller(parts: Parts, url: str, version: str) -> float:
+def one_caller(parts: Parts, simulator: ServedSimulator) -> float:
     """Seconds that a single thread spends in the calls of 64 rollouts."""
     torch.set_num_threads(1)
-    simulator, took = ServedSimulator(url, version), [0.0]
-    imagine = simulator.imagine
+    ask, took = simulator._ask, [0.0]
 
-    def clocked(*args: Any, **kwargs: Any) -> Any:
+    def clocked(*args: Any) -> Any:
         begun = time.monotonic()
-        answer = imagine(*args, **kwargs)
+        answer = ask(*args)
         took[0] += time.monotonic() - begun
         return answer
 
-    simulator.imagine = clocked  # type: ignore[method-assign]
+    simulator._ask = clocked  # type: ignore[method-assign]
     episodes = open_episodes([parts.episodes]).episodes[:64]
     starts = [init_state(e, 0, index=i, steps_left=48, rule="initial") for i, e in enumerate(episodes)]
     dream(

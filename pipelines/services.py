@@ -50,7 +50,7 @@ def examine_services(env: Mapping[str, str], *, model: str) -> list[Check]:
     """Does each of them answer, let us in and do what a run asks of it? `model` is the registered one."""
     looks: dict[str, tuple[str, Callable[[], str], str]] = {
         "S3": (env["WOVR_S3_ENDPOINT"], _storage, "wovr stack status, or see WOVR_S3_* in .env.example"),
-        "S3 bucket policy": (env["WOVR_S3_BUCKET"], lambda: _private(env), "take the public grant from the bucket"),
+        "bucket policy": (env["WOVR_S3_BUCKET"], lambda: _private(env), "take the public grant from the bucket"),
         "MLflow": (env["MLFLOW_TRACKING_URI"], lambda: _registry(model), "wovr stack status, or see .env.example"),
         "Triton": (env["WOVR_TRITON_URL"], lambda: _triton(env), "wovr stack status, or see .env.example"),
     }

@@ -5,6 +5,7 @@ How it moves, and what happens when two want it at once, is told in `promotions`
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -143,7 +144,8 @@ def _register(
     digests = {name: manifest.digest for name, manifest in manifests.items()}
     said = manifests["verdict"].summary
     outcome = {"outcome": "promote" if said["promote"] else "hold", "reason": str(said["reason"])}
-    run = client.create_run(experiment_named(model, client), tags={**digests, **outcome})
+    name = f"{os.environ.get('WOVR_RUN', model)} promote"
+    run = client.create_run(experiment_named(model, client), run_name=name, tags={**digests, **outcome})
     try:
         send(client, run.info.run_id, _metrics(policy, said))
         insist(client.log_inputs, run.info.run_id, [_dataset(*known) for known in _datasets(manifests).items()])

@@ -12,7 +12,6 @@ from mlflow import MlflowClient
 
 from components.platform import tracking
 from components.platform.tracking import MlflowTracker, following
-from tests.components.conftest import free_port
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def nobody(monkeypatch, tmp_path):
     for name, value in tracking.UNSEEN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    uri = f"http://somebody:secret@127.0.0.1:{free_port()}"
+    uri = "http://somebody:secret@127.0.0.1:1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return MlflowClient(uri)
 
