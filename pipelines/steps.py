@@ -51,7 +51,7 @@ def usage(word: str, function: Callable[..., Any]) -> str:
     """How a step's ports are given."""
     said = []
     for name, kind, required in _ports(function):
-        several = " (several: oldest first)" if get_args(kind) and int not in get_args(kind) else ""
+        several = " (several: oldest first)" if _many(kind) else ""
         one = f"--{name} {'N' if int in (kind, *get_args(kind)) else 'PATH'}{several}"
         said.append(one if required else f"[{one}]")
     return f"wovr step {word} CONFIG {' '.join(said)}"
@@ -85,7 +85,12 @@ def _read(word: str, function: Callable[..., Any], given: Sequence[str]) -> list
 def _value(kind: Any, texts: list[str]) -> Any:
     if int in (kind, *get_args(kind)):
         return int(texts[-1])
-    return tuple(Path(text) for text in texts) if get_args(kind) else Path(texts[-1])
+    return tuple(Path(text) for text in texts) if _many(kind) else Path(texts[-1])
+
+
+def _many(kind: Any) -> bool:
+    """Does a port take several paths? One that may be left out has arguments too: Path and None."""
+    return bool(get_args(kind)) and type(None) not in get_args(kind)
 
 
 def _is_port(kind: Any) -> bool:

@@ -7,6 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import CONFIGS, app
+from pipelines.steps import _read, step_named
 from wovr_core.artifacts import Kind, writing
 from wovr_core.settings import Settings
 
@@ -48,6 +49,12 @@ def test_a_step_called_without_its_ports_names_them():
 def test_what_a_step_is_handed_as_an_object_is_no_port():
     answer = wovr("step", "grpo")
     assert "--updates N" in answer.stderr and "--tracker" not in answer.stderr and "--simulator" not in answer.stderr
+
+
+def test_a_port_that_may_be_left_out_takes_one_path_and_not_several():
+    given = ["--episodes", "a", "--episodes", "b", "--world_model", "w", "--out", "o", "--previous", "p"]
+    read = dict(_read("reward", step_named("reward"), given))
+    assert read["episodes"] == (Path("a"), Path("b")) and read["previous"] == Path("p")
 
 
 def test_an_unknown_step_is_answered_with_those_there_are():

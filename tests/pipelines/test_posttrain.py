@@ -40,6 +40,21 @@ def test_it_has_as_many_pace_rounds_as_the_settings_say(rounds, tmp_path):
     assert ends == rounds + 1, "it may end after the last round, and before each"
 
 
+def test_a_policy_dreams_where_its_own_world_model_is_served(tmp_path):
+    """Each improvement asks the endpoint of the serve task that was given the same two artifacts."""
+    spec = compiled(Settings(), tmp_path)
+    served = []
+    for part in [spec["root"], *spec["components"].values()]:
+        tasks = part.get("dag", {}).get("tasks", {})
+        for name, task in tasks.items():
+            if name.startswith("improve-"):
+                asked = task["inputs"]["parameters"]["endpoint"]["taskOutputParameter"]["producerTask"]
+                theirs, ours = tasks[asked]["inputs"]["artifacts"], task["inputs"]["artifacts"]
+                assert all(theirs[port] == ours[port] for port in ("world_model", "reward")), name
+                served.append(asked)
+    assert len(served) == 1 + Settings().pace.rounds and all(name.startswith("serve-dreams") for name in served)
+
+
 def test_a_wire_into_the_wrong_port_fails_when_the_pipeline_is_built():
     with pytest.raises(InconsistentTypeException):
 
@@ -55,7 +70,7 @@ def test_what_changes_the_outside_world_is_never_cached(tmp_path):
     parts = [spec["root"], *spec["components"].values()]
     tasks = {name: task for part in parts for name, task in part.get("dag", {}).get("tasks", {}).items()}
     cached = {name for name, task in tasks.items() if task.get("cachingOptions")}
-    assert not [name for name in cached if name.startswith(("finish", "promote-policy"))]
+    assert not [name for name in cached if name.startswith(("finish", "promote-policy", "serve-dreams"))]
     assert {"clone-base-policy", "train-world-model", "improve-policy", "judge"} <= cached
 
 
