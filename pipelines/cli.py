@@ -1,6 +1,5 @@
 """The `wovr` command."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,15 +71,13 @@ def run(
         settings = Settings.load(path)
         from pipelines.local import run_pipeline
 
-        folder, services = out or Path("runs") / path.stem, None
+        folder = out or Path("runs") / path.stem
         if stack:
             from pipelines.services import use_services
 
-            services = use_services(Path.cwd(), model=settings.promote.model)
+            console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
         console.print(f"[bold]posttrain[/] with {path.name}, kept in {folder}")
         _tell(run_pipeline(settings, folder, keep=keep, stack=stack))
-        if services:
-            console.print(f"metrics and models: {services['MLFLOW_TRACKING_URI']}", soft_wrap=True)
 
 
 @app.command()
@@ -273,12 +270,12 @@ def _find(config: str) -> Path:
 def _examine() -> int:
     """Tell what the doctor finds here; 1 when something must be mended."""
     from pipelines.doctor import Check, examine
-    from pipelines.services import ServicesError, examine_services, find_services
+    from pipelines.services import ServicesError, enter, examine_services, find_services
 
     checks = examine(Path.cwd())
     try:
         source, env = find_services(Path.cwd())
-        os.environ.update(env)
+        enter(env)
         checks += [Check("services", f"as {source} says"), *examine_services(env, model=Promote().model)]
     except ServicesError as error:
         checks.append(Check("services", f"{error} (a run without --stack needs none)"))

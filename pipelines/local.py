@@ -58,7 +58,6 @@ class Finished:
     seconds: float  # it took when it ran, which may have been earlier
     reused: bool
     outputs: dict[str, Any]  # by port: path of an artifact, or value of a parameter
-    stored: dict[str, str] = field(default_factory=dict)  # by port: where in S3 the artifact lies, too
 
 
 @dataclass
@@ -143,8 +142,8 @@ class Attendant:
                 if not self._spawned and self._task in self.before.tasks:
                     seconds = self.before.tasks[self._task].seconds
                 plain = {port: v.uri if isinstance(v, Artifact) else v for port, v in outputs.items()}
-                stored = self._store(outputs)
-                self.run.add(self._task, Finished(round(seconds, 1), not self._spawned, plain, stored))
+                self._store(outputs)
+                self.run.add(self._task, Finished(round(seconds, 1), not self._spawned, plain))
                 said = f"{seconds:.0f} s" if self._spawned else "finished before"
                 self.console.print(f"[green]✔[/] {self._task} [dim]{said}[/]")
             return outputs, status
@@ -157,27 +156,30 @@ class Attendant:
 
     def fetch_lost(self) -> None:
         """What the run made before and S3 knows, but what is no more, or no more whole, on this machine."""
-        for task in self.before.tasks.values() if self.storage else ():
-            for port, uri in task.stored.items():
-                path = Path(task.outputs[port])
-                try:
-                    read_manifest(path)
-                except ArtifactError as error:
-                    self.console.print(f"[yellow]↓[/] {escape(str(error))}\n  fetched from {uri}", soft_wrap=True)
-                    if path.exists():
-                        os.rename(path, path.with_name(f".{path.name}.broken-{time.time_ns()}"))
-                    self.storage.get(uri, path)
+        for path, uri in stored_at(self.run.folder).items() if self.storage else ():
+            try:
+                read_manifest(path)
+            except ArtifactError as error:
+                self.console.print(f"[yellow]↓[/] {escape(str(error))}\n  fetched from {uri}", soft_wrap=True)
+                if path.exists():
+                    os.rename(path, path.with_name(f".{path.name}.broken-{time.time_ns()}"))
+                self.storage.get(uri, path)
 
-    def _store(self, outputs: dict[str, Any]) -> dict[str, str]:
-        """Where in S3 the artifacts of a task lie now."""
+    def _store(self, outputs: dict[str, Any]) -> None:
+        """Take the artifacts of a task to S3, and write down where they lie there."""
         if not self.storage:
-            return {}
+            return
+        known = stored_at(self.run.folder)
         try:
-            return {
-                port: self.storage.put(Path(made.uri), f"runs/{run_name(self.run.folder)}/{self._task}/{port}")
-                for port, made in outputs.items()
-                if isinstance(made, Artifact) and (Path(made.uri) / MANIFEST).exists()  # kfp's own pages have none
-            }
+            for port, made in outputs.items():
+                if (
+                    isinstance(made, Artifact) and (path := Path(made.uri) / MANIFEST).exists()
+                ):  # kfp's own pages have none
+                    name = f"runs/{run_name(self.run.folder)}/{self._task}/{port}"
+                    known[path.parent] = self.storage.put(path.parent, name)
+            beside = self.run.folder / "stored.json.writing"
+            beside.write_text(json.dumps({str(path): uri for path, uri in known.items()}, indent=2) + "\n")
+            os.replace(beside, self.run.folder / "stored.json")
         except StorageError as error:
             self.complaint = f"{self._task} is finished, but could not be stored: {error}\nrun this again to go on"
             raise
@@ -202,6 +204,12 @@ class Attendant:
             self.console.print(f"[red]✘ {self._task}[/]")
             self.complaint = self.complaint or f"{self._task}: {_last_words(log, code)}\n(all of it: {log})"
         return code
+
+
+def stored_at(folder: Path) -> dict[Path, str]:
+    """Where in S3 the artifacts of a run lie, whatever became of them here."""
+    record = folder / "stored.json"
+    return {Path(path): uri for path, uri in json.loads(record.read_text()).items()} if record.exists() else {}
 
 
 def run_name(folder: Path) -> str:

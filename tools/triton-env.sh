@@ -10,6 +10,14 @@ cd "$(dirname "$0")/.."
 venv=.venv-triton
 python=${VENV:-.venv}/bin/python
 
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case $version in
+    3.11 | 3.12) ;;
+    *) fail "Triton's packages are to be had for Python 3.11 and 3.12 (numpy below 2), and ${VENV:-.venv} has $version.
+Set WoVR up with one of those: rm -rf ${VENV:-.venv} $venv; make setup PYTHON=/path/to/python3.11
+or name an environment that has Triton: WOVR_TRITON_VENV=/path" ;;
+esac
+
 if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != \
      "$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" ]; then
     say "Creating $venv with $("$python" --version)"
@@ -21,7 +29,6 @@ say "Installing Triton and what it needs to dream into $venv (a few minutes the 
     ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement images/triton/requirements.txt
 
 # Triton starts models through a stub made for this Python, which wants the interpreter as a library
-version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 packages=$venv/lib/python$version/site-packages
 stub=$packages/pytriton/tritonserver/python_backend_stubs/$version/triton_python_backend_stub
 [ -x "$stub" ] || fail "Triton serves no models written in Python $version; it knows $(ls "$packages/pytriton/tritonserver/python_backend_stubs" | xargs).

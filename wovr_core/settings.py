@@ -178,7 +178,7 @@ class Serve(Section):
     """The world model on a Triton server, where there is one ($WOVR_TRITON_URL); without one it dreams in process."""
 
     instances: PositiveInt = 2  # processes that answer; on a CPU as many as cores
-    together: bool = False  # compute requests that wait as one batch: for a GPU; a dream then depends on who else asked
+    together: bool = False  # compute requests that wait as one batch; a dream's last bits then depend on who else asked
     keep: PositiveInt = 2  # versions: the newest, and those before it that may still be asked
     tolerance: Share = 0.0  # of the known dream, a share of the range: 0 asks for the same bits
 

@@ -31,7 +31,9 @@ def simulator_at(endpoint: str, *, world_model: Path, reward: Path, monitor: boo
         return None
     from components.platform.triton import ServedSimulator, ServingError, digests
 
-    simulator = ServedSimulator(os.environ[URL], endpoint, monitor=monitor)
+    if not (url := os.environ.get(URL)):
+        raise ServingError(f"this policy is to dream at {endpoint}, but ${URL} does not say on which Triton server")
+    simulator = ServedSimulator(url, endpoint, monitor=monitor)
     if not digests(world_model, reward).items() <= simulator.about.items():
         raise ServingError(f"{endpoint} at {simulator.url} serves other artifacts than these: run the step serve again")
     return simulator

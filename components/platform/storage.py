@@ -5,6 +5,7 @@ first and `manifest.json` last: no manifest, no artifact. A transfer that broke 
 """
 
 import fcntl
+import json
 import os
 import re
 import time
@@ -76,7 +77,8 @@ class Storage:
             if (out / MANIFEST).exists():
                 return _same(out, manifest)
             _each(manifest, lambda file, record: self._receive(key, file, folder / file, record))
-            (folder / MANIFEST).write_bytes(self.bucket.read(f"{key}/{MANIFEST}"))
+            signed = {**manifest.model_dump(mode="json"), "digest": manifest.digest}
+            (folder / MANIFEST).write_text(json.dumps(signed, indent=2) + "\n")
             put_in_place(folder, out)
         return manifest
 

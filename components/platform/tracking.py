@@ -159,7 +159,7 @@ class MlflowTracker:
         if not self._warned:
             logger.warning(
                 "metrics cannot be sent to MLflow at %s (%s); the training goes on, they are kept and sent later",
-                self._where, _discreet(str(error)),
+                self._where, discreet(str(error)),
             )  # fmt: skip
         self._warned = True
 
@@ -177,7 +177,7 @@ class MlflowTracker:
 
     @property
     def _where(self) -> str:
-        return _discreet(self.client.tracking_uri)
+        return discreet(self.client.tracking_uri)
 
 
 @contextmanager
@@ -298,6 +298,6 @@ def _unseen() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _discreet(text: str) -> str:
+def discreet(text: str) -> str:
     """Without the name and password that a URL may carry."""
     return re.sub(r"//[^/@\s]+@", "//", text)

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -24,6 +25,7 @@ from torch import Tensor
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from components.serving.dreams import code_that_dreams
 from components.serving.wire import CALLS, INPUTS, MODEL, TYPES, config
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.protocols import BrokenDreamError, DreamState, Sight, Simulator
@@ -31,7 +33,10 @@ from wovr_core.settings import Serve
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
 
-UNKNOWN = "Request for unknown model"
+LOADING = 600.0  # seconds that loading a version may take
+GONE = 15.0  # seconds after which a version that Triton does not know is taken for gone
+IDLE = 3600.0  # seconds after which nobody is thought to ask an old version any more
+UNKNOWN, STUB = "Request for unknown model", "stub process"  # what Triton says of a version; of its dead process
 log = logging.getLogger(__name__)
 NO_LIMIT = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 SOON = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
@@ -54,10 +59,14 @@ class ServedSimulator:
         self.about: dict[str, Any] = json.loads(self._ask("about", 1, {})["told"][0, 0])
         self.threshold: float = self.about["threshold"]
         self.doubt_threshold: float | None = self.about["doubt_threshold"] if monitor else None
+        if monitor and self.doubt_threshold is None:
+            raise ServingError(f"{version} at {url} has no hallucination detector: learn without, grpo.monitor: false")
 
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
         latents = torch.from_numpy(self._ask("encode", len(starts), {"frames": frames})["latents"])
+        if latents.dim() != 5 or latents.shape[0] != len(starts) or latents.shape[2] != 2:
+            raise ServingError(f"{self.version} at {self.url} began {len(starts)} dreams with {tuple(latents.shape)}")
         return DreamState(
             reference=latents[:, :, 0], memory=latents[:, :, 1], before=latents[:, :, 1], future=latents[:, :, 1:1],
             actions=torch.stack([start.actions for start in starts]),
@@ -112,7 +121,7 @@ class ServedSimulator:
         try:
             for attempt in Retrying(
                 stop=stop_after_delay(self.patience), wait=wait_random_exponential(0.2, max=3),
-                retry=retry_if_exception(_may_pass), before_sleep=self._warn, reraise=True,
+                retry=retry_if_exception(_Hope()), before_sleep=self._before_next, reraise=True,
             ):  # fmt: skip
                 with attempt:
                     answer = self._connection().infer(self.version, inputs, "", outputs, client_timeout=self.deadline)
@@ -125,7 +134,10 @@ class ServedSimulator:
             self._own.connection = connect(self.url)
         return self._own.connection
 
-    def _warn(self, state: Any) -> None:
+    def _before_next(self, state: Any) -> None:
+        if STUB in _words(state.outcome.exception()).lower():
+            with suppress(InferenceServerException):  # Triton leaves a model's process that died as it is
+                self._connection().load_model(self.version, client_timeout=LOADING)
         if state.attempt_number == 1:
             log.warning("the served world model at %s does not answer (%s); trying again for %.0f s", self.url,
                         _words(state.outcome.exception()), self.patience)  # fmt: skip
@@ -158,14 +170,28 @@ def _input(name: str, value: Any) -> grpc.InferInput:
     return port
 
 
+class _Hope:
+    """Whether to ask again; one for each call."""
+
+    def __init__(self) -> None:
+        self.unknown_since: float | None = None
+
+    def __call__(self, error: BaseException) -> bool:
+        """A version that is not known is gone, unless the server is just going: it unloads before it closes."""
+        if UNKNOWN not in _words(error):
+            self.unknown_since = None
+            return _may_pass(error)
+        self.unknown_since = self.unknown_since or time.monotonic()
+        return time.monotonic() - self.unknown_since < GONE
+
+
 def _may_pass(error: BaseException) -> bool:
     """A server that is away or busy may come back; one that refuses a call will refuse it again."""
     if not isinstance(error, InferenceServerException):
         return False
-    if UNKNOWN in str(error.message()):
-        return False  # when a server starts again, it answers nothing before its models are loaded
+    words = _words(error).lower()
     away = str(error.status()) in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
-    return away or "stub process" in str(error.message()).lower()  # it died, and Triton starts another
+    return away or STUB in words or "stream removed" in words or "rst_stream" in words
 
 
 def _words(error: BaseException | None) -> str:
@@ -179,12 +205,13 @@ def _words(error: BaseException | None) -> str:
 def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward: Path) -> str:
     """Serve these two artifacts as a version of their own, and return its name.
 
-    A version is named by what it is made from, and what is served already is left alone. A new one is published whole,
-    loaded beside the others, and has to answer a known dream as this process does, before anyone is told its name; if
-    it fails it is withdrawn. All but the newest `keep` are unloaded. Each version is a model of Triton's own, for
-    Triton loads all versions of a model again when one is added.
+    A version is named by what it is made from, code included, and what is served already is left alone. A new one is
+    published whole, loaded beside the others, and has to answer a known dream as this process does, before anyone is
+    told its name; if it fails it is withdrawn. All but the newest `keep` are unloaded, unless somebody asked them
+    within the hour: other runs deploy, too. Each version is a model of Triton's own, for Triton loads all versions of a model
+    again when one is added.
     """
-    served = digests(world_model, reward)
+    served = digests(world_model, reward) | {"code": code_that_dreams()}
     name = f"{MODEL}-{sha256(json.dumps(served).encode()).hexdigest()[:12]}"
     connection = connect(url)
     _refuse_dead(connection, url)
@@ -192,18 +219,22 @@ def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward:
     changed = _publish(cfg, repository / name, served, {"world_model": world_model, "reward": reward})
     try:
         if changed or not connection.is_model_ready(name):
-            connection.load_model(name)  # returns when it is loaded; versions that are loaded serve on meanwhile
-        _check(cfg, ServedSimulator(url, name, patience=10), world_model, reward)
-    except (InferenceServerException, ServingError, BrokenDreamError) as error:
+            # returns when it is loaded; versions that are loaded serve on meanwhile
+            connection.load_model(name, client_timeout=LOADING)
+        _check(cfg, url, name, world_model, reward)
+    except BaseException as error:
         if new:
             _withdraw(connection, repository / name)
+        if not isinstance(error, InferenceServerException | RuntimeError):
+            raise
         raise ServingError(
             f"{name} was withdrawn, what was served before still is: {_words(error)}"
             if new
             else f"{name} does not serve any more: {_words(error)}"
         ) from error
-    for stale in versions(repository)[: -cfg.keep]:
-        _withdraw(connection, repository / stale)
+    for old in versions(repository)[: -cfg.keep]:
+        if _idle(connection, old) > IDLE:
+            _withdraw(connection, repository / old)
     return name
 
 
@@ -217,8 +248,20 @@ def digests(world_model: Path, reward: Path) -> dict[str, str]:
 
 def versions(repository: Path) -> list[str]:
     """The versions that lie in a model repository, the one put into service last at the end."""
-    found = repository.glob(f"{MODEL}-*/1/served.json")
-    return [file.parents[1].name for file in sorted(found, key=lambda file: file.stat().st_mtime_ns)]
+    found = []
+    for file in repository.glob(f"{MODEL}-*/1/served.json"):
+        with suppress(FileNotFoundError):  # withdrawn meanwhile
+            found.append((file.stat().st_mtime_ns, file.parents[1].name))
+    return [name for _, name in sorted(found)]
+
+
+def _idle(connection: grpc.InferenceServerClient, version: str) -> float:
+    """Seconds since a version was asked last; infinite for one that is not loaded."""
+    try:
+        told = connection.get_inference_statistics(version, as_json=True, client_timeout=10)["model_stats"][0]
+    except InferenceServerException:
+        return float("inf")
+    return time.time() - int(told.get("last_inference", 0)) / 1000
 
 
 def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
@@ -244,16 +287,17 @@ def _publish(cfg: Serve, place: Path, served: dict[str, str], parts: dict[str, P
         os.replace(beside, file)
         return True
     draft = place.with_name(f".{place.name}-{uuid4().hex}.writing")
-    (draft / "1").mkdir(parents=True)
-    for name, artifact in parts.items():
-        shutil.copytree(artifact, draft / "1" / name)
-    (draft / "1" / "model.py").write_text(MODEL_FILE)
-    (draft / "1" / "served.json").write_text(json.dumps(served))
-    (draft / file.name).write_text(wanted)
     try:
-        os.rename(draft, place)
-    except OSError:  # another deployment of the same was faster
-        shutil.rmtree(draft)
+        (draft / "1").mkdir(parents=True)
+        for name, artifact in parts.items():
+            shutil.copytree(artifact, draft / "1" / name)
+        (draft / "1" / "model.py").write_text(MODEL_FILE)
+        (draft / "1" / "served.json").write_text(json.dumps(served))
+        (draft / file.name).write_text(wanted)
+        if not place.exists():  # another deployment of the same may have been faster
+            os.rename(draft, place)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return True
 
 
@@ -261,14 +305,16 @@ def _withdraw(connection: grpc.InferenceServerClient, place: Path) -> None:
     """What it has begun to answer it still answers."""
     with suppress(InferenceServerException):
         connection.unload_model(place.name)
-    shutil.rmtree(place)
+    shutil.rmtree(place, ignore_errors=True)  # another deployment may be at it, too
 
 
-def _check(cfg: Serve, simulator: ServedSimulator, world_model: Path, reward: Path) -> None:
+def _check(cfg: Serve, url: str, name: str, world_model: Path, reward: Path) -> None:
     """Does it answer a known dream as this process does?"""
     from wovr_core.steps.dreamer import open_simulator
 
-    here = open_simulator(world_model, reward, monitor=simulator.doubt_threshold is not None)
+    monitored = (reward / "detector.safetensors").exists()
+    simulator = ServedSimulator(url, name, monitor=monitored, patience=30)
+    here = open_simulator(world_model, reward, monitor=monitored)
     shape = here.reward.shape
     words = " ".join(shape.vocabulary[: shape.words])
     starts = known_starts(len(here.world_model.statistics.q01), shape.image_size, words)
@@ -287,10 +333,10 @@ def _check(cfg: Serve, simulator: ServedSimulator, world_model: Path, reward: Pa
             )
 
 
-def known_starts(action_dim: int, image_size: int, instruction: str) -> list[InitState]:
-    """Two made-up moments, always the same."""
+def known_starts(action_dim: int, image_size: int, instruction: str, n: int = 64) -> list[InitState]:
+    """Made-up moments, always the same; as many as a rollout's batch has, for the last bits depend on that."""
     g = torch.Generator().manual_seed(0)
-    blots = torch.randint(0, 256, (2, 5, 3, 4, 4), generator=g, dtype=torch.uint8)
+    blots = torch.randint(0, 256, (n, 5, 3, 4, 4), generator=g, dtype=torch.uint8)
     side = -(-image_size // 4)
     frames = blots.repeat_interleave(side, -1).repeat_interleave(side, -2)[..., :image_size, :image_size]
     return [

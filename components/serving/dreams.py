@@ -15,11 +15,17 @@ import torch
 
 from components.serving.wire import CALLS
 from wovr_core.artifacts import load_json
+from wovr_core.artifacts.manifest import code_version
 from wovr_core.protocols import DreamState
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.trajectory import to_unit
 
 Rows = dict[str, Any]  # by port: a tensor or a list of words, one row per dream
+
+
+def code_that_dreams() -> str:
+    """The method's source and torch: the same on both sides, or a dream may be another one."""
+    return f"wovr_core {code_version().rpartition('+')[2]}, torch {torch.__version__}"
 
 
 class Server:
@@ -28,7 +34,12 @@ class Server:
     def __init__(self, version: Path) -> None:
         monitored = (version / "reward" / "detector.safetensors").exists()
         self.simulator = open_simulator(version / "world_model", version / "reward", monitor=monitored)
-        self.version = version
+        self.about_it = load_json(version, "served")
+        if (here := code_that_dreams()) != self.about_it["code"]:
+            raise RuntimeError(
+                f"this version was made for {self.about_it['code']}, but Triton runs {here}: start Triton again from "
+                f"the code that deploys (`wovr stack down triton`, then `up`)"
+            )
         self.calls: dict[str, Callable[[Rows], Rows]] = {
             "imagine": self.imagine, "encode": self.encode, "decode": self.decode, "about": self.about,
         }  # fmt: skip
@@ -60,7 +71,7 @@ class Server:
 
     def about(self, asked: Rows) -> Rows:
         told = {
-            **load_json(self.version, "served"), "threshold": self.simulator.threshold,
+            **self.about_it, "threshold": self.simulator.threshold,
             "doubt_threshold": self.simulator.doubt_threshold, "noisy_memory": self.simulator.world_model.noisy_memory,
         }  # fmt: skip
         return {"told": [json.dumps(told)] * len(asked["call"])}
@@ -115,6 +126,8 @@ class TritonPythonModel:
                 sizes = [len(rows_of["call"]) for rows_of in asked]
                 return [_response(rows, triton) for rows in apart(rows, sizes)]
             except Exception as error:  # told to whoever asked; the server goes on
+                if len(some) > 1:  # and the others are not to suffer for one
+                    return [response for one in some for response in answers([one])]
                 words = triton.TritonError(f"{type(error).__name__}: {error}")
                 return [triton.InferenceResponse(error=words) for _ in some]
 

@@ -179,6 +179,29 @@ def test_a_memory_that_is_not_finite_breaks_its_own_dream_only():
     assert dreams.length.tolist() == [32, 0, 32]
 
 
+@pytest.mark.parametrize("name", ["memory", "future", "pose", "success", "too sure"])
+def test_whatever_is_not_finite_or_no_probability_breaks_its_dream(name):
+    class Strange(LearnedSimulator):
+        def imagine(self, state, actions, **kwargs):
+            state, sight = super().imagine(state, actions, **kwargs)
+            first = torch.zeros(len(state), dtype=torch.bool)
+            first[0] = True
+            if name in ("success", "too sure"):
+                value = 3.0 if name == "too sure" else float("nan")
+                return state, replace(sight, success=sight.success.masked_fill(first[:, None], value))
+            values = getattr(state, name)
+            rows = first.view(-1, *[1] * (values.dim() - 1))
+            return replace(state, **{name: values.masked_fill(rows, float("nan"))}), sight
+
+    starts = [a_start(i, goal=200, steps_left=8) for i in range(3)]
+    dreams = dream(
+        ToyPolicy(), Strange(ToyWorld(), ToyReward()), starts, temperature=1.0, judge=EACH,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert dreams.broken.tolist() == [True, False, False] and not dreams.success.any()
+    assert dreams.length.tolist() == [0, 8, 8]
+
+
 def test_an_answer_of_a_wrong_shape_breaks_all_dreams_that_it_was_meant_for():
     starts = [a_start(i, goal=200, steps_left=16) for i in range(4)]
     dreams = dreams_of(starts, reward=Breaks({0}, at=12, shape=True), batch=2)
@@ -235,8 +258,13 @@ def test_a_group_with_a_broken_dream_is_dropped_and_counted():
 
 
 def test_when_every_group_is_broken_nothing_is_learnt_and_it_is_said():
-    with pytest.raises(BrokenDreamError, match="all 18 groups of dreams were broken"):
+    with pytest.raises(BrokenDreamError, match="18 of 18 groups of dreams were broken"):
         crop_of(a_pool(initial=2, keyframes=0), reward=Breaks({0, 1}, at=9))
+
+
+def test_what_is_left_when_most_groups_are_broken_is_not_learnt_from():
+    with pytest.raises(BrokenDreamError, match=r"1\d of 18 groups of dreams were broken"):
+        crop_of(a_pool(initial=9, keyframes=0), reward=Breaks(set(range(8)), at=9))
 
 
 def test_the_imagined_frames_are_those_the_world_was_asked_for():

@@ -57,7 +57,8 @@ def harvest(
 ) -> Harvest | None:
     """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is.
 
-    A group with a broken dream in it is dropped and counted. Raises `BrokenDreamError` when every group was.
+    A group with a broken dream in it is dropped and counted. Raises `BrokenDreamError` when most groups were, for then
+    what is left is no fair sample, and when nothing informative is left.
     """
     parts: list[tuple[Dreams, Tensor]] = []
     rates: list[float] = []
@@ -90,10 +91,10 @@ def harvest(
             parts.append((dreams[rows], advantages[good].flatten()))
         if kept >= cfg.groups:
             break
-    if not rates:
+    if broken > len(rates) or (broken and not parts):
         raise BrokenDreamError(
-            f"all {broken} groups of dreams were broken: the world model or the reward model answered with NaN, or "
-            f"with something of another shape"
+            f"{broken} of {broken + len(rates)} groups of dreams were broken: the world model or the reward model "
+            f"answered with NaN, or with something of another shape"
         )
     if not parts:
         return None

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.imagination.masking import held_for, valid_steps
-from wovr_core.protocols import BrokenDreamError, Policy, Simulator
+from wovr_core.protocols import BrokenDreamError, DreamState, Policy, Sight, Simulator
 from wovr_core.trajectory import InitState, Observation
 
 CHUNK = 8
@@ -152,8 +152,7 @@ def _dream(
         counted = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
         try:
             state, sight = simulator.imagine(state, decided.actions, starts=now, read=read, generator=generator)
-            whole = _finite(state.memory) & _finite(sight.success)
-            whole &= _finite(sight.doubt) if sight.doubt is not None else True
+            whole = _whole(state, sight, len(alive), len(read))
         except BrokenDreamError:
             whole = torch.zeros(len(alive), dtype=torch.bool)
         broken[alive[~whole]] = True
@@ -187,5 +186,11 @@ def _dream(
     return Dreams(starts=tuple(starts), success=success & ~broken, doubted=doubted, broken=broken, **stacked)
 
 
-def _finite(values: Tensor) -> Bool[Tensor, " b"]:
-    return values.isfinite().flatten(1).all(1)
+def _whole(state: DreamState, sight: Sight, n: int, readings: int) -> Bool[Tensor, " b"]:
+    """Which rows of an answer are a dream: numbers where there must be numbers, probabilities where those."""
+    judged = [sight.success] if sight.doubt is None else [sight.success, sight.doubt]
+    if len(state) != n or sight.frames.shape[:2] != (n, readings) or any(p.shape != (n, readings) for p in judged):
+        raise BrokenDreamError(f"asked for {n} dreams and {readings} readings of each, got something else")
+    dreamt = [values.isfinite().flatten(1).all(1) for values in (state.memory, state.future, state.pose)]
+    believed = [((p >= 0) & (p <= 1)).all(1) for p in judged]  # false for NaN
+    return torch.stack(dreamt + believed).all(0)
