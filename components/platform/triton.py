@@ -208,8 +208,8 @@ def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward:
     A version is named by what it is made from, code included, and what is served already is left alone. A new one is
     published whole, loaded beside the others, and has to answer a known dream as this process does, before anyone is
     told its name; if it fails it is withdrawn. All but the newest `keep` are unloaded, unless somebody asked them
-    within the hour: other runs deploy, too. Each version is a model of Triton's own, for Triton loads all versions of a model
-    again when one is added.
+    within the hour: other runs deploy, too. Each version is a model of Triton's own, for Triton loads all versions of
+    a model again when one is added.
     """
     served = digests(world_model, reward) | {"code": code_that_dreams()}
     name = f"{MODEL}-{sha256(json.dumps(served).encode()).hexdigest()[:12]}"
