@@ -102,7 +102,8 @@ def test_a_run_through_services_is_the_run_without_them_and_what_is_lost_here_is
     client = MlflowClient(env["MLFLOW_TRACKING_URI"])
     version = client.get_model_version(settings.promote.model, "1")
     assert version.tags["outcome"] == "hold" and "hold" in said
-    tasks = client.search_runs(["1", "2", "0"], f"tags.`wovr.run` = '{run_name(out)}'")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    tasks = client.search_runs(experiments, f"tags.`wovr.run` = '{run_name(out)}'")
     assert {"world_model", "reward", "grpo"} <= {task.data.tags["wovr.task"] for task in tasks}
     assert any("grpo/imagined_success" in task.data.metrics for task in tasks)
 
