@@ -1,7 +1,7 @@
 """The learned simulator on a Triton server: asking it for dreams, and putting a new one into service.
 
-Every call is stateless and carries all the chance that is in its answer, so one that got lost is made again, on
-whatever replica, and gives the same dream. A client asks one version and never another.
+Every call is stateless and carries all the chance that is in its answer, so one that got lost is made again and gives
+the same dream. A client asks one version and never another.
 """
 
 import json
@@ -51,10 +51,8 @@ class ServingError(RuntimeError):
 class ServedSimulator:
     """One version of the simulator that Triton serves (the `Simulator` protocol)."""
 
-    def __init__(
-        self, url: str, version: str, *, monitor: bool = True, deadline: float = DEADLINE, patience: float = PATIENCE
-    ) -> None:
-        self.url, self.version, self.deadline, self.patience = url, version, deadline, patience
+    def __init__(self, url: str, version: str, *, monitor: bool = True, patience: float = PATIENCE) -> None:
+        self.url, self.version, self.patience = url, version, patience
         self._own = threading.local()  # tritonclient promises nothing about threads: each has its own connection
         self.about: dict[str, Any] = json.loads(self._ask("about", 1, {})["told"][0, 0])
         self.threshold: float = self.about["threshold"]
@@ -124,7 +122,7 @@ class ServedSimulator:
                 retry=retry_if_exception(_Hope()), before_sleep=self._before_next, reraise=True,
             ):  # fmt: skip
                 with attempt:
-                    answer = self._connection().infer(self.version, inputs, "", outputs, client_timeout=self.deadline)
+                    answer = self._connection().infer(self.version, inputs, "", outputs, client_timeout=DEADLINE)
         except InferenceServerException as error:
             raise self._explained(error) from error
         return {name: answer.as_numpy(name).copy() for name in CALLS[call][1]}  # torch wants to own what it writes to
