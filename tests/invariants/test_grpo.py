@@ -90,6 +90,22 @@ def test_the_clip_is_asymmetric():
     assert loss == pytest.approx([-1.2, -1.28, -1.28])
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_an_action_become_much_likelier_breaks_nothing_where_it_is_clipped_or_masked(advantage):
+    """Its ratio overflows, and zero times infinity would be no gradient at all."""
+    b = batch() | {"advantage": torch.full((8,), advantage)}
+    b["valid"][:, 0] = False
+    b["log_prob"] = b["old_log_prob"].clone()
+    b["log_prob"][:, 0] += 200
+    if advantage > 0:
+        b["log_prob"][:, 1] += 200
+    b["log_prob"].requires_grad_()
+    loss = policy_loss(**b, rollouts=8, clip=CLIP)
+    (gradient,) = torch.autograd.grad(loss, b["log_prob"])
+    assert loss.isfinite() and gradient.isfinite().all()
+    assert gradient[:, :2].eq(0).all() == (advantage > 0) and gradient[:, 0].eq(0).all()
+
+
 def test_every_rollout_weighs_the_same_however_long():
     """1/T: a long failure and a short success of equal advantage pull equally hard."""
     b = {"log_prob": torch.zeros(2, 8, 3), "old_log_prob": torch.zeros(2, 8, 3), "advantage": torch.ones(2)}

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+LARGEST = 20.0  # log ratio: beyond, exp overflows, and what the clip or the mask takes away is 0 times infinity
+
 
 def policy_loss(
     log_prob: Float[Tensor, "chunk step dim"],
@@ -20,7 +22,7 @@ def policy_loss(
     Chunks of any rollouts, in any order: `advantage` and `valid_steps` (T of the chunk's whole rollout) are repeated
     for each, and `rollouts` is N of the whole update, so losses of parts add up to the loss of the whole.
     """
-    ratio = (log_prob - old_log_prob).exp()
+    ratio = (log_prob - old_log_prob).clamp(max=LARGEST).exp()
     gain = advantage[:, None, None]
     objective = torch.minimum(ratio * gain, ratio.clamp(1 - clip[0], 1 + clip[1]) * gain).mean(-1)
     return -((objective * valid).sum(-1) / valid_steps).sum() / rollouts
