@@ -1,5 +1,6 @@
 """The `wovr` command."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from wovr_core.settings import Promote, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pipelines.local import Run
+    from pipelines.submit import Job, Kubeflow, Seen
 
 CONFIGS = Path(__file__).parent / "configs"
 console = Console(highlight=False)
@@ -43,6 +45,16 @@ Services = Annotated[list[str] | None, typer.Argument(metavar="[s3|mlflow|triton
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and keys.")]
 Config = Annotated[str, typer.Argument(help="A settings file, or the name of one in pipelines/configs: `tabletop`.")]
 
+Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu or gpu.")]
+Host = Annotated[
+    str | None,
+    typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines' address; the current kubeconfig without."),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="A file that holds a token; $KFP_TOKEN by default. Never give the token itself.")
+]
+Namespace = Annotated[str, typer.Option(help="Where runs live.")]
+PipelineName = Annotated[str, typer.Option("--pipeline", help="posttrain, retrain or evaluate.")]
 Model = Annotated[str | None, typer.Argument(help="The registered model; tabletop-policy by default.")]
 Alias = Annotated[str, typer.Option(help="The alias that promotions move.")]
 
@@ -51,6 +63,8 @@ Alias = Annotated[str, typer.Option(help="The alias that promotions move.")]
 def run(
     config: Config,
     out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/NAME by default.")] = None,
+    pipeline: PipelineName = "posttrain",
+    version: Annotated[str | None, typer.Option(help="With `--pipeline evaluate`: the version to try.")] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Reuse finished steps although the code has changed since.")
     ] = False,
@@ -58,7 +72,10 @@ def run(
         bool, typer.Option("--stack", help="Use S3, MLflow and Triton: those of `wovr stack up`, or of .env.example.")
     ] = False,
 ) -> None:
-    """Run the whole pipeline on this machine; run it again to go on where it was stopped.
+    """Run a pipeline on this machine; run it again to go on where it was stopped.
+
+    *posttrain* makes a champion. *retrain* looks at the champion in MLflow's registry, and improves it if its world has
+    changed or it does worse there. *evaluate* compares a registered `--version` with the champion, and promotes nobody.
 
     Ends well when there is a verdict, be it *promote* or *hold*. Steps whose settings, inputs and code are unchanged
     are reused: after an edit of `grpo`, nothing before it runs again.
@@ -71,13 +88,14 @@ def run(
         settings = Settings.load(path)
         from pipelines.local import run_pipeline
 
-        folder = out or Path("runs") / path.stem
+        folder = out or Path("runs") / (path.stem if pipeline == "posttrain" else f"{path.stem}-{pipeline}")
         if stack:
             from pipelines.services import use_services
 
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
-        console.print(f"[bold]posttrain[/] with {path.name}, kept in {folder}")
-        _tell(run_pipeline(settings, folder, keep=keep, stack=stack))
+        console.print(f"[bold]{pipeline}[/] with {path.name}, kept in {folder}")
+        given = {"version": version} if version else {}
+        _tell(run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, **given))
 
 
 @app.command()
@@ -189,18 +207,98 @@ def adopt(
 @app.command("compile")
 def compile_(
     config: Config = "tabletop",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("build/posttrain.yaml"),
+    pipeline: PipelineName = "posttrain",
+    profile: Annotated[str | None, typer.Option(help="What tasks ask of the cluster: cpu or gpu; nothing.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; build/PIPELINE.yaml by default.")
+    ] = None,
 ) -> None:
-    """Compile the pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""
+    """Compile a pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""
     with _plainly():
         settings = Settings.load(_find(config))
         from kfp import compiler
 
-        from pipelines.posttrain import posttrain
+        from pipelines.catalogue import pipeline_named
+        from pipelines.resources import equip
 
-        out.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(posttrain(settings), str(out))
-        console.print(f"wrote {out}")
+        file = out or Path("build") / f"{pipeline}.yaml"
+        built = pipeline_named(pipeline)(settings)
+        if profile:
+            equip(built, profile)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(built, str(file))
+        console.print(f"wrote {file}")
+
+
+@app.command()
+def submit(
+    config: Config = "tabletop",
+    pipeline: PipelineName = "posttrain",
+    profile: Profile = "cpu",
+    name: Annotated[str | None, typer.Option(help="Of the run; PIPELINE CONFIG by default.")] = None,
+    experiment: Annotated[str, typer.Option(help="Kubeflow's experiment.")] = "wovr",
+    wait: Annotated[int, typer.Option(metavar="SECONDS", help="Wait so long for its end.")] = 0,
+    host: Host = None,
+    token_file: TokenFile = None,
+    namespace: Namespace = "kubeflow",
+) -> None:
+    """Start a pipeline on a Kubeflow cluster. With --wait, ends with 0 only when the run has succeeded.
+
+    What the cluster must have (an image, a Secret, a volume) is told in docs/cluster.md.
+    """
+    with _plainly():
+        path = _find(config)
+        kubeflow, job = _reach(host, token_file, namespace), _job(path, pipeline, profile)
+        run = kubeflow.submit(job, name or f"{pipeline} {path.stem}", experiment=experiment)
+        console.print(f"run {run}")
+        if wait:
+            state = kubeflow.wait(run, seconds=wait)
+            console.print(f"it {state.lower()}")
+            raise typer.Exit(0 if state.upper() == "SUCCEEDED" else 1)
+
+
+@app.command()
+def schedule(
+    config: Config = "tabletop",
+    cron: Annotated[
+        str | None, typer.Option(help="Minute, hour, day, month, weekday: '0 3 * * 1' is Mondays at three (UTC).")
+    ] = None,
+    pipeline: PipelineName = "retrain",
+    profile: Profile = "cpu",
+    name: Annotated[str | None, typer.Option(help="Of the schedule; PIPELINE CONFIG by default.")] = None,
+    change: Annotated[str | None, typer.Option(help="pause, resume or delete the schedule of this name.")] = None,
+    host: Host = None,
+    token_file: TokenFile = None,
+    namespace: Namespace = "kubeflow",
+) -> None:
+    """Run a pipeline on a Kubeflow cluster again and again; without --cron, list the schedules there are.
+
+    Given once more, the same schedule is left alone and a changed one replaced. One run at a time; what was missed
+    while the cluster was away is not made up for.
+
+        wovr schedule tabletop --cron '0 3 * * 1'
+        wovr schedule tabletop --change pause
+    """
+    with _plainly():
+        path = _find(config)
+        kubeflow, called = _reach(host, token_file, namespace), name or f"{pipeline} {path.stem}"
+        if change:
+            if change not in ("pause", "resume", "delete"):
+                raise SettingsError(f"--change is {change!r}: choose pause, resume or delete")
+            kubeflow.change(called, change)
+            console.print(f"{called}: {change}d")
+        elif cron:
+            id, new = kubeflow.schedule(_job(path, pipeline, profile), called, cron)
+            console.print(f"schedule {id} ({called}) {'stands' if new else 'stands as it was'}")
+        else:
+            _list(kubeflow.schedules(), "schedule")
+
+
+@app.command()
+def runs(host: Host = None, token_file: TokenFile = None, namespace: Namespace = "kubeflow") -> None:
+    """List the newest runs on a Kubeflow cluster."""
+    with _plainly():
+        _list(_reach(host, token_file, namespace).runs(), "run")
 
 
 @config_app.command("show")
@@ -267,6 +365,31 @@ def _find(config: str) -> Path:
     return named
 
 
+def _reach(host: str | None, token_file: Path | None, namespace: str) -> "Kubeflow":
+    from pipelines.submit import Kubeflow
+
+    token = token_file.read_text().strip() if token_file else os.environ.get("KFP_TOKEN")
+    return Kubeflow(host, token=token, namespace=namespace)
+
+
+def _job(path: Path, pipeline: str, profile: str) -> "Job":
+    from pipelines.submit import Job
+
+    return Job(Settings.load(path), pipeline, profile)
+
+
+def _list(found: "list[Seen]", what: str) -> None:
+    if not found:
+        console.print(f"no {what}s")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in (what, "name", "state", "when"):
+        table.add_column(heading)
+    for seen in found:
+        table.add_row(seen.id, escape(seen.name), seen.state, seen.when)
+    console.print(table)
+
+
 def _examine() -> int:
     """Tell what the doctor finds here; 1 when something must be mended."""
     from pipelines.doctor import Check, examine
@@ -290,6 +413,11 @@ def _tell(run: "Run") -> None:
     from wovr_core.artifacts import Kind, read_manifest
 
     verdict, world_model = run.artifact("judge", "verdict"), run.artifact("train-world-model", "fitted")
+    if verdict is None and (look := run.tasks.get("look-for-change")):
+        console.print(
+            f"\n[bold]nothing to learn[/], the champion stays: {escape(look.outputs['reason'])}", soft_wrap=True
+        )
+        return
     if verdict is None:
         if world_model is None:
             raise FileNotFoundError(f"{run.folder} holds no run that has come this far: wovr run CONFIG")

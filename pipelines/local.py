@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from components.platform.storage import Storage, StorageError
-from pipelines.posttrain import posttrain
+from pipelines.catalogue import arguments_of, pipeline_named
 from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.settings import Settings
@@ -89,13 +89,18 @@ class Run:
         return Path(found[-1].outputs[port]) if found else None
 
 
-def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False, stack: bool = False) -> Run:
-    """Run, or go on with a run; artifacts, logs and the cache of finished tasks lie under `folder`.
+def run_pipeline(
+    settings: Settings, folder: Path, *, name: str = "posttrain", keep: bool = False, stack: bool = False, **given: str
+) -> Run:
+    """Run a pipeline, or go on with a run; artifacts, logs and the cache of finished tasks lie under `folder`.
+
+    `given` are parameters of the pipeline that are no settings.
 
     Another version of the code has another cache: finished tasks are run again when the code has changed. With
     `keep` the run goes on with those of the version that ran last. With `stack` artifacts are stored in the S3 bucket
     that the environment names, and those that have got lost or broken here since are fetched from it.
     """
+    pipeline = pipeline_named(name)(settings)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     storage = Storage.from_env() if stack else None
@@ -116,7 +121,7 @@ def run_pipeline(settings: Settings, folder: Path, *, keep: bool = False, stack:
             redirect_stdout(log),
         ):
             try:
-                posttrain(settings)(**settings.model_dump(mode="json"))
+                pipeline(**arguments_of(pipeline, settings), **given)
             except RuntimeError as error:  # kfp names the task only
                 raise RunError(attendant.complaint or str(error)) from error
     return attendant.run

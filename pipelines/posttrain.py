@@ -92,7 +92,15 @@ def posttrain(settings: Settings) -> BaseComponent:
                         **since,
                     ).outputs["report"]
                     promote_policy(
-                        promote=promote, policy=candidate, evaluation=evaluation, verdict=verdict, report=report
+                        promote=promote,
+                        policy=candidate,
+                        evaluation=evaluation,
+                        verdict=verdict,
+                        report=report,
+                        demonstrations=demonstrations,
+                        episodes=episodes,
+                        world_model=since.get("refitted", dreams),
+                        reward=since.get("last_reward", sees_success),
                     ).set_caching_options(False)
 
                 def go_on(k, improved, previous, since):

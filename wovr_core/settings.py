@@ -1,7 +1,7 @@
 """The one settings tree; every default is written here once.
 
-Top-level branches are the pipeline's words: `policy`, `collect`, `world_model`, `reward`, `keyframes`, `grpo`,
-`pace`, `evaluate`, `promote`, and `task` for what several of them share. Unknown keys are refused. The defaults are
+Top-level branches are the pipelines' words: `policy`, `collect`, `world_model`, `reward`, `keyframes`, `grpo`, `pace`,
+`retrain`, `evaluate`, `promote`, and `task` for what several of them share. Unknown keys are refused. The defaults are
 those of the tabletop quick start, except where a comment says whose they are.
 """
 
@@ -226,6 +226,13 @@ class Pace(Section):
     rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
 
 
+class Retrain(Section):
+    """When a champion in service learns again: its world has changed, or it does worse there than it did."""
+
+    drift: float = 1.0  # dB: its episodes are dreamt worse than those its world model was fitted beside, by more
+    confidence: Share = 0.95  # with which its real success is lower than its evaluation said
+
+
 class Evaluate(Section):
     """Real success on initial states that nothing else ever sees."""
 
@@ -257,11 +264,17 @@ class Settings(Section):
     keyframes: Keyframes = Keyframes()
     grpo: Grpo = Grpo()
     pace: Pace = Pace()
+    retrain: Retrain = Retrain()
     evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
+        if self.pace.rounds > 4:
+            raise ValueError(
+                f"pace.rounds is {self.pace.rounds}, but a seed's initial states are shared out for a first collection "
+                f"and 4 rounds: use 4 or fewer; `wovr run --pipeline retrain` goes on from there"
+            )
         if self.keyframes.min_steps_left < self.task.chunk:
             raise ValueError(
                 f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a dream is at least one chunk of "

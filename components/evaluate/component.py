@@ -66,6 +66,7 @@ def write_report(
     last_keyframes: Input[Keyframes] | None = None,
     last_policy: Input[Policy] | None = None,
     chosen: Input[Policy] | None = None,
+    older: Input[Episodes] | None = None,
 ):
     """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last."""
     import shutil
@@ -88,6 +89,7 @@ def write_report(
         keyframes=paths(keyframes, last_keyframes),
         policies=paths(policy, last_policy),
         chosen=Path(chosen.path) if chosen else None,
+        older=paths(older),
         out=Path(report.path),
     )
     report.metadata.update(manifest.summary)

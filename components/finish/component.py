@@ -6,4 +6,8 @@ from components import images
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def finish(status: dsl.PipelineTaskFinalStatus):
     """Say how the run ended, whatever happened before."""
-    print(f"the run {status.state.lower()}. {status.error_message or ''}")
+    from components.platform.notify import notify
+
+    said = f"the run {status.state.lower()}. {status.error_message or ''}"
+    print(said)
+    notify({"run": status.pipeline_job_resource_name, "state": status.state, "said": said})

@@ -6,6 +6,7 @@ How it moves, and what happens when two want it at once, is told in `promotions`
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from mlflow.entities import Dataset, DatasetInput
 from mlflow.entities.model_registry import ModelVersion
 
 from components.platform.card import describe, save_mlmodel
+from components.platform.champion import keep_beside
 from components.platform.promotions import (
     CHAMPION,
     Entry,
@@ -48,8 +50,12 @@ class Promotion:
         return f"{self.model} version {self.version} {became}: {self.reason}"
 
 
-def promote_policy(cfg: Promote, *, policy: Path, evaluation: Path, verdict: Path, report: Path) -> Promotion:
+def promote_policy(
+    cfg: Promote, *, policy: Path, evaluation: Path, verdict: Path, report: Path, kept: Mapping[str, Path] = {}
+) -> Promotion:
     """Register the policy with its evidence, and move the alias if the verdict says promote.
+
+    With a policy that is promoted goes what it needs to learn again, `kept` by name (`champion.KEPT`).
 
     However often a run is repeated, the same policy with the same verdict is registered once and promoted once: an
     old verdict never takes the alias back from a later champion. Refuses where the champion changed since this was
@@ -68,7 +74,7 @@ def promote_policy(cfg: Promote, *, policy: Path, evaluation: Path, verdict: Pat
     standing = promotions.settle() if said["promote"] else promotions.read()
     champion = version_at(client, cfg.model, cfg.alias)
     version = _registered(client, cfg.model, manifests) or _register(
-        client, cfg.model, manifests, policy, report, champion
+        client, cfg.model, manifests, policy, report, champion, {**kept, "evaluation": evaluation} if kept else {}
     )
     number = str(version.version)
     if said["promote"] and "promoted_at" not in version.tags and not standing.held_by(number):
@@ -135,8 +141,9 @@ def _registered(client: MlflowClient, model: str, manifests: dict[str, Manifest]
 
 
 def _register(
-    client: MlflowClient, model: str, manifests: dict[str, Manifest], policy: Path, report: Path, champion: str | None
-) -> ModelVersion:
+    client: MlflowClient, model: str, manifests: dict[str, Manifest], policy: Path, report: Path, champion: str | None,
+    kept: Mapping[str, Path],
+) -> ModelVersion:  # fmt: skip
     """A run with report and metrics, and a version of the model that points at it.
 
     Should another process have registered the same meanwhile, its version stands and ours is taken back.
@@ -151,6 +158,7 @@ def _register(
         insist(client.log_inputs, run.info.run_id, [_dataset(*known) for known in _datasets(manifests).items()])
         client.log_artifacts(run.info.run_id, str(report), "report")
         client.log_artifacts(run.info.run_id, str(policy), "policy/artifact")
+        tags = keep_beside(client, run.info.run_id, kept if said["promote"] else {})
         card = describe(model, manifests, datasets=_datasets(manifests), champion=champion)
         with TemporaryDirectory() as beside:
             (Path(beside) / "README.md").write_text(card)
@@ -161,7 +169,13 @@ def _register(
             model,
             source=f"{run.info.artifact_uri}/policy",
             run_id=run.info.run_id,
-            tags={**digests, **outcome, **_lineage(manifests), "code_version": manifests["policy"].code_version},
+            tags={
+                **digests,
+                **outcome,
+                **_lineage(manifests),
+                **tags,
+                "code_version": manifests["policy"].code_version,
+            },
             description=card,
         )
         first = _registered(client, model, manifests) or made

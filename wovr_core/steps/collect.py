@@ -12,13 +12,32 @@ from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.settings import Collect, Task
 from wovr_core.steps.models import open_policy
 
+RETRAINING = 5  # the first round that is one
+STATES = 500  # initial states of a retraining, of each split
+
+
+def first_state(round: int, *, count: int) -> int:
+    """Where a round's initial states begin among the 100,000 of its seed, so that no two rounds share one."""
+    if round < RETRAINING:
+        return round * 10_000
+    again = round - RETRAINING
+    if again >= 50_000 // STATES or count > STATES:
+        raise ValueError(
+            f"collect: retraining {again} with {count} episodes, but a seed has initial states for {50_000 // STATES} "
+            f"retrainings of {STATES}: take fewer episodes, or go on with another task.seed"
+        )
+    return 50_000 + again * STATES
+
 
 def collect_episodes(cfg: Collect, task: Task, *, policy: Path, out: Path, round: int = 0) -> Manifest:
-    """Episodes to train on, and fewer that nothing is ever trained on. Every round takes new initial states."""
+    """Episodes to train on, and fewer that nothing is ever trained on. Every round takes new initial states.
+
+    Rounds 0 to 4 belong to a run, the first collection and PACE; those from `RETRAINING` on to retrainings.
+    """
     model = open_policy(policy)
     generator = torch.Generator().manual_seed(1000 * task.seed + round)
     decide = policy_decides(model, temperature=cfg.temperature, generator=generator)
-    start = task.seed % 10 * 100_000 + round * 10_000
+    start = task.seed % 10 * 100_000 + first_state(round, count=max(cfg.episodes, cfg.held_out))
     episodes = []
     for split, count in ((Split.COLLECTION, cfg.episodes), (Split.KEYFRAMES, cfg.held_out)):
         env = Tabletop(image_size=task.image_size)

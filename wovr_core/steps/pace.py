@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, read_manifest, writing
 from wovr_core.evaluation.fidelity import as_rows, psnr, trustworthy
+from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.imagination.replay import replay
 from wovr_core.pace.drift import drift, worse
 from wovr_core.pace.mixture import episode_shares
 from wovr_core.protocols import Tracker
-from wovr_core.settings import Pace, Task
+from wovr_core.settings import Pace, Retrain, Task
 from wovr_core.steps.dreamer import for_dreaming, open_world_model, save_world_model
 from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
 from wovr_core.steps.world_model import fit_world_model, measure
@@ -63,6 +65,35 @@ def choose_policy(
         draft.summary |= {"rolled_back": back, "settled": settled, "reason": reason}
         draft.summary["looks"] = [*looks, look]
     return draft.manifest
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a look at a champion in service has found."""
+
+    drifted: bool
+    reason: str
+    decibels: float  # how much worse its newest episodes are dreamt than older ones
+    success: Rate  # real, on the newest episodes
+
+
+def look_for_change(
+    cfg: Retrain, task: Task, *, episodes: Path, newest: Path, evaluation: Path, world_model: Path
+) -> Change:
+    """Has the champion's world changed, or does it do worse there? `evaluation` is the one that made it champion."""
+    older, new = open_episodes([episodes]), open_episodes([newest])
+    model = open_world_model(world_model)
+    moved = drift(*(replay_psnr(model, part, task.seed) for part in (older, new)))
+    then = read_manifest(evaluation, Kind.EVALUATION).summary["candidate"]
+    success = success_rate(sum(episode.succeeded for episode in new.episodes), len(new.episodes))
+    fell = worse(success.successes, success.n, then["successes"], then["n"], confidence=cfg.confidence)
+    strange = moved.decibels > cfg.drift
+    reason = (
+        f"real success {success}, {100 * then['successes'] / then['n']:.1f} % (n = {then['n']}) when it was promoted: "
+        f"{'surely' if fell else 'not surely'} worse; its episodes are dreamt at {moved.new:.1f} dB, older ones at "
+        f"{moved.old:.1f} dB: {'above' if strange else 'not above'} retrain.drift {cfg.drift:g}"
+    )
+    return Change(fell or strange, reason, moved.decibels, success)
 
 
 def refit_world_model(

@@ -52,11 +52,13 @@ def write_report(
     episodes: Sequence[Path],
     out: Path,
     chosen: Path | None = None,
+    older: Sequence[Path] = (),
 ) -> Manifest:
     """One self-contained page from what the other steps wrote.
 
     `policies` are those that grpo wrote, oldest first; world models, rewards, keyframes and episodes are the ones
-    each of them was made with; `chosen` is what PACE's newest look at reality left, and knows of all looks. Everything
+    each of them was made with; `chosen` is what PACE's newest look at reality left, and knows of all looks; `older`
+    are episodes from before the first of them, where a retraining goes on from a champion's. Everything
     told was measured by other steps, except that held-out episodes are dreamt once more, to be looked at.
     """
     columns = dict(zip(PHASES, (policies, world_models, rewards, keyframes, episodes), strict=True))
@@ -74,6 +76,9 @@ def write_report(
         made_from["chosen"], looks = chosen, read_manifest(chosen, Kind.POLICY).summary.get("looks", [])
 
     tried = [open_episodes([path]) for path in episodes]
+    known = dict(zip(map(digest_at, episodes), tried, strict=True)) | {
+        digest_at(path): open_episodes([path]) for path in older
+    }
     shown = replay_held_out(task, tried[-1].held_out, world_model=world_models[-1], reward=rewards[-1])
     story = Story(
         verdict=Verdict(**{k: judged.summary[k] for k in Verdict.__dataclass_fields__ if k in judged.summary}),
@@ -104,7 +109,7 @@ def write_report(
             open_world_model(world_models[-1]), tries=TRIES, seed=task.seed, image_size=task.image_size
         ),
         clips=clips_of(shown),
-        thumbnails=thumbnails_of(keyframes[-1], dict(zip(map(digest_at, episodes), tried, strict=True))),
+        thumbnails=thumbnails_of(keyframes[-1], known),
         horizon=task.horizon,
         demonstrations=(taught.summary["episodes"], taught.summary.get("attempts", taught.summary["episodes"])),
         evaluation_episodes=trials.summary["episodes"],

@@ -1,0 +1,84 @@
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Input, Output, OutputPath
+
+from components import images
+from components.artifacts import Episodes, Evaluation, Policy, RewardModel, WorldModel
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def fetch_champion(
+    promote: dict,
+    run: str,
+    policy: Output[Policy],
+    evaluation: Output[Evaluation],
+    world_model: Output[WorldModel],
+    reward: Output[RewardModel],
+    demonstrations: Output[Episodes],
+    episodes: Output[Episodes],
+) -> NamedTuple("Champion", [("version", str), ("round", int)]):
+    """The champion from the registry, with what it needs to learn again; and the number of this retraining."""
+    from collections import namedtuple
+    from pathlib import Path
+
+    from components.platform.champion import count_retraining, fetch_version
+    from wovr_core import settings
+    from wovr_core.steps.collect import RETRAINING
+
+    cfg = settings.Promote.model_validate(promote)
+    kept = {
+        "evaluation": Path(evaluation.path),
+        "world_model": Path(world_model.path),
+        "reward": Path(reward.path),
+        "demonstrations": Path(demonstrations.path),
+        "episodes": Path(episodes.path),
+    }
+    version = fetch_version(cfg, policy=Path(policy.path), kept=kept)
+    number = count_retraining(cfg, version=version, run=run, first=RETRAINING)
+    print(f"version {version} of {cfg.model} is {cfg.alias}; this is retraining {number - RETRAINING}")
+    return namedtuple("Champion", "version round")(version, number)
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def fetch_policy(promote: dict, version: str, policy: Output[Policy]) -> str:
+    """A registered policy: the champion, unless a version is named."""
+    from pathlib import Path
+
+    from components.platform.champion import fetch_version
+    from wovr_core import settings
+
+    cfg = settings.Promote.model_validate(promote)
+    return fetch_version(cfg, version=version, policy=Path(policy.path))
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def look_for_change(
+    task: dict,
+    retrain: dict,
+    episodes: Input[Episodes],
+    newest: Input[Episodes],
+    evaluation: Input[Evaluation],
+    world_model: Input[WorldModel],
+    found: Output[dsl.Metrics],
+    reason: OutputPath(str),
+) -> bool:
+    """Has the champion's world changed, or does it do worse there? If not, nothing is learnt and nothing is spent."""
+    from pathlib import Path
+
+    from wovr_core import settings
+    from wovr_core.steps.pace import look_for_change as step
+
+    change = step(
+        settings.Retrain.model_validate(retrain),
+        settings.Task.model_validate(task),
+        episodes=Path(episodes.path),
+        newest=Path(newest.path),
+        evaluation=Path(evaluation.path),
+        world_model=Path(world_model.path),
+    )
+    found.log_metric("drift_db", change.decibels)
+    found.log_metric("real_success", change.success.value)
+    print(f"{'learn again' if change.drifted else 'nothing to learn'}: {change.reason}")
+    Path(reason).write_text(change.reason)
+    return change.drifted

@@ -1,0 +1,134 @@
+"""What the tasks of a compiled pipeline ask of a cluster: cores, memory, a GPU, and where their services are.
+
+A pipeline is built without any of it, so that it runs anywhere; `equip` adds it to what was built, task by task, with
+kfp-kubernetes. Nothing secret is in there: keys come from a Secret of the cluster, named here and never read.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from google.protobuf import json_format
+from kfp import kubernetes
+from kfp.dsl.base_component import BaseComponent
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineDeploymentConfig, PipelineSpec
+
+from wovr_core.settings import SettingsError
+
+SERVICES = "wovr-services"  # a ConfigMap and a Secret of this name, which the chart makes
+ADDRESSES = (
+    "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "WOVR_S3_ENDPOINT", "WOVR_S3_BUCKET", "WOVR_TRITON_URL",
+    "WOVR_TRITON_REPOSITORY",
+)  # fmt: skip
+KEYS = ("WOVR_S3_ACCESS_KEY", "WOVR_S3_SECRET_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+        "WOVR_WEBHOOK_URL")  # fmt: skip
+CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
+LEARNS = ("train-world-model", "refit-world-model", "train-reward", "improve-policy", "improve-again")
+TRIES = ("collect-episodes", "collect-again", "evaluate-policies", "clone-base-policy", "write-report")
+ONCE = ("finish",)  # is told how the run ended, and tells it on
+PATIENCE = 24 * 3600  # seconds a task may take, unless said otherwise below
+USER = 10001  # of the image
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one task."""
+
+    cpu: float = 1.0  # cores
+    memory: str = "2Gi"
+    gpus: int = 0
+    shared_memory: str = ""  # of /dev/shm, which is 64 MiB where nothing is said
+    hours: float = 1.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A kind of cluster."""
+
+    says: str
+    others: Needs
+    tries: Needs
+    learns: Needs
+    accelerator: str = "nvidia.com/gpu"
+
+    def needs(self, task: str) -> Needs:
+        return self.learns if task in LEARNS else self.tries if task in TRIES else self.others
+
+
+PROFILES = {
+    "cpu": Profile(
+        "two cores a task, no GPU: the tabletop", Needs(), Needs(2, "4Gi", hours=6), Needs(2, "8Gi", hours=12)
+    ),
+    "gpu": Profile(
+        "one GPU for whatever learns or tries a policy", Needs(), Needs(8, "48Gi", 1, "8Gi", 24),
+        Needs(8, "64Gi", 1, "16Gi", 72),
+    ),
+}  # fmt: skip
+
+
+def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
+    """The same pipeline, whose tasks ask for what a profile gives them; call it once, before compiling."""
+    if profile not in PROFILES:
+        told = "; ".join(f"{name}: {known.says}" for name, known in PROFILES.items())
+        raise SettingsError(f"there is no profile {profile!r}: choose one of {told}")
+    spec, platform = pipeline.pipeline_spec, pipeline.platform_spec
+    deployment = PipelineDeploymentConfig()
+    json_format.ParseDict(json_format.MessageToDict(spec.deployment_spec), deployment)
+    tasks = {label: component for component in _names(spec) for label in [spec.components[component].executor_label]}
+    for label, component in tasks.items():
+        task = component.removeprefix("comp-").rstrip("0123456789").rstrip("-")
+        needs = PROFILES[profile].needs(task)
+        container = deployment.executors[label].container
+        container.resources.cpu_limit = needs.cpu
+        container.resources.memory_limit = _bytes(needs.memory) / 1e9
+        container.resources.resource_cpu_request = container.resources.resource_cpu_limit = str(needs.cpu)
+        container.resources.resource_memory_request = container.resources.resource_memory_limit = needs.memory
+        if needs.gpus:
+            gpu = container.resources.accelerator
+            gpu.type = gpu.resource_type = PROFILES[profile].accelerator
+            gpu.count, gpu.resource_count = needs.gpus, str(needs.gpus)
+        for name, value in (("OMP_NUM_THREADS", str(max(1, int(needs.cpu)))), ("WOVR_SCRATCH", "/cache/scratch")):
+            container.env.add(name=name, value=value)
+        pod = platform.platforms["kubernetes"].deployment_spec.executors[label]
+        json_format.ParseDict(_pod(needs), pod)
+    spec.deployment_spec.Clear()
+    json_format.ParseDict(json_format.MessageToDict(deployment), spec.deployment_spec)
+    _try_again(spec)
+    return pipeline
+
+
+def _pod(needs: Needs) -> dict:
+    """What Kubernetes is to know of a task's pod."""
+    task = SimpleNamespace(platform_config={})  # kfp-kubernetes writes into this and asks a task for nothing else
+    kubernetes.use_config_map_as_env(task, SERVICES, {name: name for name in ADDRESSES}, optional=True)
+    kubernetes.use_secret_as_env(task, SERVICES, {name: name for name in KEYS}, optional=True)
+    kubernetes.use_field_path_as_env(task, "WOVR_RUN", "metadata.labels['pipeline/runid']")
+    kubernetes.mount_pvc(task, CACHE, "/cache")
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "wovr")
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    kubernetes.set_timeout(task, int(needs.hours * 3600))
+    if needs.shared_memory:
+        kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit=needs.shared_memory)
+    if needs.gpus:
+        kubernetes.add_toleration(task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+        kubernetes.add_node_selector(task, "nvidia.com/gpu.present", "true")
+    return task.platform_config["kubernetes"]
+
+
+def _try_again(spec: PipelineSpec) -> None:
+    """Every task may be repeated after a lost pod: artifacts appear whole, promotions count once."""
+    for graph in [spec.root, *spec.components.values()]:
+        for task in graph.dag.tasks.values():
+            name = task.component_ref.name
+            if spec.components[name].executor_label and name.removeprefix("comp-") not in ONCE:
+                task.retry_policy.max_retry_count = 2
+                task.retry_policy.backoff_duration.seconds = 30
+                task.retry_policy.backoff_factor = 2.0
+
+
+def _names(spec: PipelineSpec) -> list[str]:
+    return [name for name, component in spec.components.items() if component.executor_label]
+
+
+def _bytes(text: str) -> int:
+    return int(text.removesuffix("Gi")) * 2**30

@@ -1,0 +1,98 @@
+"""A champion in service, looked at on a schedule: nothing happens while its world is the one it learnt in."""
+
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components.evaluate.component import evaluate_policies, judge, write_report
+from components.finish.component import finish
+from components.pace.component import collect_again
+from components.promote.component import promote_policy
+from components.retrain.component import fetch_champion, look_for_change
+from pipelines.pace_round import pace_round
+from wovr_core.settings import Settings
+
+
+def retrain(settings: Settings) -> BaseComponent:
+    """The pipeline, with the branches of `settings` as its parameters' defaults."""
+    default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
+
+    @dsl.pipeline(
+        name="retrain",
+        description="Look at the champion; if its world has changed or it does worse, it learns again and is judged.",
+    )
+    def pipeline(
+        task: dict = default["task"],
+        collect: dict = default["collect"],
+        reward: dict = default["reward"],
+        serve: dict = default["serve"],
+        keyframes: dict = default["keyframes"],
+        grpo: dict = default["grpo"],
+        pace: dict = default["pace"],
+        retrain: dict = default["retrain"],
+        evaluate: dict = default["evaluate"],
+        promote: dict = default["promote"],
+    ):
+        with dsl.ExitHandler(finish().set_caching_options(False), name="run"):
+            champion = (
+                fetch_champion(promote=promote, run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+                .set_caching_options(False)
+                .outputs
+            )
+            newest = collect_again(
+                task=task, collect=collect, pace=pace, round=champion["round"], policy=champion["policy"]
+            ).outputs["episodes"]
+            look = look_for_change(
+                task=task,
+                retrain=retrain,
+                episodes=champion["episodes"],
+                newest=newest,
+                evaluation=champion["evaluation"],
+                world_model=champion["world_model"],
+            )
+            with dsl.If(look.outputs["Output"] == True, name="changed"):  # noqa: E712
+                learnt = pace_round(
+                    task=task,
+                    reward=reward,
+                    serve=serve,
+                    keyframes=keyframes,
+                    grpo=grpo,
+                    pace=pace,
+                    policy=champion["policy"],
+                    demonstrations=champion["demonstrations"],
+                    episodes=champion["episodes"],
+                    newest=newest,
+                    world_model=champion["world_model"],
+                    previous_reward=champion["reward"],
+                ).outputs
+                candidate = learnt["last_policy"]
+                evaluation = evaluate_policies(
+                    task=task, evaluate=evaluate, candidate=candidate, baseline=champion["policy"], first=candidate
+                ).outputs["evaluation"]
+                verdict = judge(promote=promote, evaluation=evaluation).outputs["verdict"]
+                report = write_report(
+                    task=task,
+                    evaluation=evaluation,
+                    verdict=verdict,
+                    demonstrations=champion["demonstrations"],
+                    older=champion["episodes"],
+                    episodes=newest,
+                    world_model=learnt["refitted"],
+                    reward=learnt["last_reward"],
+                    keyframes=learnt["last_keyframes"],
+                    policy=candidate,
+                ).outputs["report"]
+                promote_policy(
+                    promote=promote,
+                    policy=candidate,
+                    evaluation=evaluation,
+                    verdict=verdict,
+                    report=report,
+                    demonstrations=champion["demonstrations"],
+                    episodes=champion["episodes"],
+                    world_model=learnt["refitted"],
+                    reward=learnt["last_reward"],
+                ).set_caching_options(False)
+
+    return pipeline

@@ -1,0 +1,100 @@
+"""As much of Kubeflow Pipelines' REST API, version 2, as its own client asks for; every request is remembered."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+BASE = "/apis/v2beta1"
+NOW = "2026-01-01T00:00:00Z"
+
+
+@dataclass
+class Double:
+    """A server with experiments, runs and recurring runs in memory. `refuse` makes it answer so, whatever is asked."""
+
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recurringruns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)  # method, path, body
+    tokens: set[str] = field(default_factory=set)  # that it was shown
+    refuse: int = 0
+    ends: str = "SUCCEEDED"
+    url: str = ""
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        if self.refuse:
+            return self.refuse, {"error": "refused"}
+        if path == "/healthz":
+            return 200, {"multi_user": False}
+        kind, _, rest = path.removeprefix("/").partition("/")
+        kept = getattr(self, kind, None)
+        if not isinstance(kept, dict):
+            return 404, {"error": f"no {kind}"}
+        id, _, verb = rest.partition(":")
+        does: dict[tuple[str, str], Callable[[], tuple[int, Any]]] = {
+            ("POST", ""): lambda: self._create(kind, kept, body),
+            ("GET", ""): lambda: (200, self._found(kind, kept, query)),
+        }
+        if not id:
+            return does[method, ""]()
+        if id not in kept:
+            return 404, {"error": "no such"}
+        if method == "DELETE":
+            del kept[id]
+        elif verb:
+            kept[id]["status"] = {"disable": "DISABLED", "enable": "ENABLED"}[verb]
+        return 200, kept[id] if method == "GET" else {}
+
+    def _create(self, kind: str, kept: dict[str, Any], body: dict[str, Any]) -> tuple[int, Any]:
+        name = {"experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}[kind]
+        id = f"{kind}-{len(self.requests)}"
+        kept[id] = body | {name: id, "created_at": NOW, "state": self.ends, "status": "ENABLED"}
+        return 200, kept[id]
+
+    def _found(self, kind: str, kept: dict[str, Any], query: dict[str, str]) -> dict[str, Any]:
+        found = list(kept.values())
+        if "filter" in query:
+            (wanted,) = json.loads(query["filter"])["predicates"]
+            found = [one for one in found if one[wanted["key"]] == wanted["stringValue"]]
+        return {{"recurringruns": "recurringRuns"}.get(kind, kind): found}
+
+
+@contextmanager
+def kubeflow() -> Iterator[Double]:
+    double = Double()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _serve(self) -> None:
+            asked = urlparse(self.path)
+            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = json.loads(text) if text else None
+            path = re.sub(f"^{BASE}", "", asked.path)
+            double.requests.append((self.command, path, body))
+            if token := self.headers.get("authorization"):
+                double.tokens.add(token)
+            query = {name: values[0] for name, values in parse_qs(asked.query).items()}
+            code, said = double.answer(self.command, path, query, body)
+            reply = json.dumps(said).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        do_GET = do_POST = do_DELETE = _serve  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    double.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield double
+    server.shutdown()
+    server.server_close()

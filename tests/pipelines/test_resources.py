@@ -1,0 +1,95 @@
+"""What is compiled for a cluster: the whole of it against golden files, and the facts that must not slip."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import compiler
+
+from pipelines.catalogue import PIPELINES
+from pipelines.resources import KEYS, PROFILES, SERVICES, USER, equip
+from wovr_core.settings import Settings, SettingsError
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = [(pipeline, profile) for pipeline in PIPELINES for profile in PROFILES]
+
+
+def compiled(pipeline: str, profile: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    file = folder / "compiled.yaml"
+    compiler.Compiler().compile(equip(PIPELINES[pipeline](Settings()), profile), str(file))
+    spec, platform = yaml.safe_load_all(file.read_text())
+    return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def wiring(spec: dict[str, Any]) -> dict[str, Any]:
+    """Which task takes what from where, under which condition, cached and tried again or not."""
+    graphs = {"root": spec["root"], **spec["components"]}
+    return {name: graph["dag"] for name, graph in graphs.items() if "dag" in graph}
+
+
+def pods_of(spec: dict[str, Any], pods: dict[str, Any]) -> list[dict[str, Any]]:
+    """What tasks ask for; those that ask for the same together."""
+    alike: dict[str, list[str]] = {}
+    for label, executor in spec["deploymentSpec"]["executors"].items():
+        container = {k: v for k, v in executor["container"].items() if k not in ("command", "args")}
+        alike.setdefault(yaml.safe_dump({"container": container, "pod": pods[label]}), []).append(label)
+    return [{"tasks": labels, **yaml.safe_load(asked)} for asked, labels in sorted(alike.items())]
+
+
+@pytest.mark.parametrize(("pipeline", "profile"), CASES)
+def test_what_is_compiled_is_what_was_looked_at(pipeline, profile, tmp_path):
+    """Written anew by WOVR_GOLDEN=write python -m pytest tests/pipelines/test_resources.py; then look at the diff."""
+    spec, pods = compiled(pipeline, profile, tmp_path)
+    for name, tree in ((pipeline, wiring(spec)), (f"{pipeline}-{profile}", pods_of(spec, pods))):
+        golden, now = GOLDEN / f"{name}.yaml", yaml.safe_dump(tree, width=120)
+        if os.environ.get("WOVR_GOLDEN") == "write":
+            golden.parent.mkdir(exist_ok=True)
+            golden.write_text(now)
+        assert golden.read_text() == now
+
+
+@pytest.mark.parametrize(("pipeline", "profile"), CASES)
+def test_every_task_has_its_pod_and_no_secret_stands_in_it(pipeline, profile, tmp_path):
+    spec, pods = compiled(pipeline, profile, tmp_path)
+    executors = spec["deploymentSpec"]["executors"]
+    assert pods.keys() == executors.keys()
+    for label, pod in pods.items():
+        assert pod["securityContext"] == {"runAsUser": str(USER), "runAsGroup": str(USER), "runAsNonRoot": True}
+        (secret,) = pod["secretAsEnv"]
+        assert secret["secretName"] == SERVICES and {pair["envVar"] for pair in secret["keyToEnv"]} == set(KEYS)
+        assert not {one["name"] for one in executors[label]["container"]["env"]} & set(KEYS), "a key by value"
+        assert int(pod["activeDeadlineSeconds"]) > 0
+        asked = executors[label]["container"]["resources"]
+        assert asked["resourceCpuRequest"] == asked["resourceCpuLimit"] and asked["resourceMemoryLimit"]
+
+
+def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else(tmp_path):
+    spec, pods = compiled("posttrain", "gpu", tmp_path)
+    gpus = {
+        label.removeprefix("exec-")
+        for label, executor in spec["deploymentSpec"]["executors"].items()
+        if "accelerator" in executor["container"]["resources"]
+    }
+    assert {"train-world-model", "improve-policy", "evaluate-policies"} <= gpus
+    assert not [name for name in gpus if name.startswith(("judge", "promote", "finish", "serve", "choose", "mine"))]
+    for name in gpus:
+        assert pods[f"exec-{name}"]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+        assert pods[f"exec-{name}"]["tolerations"] and pods[f"exec-{name}"]["nodeSelector"]
+    spec, _ = compiled("posttrain", "cpu", tmp_path)
+    assert "accelerator" not in str(spec["deploymentSpec"])
+
+
+def test_a_lost_pod_is_tried_again_except_where_the_end_is_told(tmp_path):
+    spec, _ = compiled("retrain", "cpu", tmp_path)
+    graphs = [spec["root"], *spec["components"].values()]
+    tasks = {name: task for graph in graphs for name, task in graph.get("dag", {}).get("tasks", {}).items()}
+    again = {name for name, task in tasks.items() if task.get("retryPolicy")}
+    runs = {name for name, task in tasks.items() if "executorLabel" in spec["components"][task["componentRef"]["name"]]}
+    assert again == runs - {"finish"} and "finish" in runs
+
+
+def test_a_profile_nobody_knows_is_refused_with_those_there_are():
+    with pytest.raises(SettingsError, match=r"cpu: two cores .* gpu: one GPU"):
+        equip(PIPELINES["evaluate"](Settings()), "tpu")

@@ -1,0 +1,111 @@
+"""A champion in service: looked at, left alone while nothing has changed, taught again when something has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from components.platform.champion import count_retraining, fetch_version
+from components.platform.promotions import PromotionError
+from components.platform.registry import promote_policy
+from pipelines.local import Run
+from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
+from wovr_core.settings import Promote
+from wovr_core.steps.collect import RETRAINING, STATES, first_state
+
+CHECKOUT = Path(__file__).parents[2]
+SMOKE = (CHECKOUT / "pipelines" / "configs" / "tabletop-smoke.yaml").read_text()
+
+
+def wovr(folder: Path, *words: str) -> tuple[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "run", *words],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}, text=True, timeout=400,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.stdout, done.returncode
+
+
+def crown(run: Run, folder: Path) -> str:
+    """Make the policy of a run champion, on a verdict that it did not earn: so small a run never promotes."""
+    made = run.artifact
+    evaluation = made("evaluate-policies", "evaluation")
+    with writing(folder / "verdict", Kind.VERDICT, settings={}, made_from={"evaluation": evaluation}) as draft:
+        draft.summary |= {**read_manifest(made("judge", "verdict")).summary, "promote": True, "reason": "a test"}
+    return promote_policy(
+        Promote(), policy=made("improve-policy", "improved"), evaluation=evaluation, verdict=folder / "verdict",
+        report=made("write-report", "report"),
+        kept={
+            "world_model": made("train-world-model", "fitted"), "reward": made("train-reward", "fitted"),
+            "demonstrations": made("clone-base-policy", "demonstrations"),
+            "episodes": made("collect-episodes", "episodes"),
+        },
+    ).version  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_champion_is_left_alone_or_taught_again_as_its_world_asks(tmp_path, monkeypatch):
+    (tmp_path / "smoke.yaml").write_text(SMOKE.replace("pace: {rounds: 1", "pace: {rounds: 0"))
+    (tmp_path / "changed.yaml").write_text(SMOKE + "retrain: {drift: -100}\n")  # whatever it looks like
+    said, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "retrain")
+    assert code == 1 and "nobody is champion" in said and "posttrain" in said
+
+    said, code = wovr(tmp_path, "smoke.yaml")
+    assert code == 0, said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
+    version = crown(Run.read(tmp_path / "runs" / "smoke"), tmp_path)
+
+    said, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "retrain")
+    calm = Run.read(tmp_path / "runs" / "smoke-retrain")
+    assert code == 0 and "nothing to learn, the champion stays" in said, said
+    assert list(calm.tasks) == ["fetch-champion", "collect-again", "look-for-change", "finish"], "nothing else is spent"
+
+    said, code = wovr(tmp_path, "changed.yaml", "--pipeline", "retrain")
+    learnt = Run.read(tmp_path / "runs" / "changed-retrain")
+    assert code == 0 and ("promote:" in said or "hold:" in said), said
+    champion = read_manifest(learnt.artifact("fetch-champion", "policy"))
+    assert champion.digest == read_manifest(learnt.artifact("evaluate-policies", "evaluation")).made_from["baseline"]
+    states = [states_of(run.artifact("collect-again", "episodes")) for run in (calm, learnt)]
+    assert not states[0] & states[1], "each retraining looks at initial states of its own"
+    client = MlflowClient()
+    assert len(client.search_model_versions(f"name = '{Promote().model}'")) == int(version) + 1
+
+    said, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "evaluate", "--version", str(int(version) + 1))
+    assert code == 0 and "real success" in said, said
+
+    run_id = client.get_model_version(Promote().model, version).run_id
+    client.log_text(run_id, "other bytes", "learnt_in/reward/calibration.json")
+    with pytest.raises(ArtifactError, match="corrupted"):
+        fetch_version(Promote(), policy=tmp_path / "p", kept={"reward": tmp_path / "r"})
+    assert not (tmp_path / "r").exists(), "nothing is half-written"
+    with pytest.raises(PromotionError, match="no version 77"):
+        fetch_version(Promote(), policy=tmp_path / "q", version="77")
+
+
+def states_of(episodes: Path) -> set[int]:
+    about = pq.read_table(episodes / "meta/episodes/chunk-000/file-000.parquet")
+    return set(about["init_state"].to_pylist())
+
+
+def test_retrainings_are_counted_and_one_that_goes_on_keeps_its_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("WOVR_RUN", raising=False)
+
+    def count(version: str, run: str) -> int:
+        return count_retraining(Promote(), version=version, run=run, first=RETRAINING)
+
+    assert [count("1", "monday"), count("1", "tuesday"), count("1", "monday"), count("2", "monday")] == [5, 6, 5, 7]
+
+
+def test_no_two_rounds_share_an_initial_state():
+    used = [range(first_state(r, count=STATES), first_state(r, count=STATES) + STATES) for r in range(RETRAINING + 100)]
+    assert len({i for some in used for i in some}) == STATES * len(used)
+    assert max(some.stop for some in used) <= 100_000
+    with pytest.raises(ValueError, match=r"another task\.seed"):
+        first_state(RETRAINING + 100, count=1)
+    with pytest.raises(ValueError, match="fewer episodes"):
+        first_state(RETRAINING, count=STATES + 1)
