@@ -4,7 +4,7 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS base
 
-ARG EXTRAS=""
+ARG EXTRAS="cluster"
 ARG TORCH_INDEX=""
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -301,6 +301,20 @@ def runs(host: Host = None, token_file: TokenFile = None, namespace: Namespace =
         _list(_reach(host, token_file, namespace).runs(), "run")
 
 
+@app.command()
+def metrics(
+    port: Annotated[int, typer.Option(help="Where Prometheus asks.")] = 9464,
+    address: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere.")] = "127.0.0.1",
+    model: Model = None,
+) -> None:
+    """Tell Prometheus how trainings, promotions and the champion stand, as MLflow ($MLFLOW_TRACKING_URI) knows them."""
+    with _plainly():
+        from components.serving.exporter import serve_metrics
+
+        console.print(f"metrics at http://{address}:{port}/metrics")
+        serve_metrics(model, port=port, address=address)
+
+
 @config_app.command("show")
 def show(config: Config = "tabletop") -> None:
     """Print every setting a run of CONFIG would have, defaults included."""

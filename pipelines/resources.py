@@ -22,6 +22,7 @@ ADDRESSES = (
 KEYS = ("WOVR_S3_ACCESS_KEY", "WOVR_S3_SECRET_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
         "WOVR_WEBHOOK_URL")  # fmt: skip
 CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
+MODELS = "wovr-models"  # likewise: what Triton serves
 LEARNS = ("train-world-model", "refit-world-model", "train-reward", "improve-policy", "improve-again")
 TRIES = ("collect-episodes", "collect-again", "evaluate-policies", "clone-base-policy", "write-report")
 ONCE = ("finish",)  # is told how the run ended, and tells it on
@@ -89,20 +90,22 @@ def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
         for name, value in (("OMP_NUM_THREADS", str(max(1, int(needs.cpu)))), ("WOVR_SCRATCH", "/cache/scratch")):
             container.env.add(name=name, value=value)
         pod = platform.platforms["kubernetes"].deployment_spec.executors[label]
-        json_format.ParseDict(_pod(needs), pod)
+        json_format.ParseDict(_pod(task, needs), pod)
     spec.deployment_spec.Clear()
     json_format.ParseDict(json_format.MessageToDict(deployment), spec.deployment_spec)
     _try_again(spec)
     return pipeline
 
 
-def _pod(needs: Needs) -> dict:
+def _pod(name: str, needs: Needs) -> dict:
     """What Kubernetes is to know of a task's pod."""
     task = SimpleNamespace(platform_config={})  # kfp-kubernetes writes into this and asks a task for nothing else
     kubernetes.use_config_map_as_env(task, SERVICES, {name: name for name in ADDRESSES}, optional=True)
     kubernetes.use_secret_as_env(task, SERVICES, {name: name for name in KEYS}, optional=True)
     kubernetes.use_field_path_as_env(task, "WOVR_RUN", "metadata.labels['pipeline/runid']")
     kubernetes.mount_pvc(task, CACHE, "/cache")
+    if name == "serve-dreams":
+        kubernetes.mount_pvc(task, MODELS, "/models")
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "wovr")
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)

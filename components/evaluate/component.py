@@ -36,7 +36,13 @@ def evaluate_policies(
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def judge(promote: dict, evaluation: Input[Evaluation], verdict: Output[Verdict]):
+def judge(
+    promote: dict,
+    evaluation: Input[Evaluation],
+    verdict: Output[Verdict],
+    success: Output[dsl.Metrics],
+    summary: Output[dsl.Markdown],
+):
     """Promote or hold. Holding is a result, not a failure."""
     from pathlib import Path
 
@@ -45,6 +51,13 @@ def judge(promote: dict, evaluation: Input[Evaluation], verdict: Output[Verdict]
 
     manifest = step(settings.Promote.model_validate(promote), evaluation=Path(evaluation.path), out=Path(verdict.path))
     verdict.metadata.update(manifest.summary)
+    said = manifest.summary
+    for role in ("candidate", "baseline"):
+        success.log_metric(f"{role}_success", said[role]["successes"] / said[role]["n"])
+        for bound in ("low", "high", "n"):
+            success.log_metric(f"{role}_{bound}", said[role][bound])
+    success.log_metric("difference", said["difference"])
+    Path(summary.path).write_text(f"**{'Promote' if said['promote'] else 'Hold'}.** {said['reason']}\n")
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)

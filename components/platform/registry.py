@@ -210,7 +210,10 @@ def _lineage(manifests: dict[str, Manifest]) -> dict[str, str]:
 
 def _metrics(policy: Path, said: dict[str, Any]) -> list[Row]:
     """Real success of both policies, and how the dreams went, update by update."""
-    real = {f"evaluate/{role}_success": said[role]["successes"] / said[role]["n"] for role in ("candidate", "baseline")}
+    real = {}
+    for role in ("candidate", "baseline"):
+        real[f"evaluate/{role}_success"] = said[role]["successes"] / said[role]["n"]
+        real |= {f"evaluate/{role}_{name}": said[role][name] for name in ("low", "high", "n")}
     rows = rows_of(real | {f"evaluate/{name}": said[name] for name in ("difference", "low", "high")}, step=0)
     history = policy / "history.jsonl"
     for line in history.read_text().splitlines() if history.exists() else ():

@@ -13,6 +13,7 @@ def train_reward(
     episodes: Input[Episodes],
     world_model: Input[WorldModel],
     fitted: Output[RewardModel],
+    dreams: Output[dsl.ClassificationMetrics],
     newest: Input[Episodes] | None = None,
     previous: Input[RewardModel] | None = None,
 ):
@@ -34,3 +35,6 @@ def train_reward(
             tracker=tracker,
         )
     fitted.metadata.update(manifest.summary)
+    told = manifest.summary["imagined"]
+    rows = (("true_negatives", "false_positives"), ("false_negatives", "true_positives"))
+    dreams.log_confusion_matrix(["real failure", "real success"], [[told[name] for name in row] for row in rows])

@@ -113,7 +113,8 @@ def improve_policy(
             with told.open("a") as lines:
                 lines.write(json.dumps({name: _number(value) for name, value in history[-1].items()}) + "\n")
             if tracker is not None:
-                tracker.log(_numbers(history[-1]), step=update)
+                drawn = {"grpo/groups_drawn": float(len(crop.group_rates))}
+                tracker.log(_numbers(history[-1]) | drawn, step=update)
             progress.update(bar, advance=1, note=f"imagined success {100 * crop.success:.0f} %")
             first = history[0]["imagined_success"]
             if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:

@@ -98,6 +98,16 @@ def train_reward(
         frames = LabelledFrames.of_episodes(data.held_out)
         seen = reward.probability(frames.frames, frames.instructions) >= reward.threshold
         save_reward(draft.folder, reward)
+        if tracker:
+            told = agreement.true_positives + agreement.false_positives, agreement.false_positives
+            replays = told[0] + agreement.false_negatives + agreement.true_negatives
+            tracker.log(
+                {
+                    "reward/imagined_precision": agreement.precision, "reward/imagined_recall": agreement.recall,
+                    "reward/false_success": told[1] / max(1, replays),
+                },
+                step=cfg.steps + cfg.imagined_steps,
+            )  # fmt: skip
         draft.summary |= {
             "threshold": reward.threshold, "imagined": agreement.summary(),
             "real_frames": Agreement.of(seen, frames.success).summary(), "held_out_episodes": len(data.held_out),
