@@ -4,6 +4,7 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS base
 
+# what a cluster wants besides: clients of Triton and S3 (MLflow's server runs in this image too), Prometheus
 ARG EXTRAS="cluster"
 ARG TORCH_INDEX=""
 ENV PATH=/opt/venv/bin:$PATH \
