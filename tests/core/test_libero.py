@@ -1,0 +1,82 @@
+"""LIBERO, the real one: skipped where it is not installed (`make libero` installs it and runs this file)."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from wovr_core.envs.experts.libero import begin_demonstration, demonstrate, unknown
+from wovr_core.envs.libero import STATES, SUITES, EnvironmentLostError, Libero, LiberoError, place
+from wovr_core.envs.splits import Split
+
+pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
+
+COLLECTION = list(Split.COLLECTION.ids(2))
+
+
+def replay(env: Libero, ids: list[int], steps: int) -> tuple[torch.Tensor, list[np.ndarray]]:
+    """What is seen of fixed random actions, and how the simulator's states end."""
+    actions = 2 * torch.rand(steps, len(ids), 7, generator=torch.Generator().manual_seed(0)) - 1
+    frames = [env.reset(ids, Split.COLLECTION).frames]
+    for action in actions:
+        env.step(action)
+        frames.append(env.observe().frames)
+    return torch.stack(frames), env.states()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
+    with Libero(suite, [0, 1]) as env:
+        frames, states = replay(env, COLLECTION, 6)
+        assert frames.shape == (7, 2, 3, 128, 128)
+        assert frames[0].float().std() > 10, "a picture, not a blank"
+        assert (frames[0] != frames[-1]).any(), "something moves"
+
+        replay(env, COLLECTION[::-1], 3)  # whatever was tried in between
+        again, ended = replay(env, COLLECTION, 6)
+        assert torch.equal(frames, again)
+        assert all(np.array_equal(one, two) for one, two in zip(states, ended, strict=True))
+
+        if suite == "libero_object":
+            os.kill(env._workers[1].process.pid, signal.SIGKILL)
+            with pytest.raises(EnvironmentLostError, match="died"):
+                replay(env, COLLECTION, 6)
+            again, _ = replay(env, COLLECTION, 6)  # in a process that knows nothing of the one before
+            assert torch.equal(frames, again)
+
+
+@pytest.mark.slow
+def test_the_demonstrator_puts_the_soup_into_the_basket_and_fast_pictures_change_no_physics():
+    ends = []
+    for rendering in ("none", "fast"):
+        with Libero("libero_object", [0], rendering=rendering, processes=1) as env:
+            ends += replay(env, COLLECTION[:1], 6)[1]
+            if rendering == "none":
+                env.reset(COLLECTION[:1], Split.COLLECTION)
+                begin_demonstration(env, noise=0.0, seed=0)
+                assert any(env.step(demonstrate(env)[:, 0]).all() for _ in range(280)), "it does not get there"
+    assert np.array_equal(*ends)
+
+
+def test_no_initial_state_serves_two_purposes():
+    shared_out = [state for states in STATES.values() for state in states]
+    assert sorted(shared_out) == list(range(50))
+    seen = {split: {place(i, (0, 3, 7)) for i in split.ids(500)} for split in STATES}
+    assert all(len(places) == 3 * len(STATES[split]) for split, places in seen.items()), "each of them has its turn"
+    every = [p for places in seen.values() for p in places]
+    assert len(every) == len(set(every)) == 150
+    with pytest.raises(LiberoError, match="play"):
+        place(Split.PLAY.ids(1)[0], (0,))
+
+
+def test_what_cannot_be_is_told():
+    with pytest.raises(LiberoError, match="libero_spatial"):
+        Libero("spatial", [0])
+    with pytest.raises(LiberoError, match="0 to 9"):
+        Libero("libero_goal", [10])
+    assert unknown([["turnon", "flat_stove_1"], ["on", "moka_pot_1", "flat_stove_1_cook_region"]]) == (
+        "turnon flat_stove_1"
+    )

@@ -1,0 +1,336 @@
+"""LIBERO's four suites in MuJoCo: the paper's benchmark, one process per environment.
+
+An action is a change of the hand's pose and a gripper command, as the robosuite controller takes it: (dx, dy, dz) in
+units of 5 cm, a rotation vector in units of 0.5 rad, and the gripper, > 0 closes; 20 a second. The camera looks from
+the front (`agentview`), upright. `fast` rendering (decimation.py) is another look of the same scenes: one mode for
+everything that learns or is measured together, which is why `task.rendering` stands in every artifact's settings.
+
+Each task has 50 initial states of LIBERO's own. The splits share them out, so that none serves two purposes: states
+0-4 for demonstrations, 5-19 for collection, 20-24 for keyframes, 25-49 for evaluation. The ids of a split go through
+its tasks and states in turn; after the last one they begin again, with other dice of the policy.
+"""
+
+import multiprocessing
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
+from wovr_core.trajectory import Observation
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520}  # as the field uses
+STATES = {
+    Split.DEMONSTRATION: range(0, 5),
+    Split.COLLECTION: range(5, 20),
+    Split.KEYFRAMES: range(20, 25),
+    Split.EVALUATION: range(25, 50),
+}
+SETTLE = 10  # steps without a motion, while objects come to rest
+CAMERA = "agentview"
+PATIENCE = 180.0  # seconds for an answer of a process; the first reset of a task takes some 10
+Rendering = Literal["fast", "standard", "none"]  # none: black pictures, for experts alone
+
+
+class LiberoError(RuntimeError):
+    """LIBERO cannot be used here, and what to do about it."""
+
+
+class EnvironmentLostError(RuntimeError):
+    """A process died in an episode. It has been started again: the episode can be tried once more from its reset."""
+
+
+def place(init_state: int, tasks: Sequence[int]) -> tuple[int, int]:
+    """Task of the suite, and LIBERO's own initial state, behind an id."""
+    split = split_of(init_state)
+    if split not in STATES:
+        raise LiberoError(f"LIBERO has no initial states for {split.name.lower()}")
+    turn, task = divmod(init_state % SPLIT_SIZE, len(tasks))
+    return tasks[task], STATES[split][turn % len(STATES[split])]
+
+
+class Libero:
+    """As many LIBERO environments at once as there are processes; what one resets and steps, the others do too."""
+
+    action_dim = 7
+    pose_dim = 4  # the hand in metres (x, y, z), and how far its fingers are apart
+
+    def __init__(
+        self,
+        suite: str,
+        tasks: Sequence[int],
+        *,
+        image_size: int = 128,
+        rendering: Rendering = "fast",
+        processes: int = 2,
+    ) -> None:
+        if suite not in SUITES:
+            raise LiberoError(f"there is no suite {suite!r}: choose one of {', '.join(SUITES)}")
+        if not tasks or any(not 0 <= task < 10 for task in tasks):
+            raise LiberoError(f"tasks are {list(tasks)}, but a suite has tasks 0 to 9: name at least one of them")
+        self.suite, self.tasks, self.image_size = suite, tuple(tasks), image_size
+        self._shape = (processes, image_size, image_size, 3)
+        self._shared = SharedMemory(create=True, size=int(np.prod(self._shape)))
+        self._told = (suite, image_size, rendering, self._shared.name, self._shape)
+        self._workers: list[_Worker] = []
+        self._active: list[_Worker] = []
+        try:
+            self._workers = [_Worker(self._told, slot) for slot in range(processes)]
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        """Environments of the last reset."""
+        return len(self._active)
+
+    @property
+    def capacity(self) -> int:
+        """Episodes at once."""
+        return len(self._workers)
+
+    def batches(self, ids: Sequence[int]) -> Iterator[list[int]]:
+        """Positions in `ids` to be tried together: of one task as far as possible, for to change it takes seconds."""
+        order = sorted(range(len(ids)), key=lambda i: place(ids[i], self.tasks)[0])
+        for first in range(0, len(order), self.capacity):
+            yield order[first : first + self.capacity]
+
+    def reset(self, ids: Sequence[int], split: Split) -> Observation:
+        """Lay out the scenes of these initial states, which must belong to `split`, and let them settle."""
+        ids = list(ids)
+        split.check(ids)
+        if not 0 < len(ids) <= self.capacity:
+            raise LiberoError(f"{len(ids)} episodes for {self.capacity} processes: take them in `batches`")
+        self._active = self._workers[: len(ids)]
+        self._instructions = tuple(self._all("reset", [(place(i, self.tasks),) for i in ids]))
+        return self.observe()
+
+    def observe(self) -> Observation:
+        """What the camera and the arm's own encoders report."""
+        pose = torch.tensor(np.stack(self._all("pose")), dtype=torch.float32)
+        seen = np.ndarray(self._shape, np.uint8, self._shared.buf)[: len(self._active)]
+        frames = torch.from_numpy(seen.copy()).permute(0, 3, 1, 2).contiguous()
+        return Observation(frames=frames, instructions=self._instructions, pose=pose)
+
+    def step(self, actions: Float[Tensor, "env 7"]) -> Bool[Tensor, " env"]:
+        """Move; returns whether each task's goal holds now. An episode that has succeeded stands still."""
+        commands = actions.clamp(-1, 1).double().numpy()
+        return torch.tensor(self._all("step", [(command,) for command in commands]))
+
+    def states(self) -> list[np.ndarray]:
+        """The simulator's own state of each environment; for tests and experts, never for a policy."""
+        return self._all("state")
+
+    def call(self, function: Callable[..., Any], *given: Sequence[Any]) -> list[Any]:
+        """Let `function(environment, memory, ...)` look at each environment in its own process, as an expert must.
+
+        The memory is a dictionary that lasts until the next reset.
+        """
+        each = zip(*given, strict=True) if given else [()] * len(self._active)
+        return self._all("call", [(function, *one) for one in each])
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+        with suppress(FileNotFoundError):
+            self._shared.close()
+            self._shared.unlink()
+
+    def __enter__(self) -> "Libero":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _all(self, word: str, given: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """Ask every environment at once, and wait for all answers; the dead are replaced, and that is told."""
+        for worker, one in zip(self._active, given or [()] * len(self._active), strict=True):
+            worker.ask(word, *one)
+        answers = [worker.answer() for worker in self._active]
+        lost = [worker for worker in self._active if not worker.alive]
+        if lost:
+            codes = ", ".join(str(worker.process.exitcode) for worker in lost)
+            self._workers = [_Worker(self._told, w.slot) if w in lost else w for w in self._workers]
+            raise EnvironmentLostError(f"LIBERO's process {lost[0].slot} died (exit code {codes}) and was replaced")
+        for said in answers:
+            if isinstance(said, Exception):
+                raise said
+        return answers
+
+
+class _Worker:
+    """The near end of one environment's process."""
+
+    def __init__(self, told: tuple[Any, ...], slot: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.slot, (self._pipe, far) = slot, context.Pipe()
+        self.process = context.Process(target=_serve, args=(far, slot, *told), daemon=True, name=f"libero-{slot}")
+        self.process.start()
+        far.close()
+        self.alive = True
+
+    def ask(self, word: str, *given: Any) -> None:
+        try:
+            self._pipe.send((word, given))
+        except OSError:
+            self._bury()
+
+    def answer(self) -> Any:
+        try:
+            if self.alive and self._pipe.poll(PATIENCE):
+                return self._pipe.recv()
+        except (EOFError, OSError):
+            pass
+        self._bury()
+
+    def stop(self) -> None:
+        if self.alive:
+            self.ask("close")
+            self.process.join(5)
+        self._bury()
+
+    def _bury(self) -> None:
+        self.alive = False
+        self.process.kill()
+        self.process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection, slot: int, suite: str, image_size: int, rendering: Rendering, name: str,
+           shape: tuple[int, ...]) -> None:  # fmt: skip
+    """The far end: answers one question after another until told to close."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}  # a core each: no threads of the renderer's own
+    shared = SharedMemory(name=name)
+    frame = np.ndarray(shape, np.uint8, shared.buf)[slot]
+    env = _Environment(suite, image_size, rendering, frame)
+    while True:
+        try:
+            word, given = pipe.recv()
+        except EOFError:  # the parent is gone
+            break
+        if word == "close":
+            break
+        try:
+            answer = getattr(env, word)(*given)
+        except Exception as error:
+            answer = LiberoError(f"{suite}: {type(error).__name__}: {error}")
+        pipe.send(answer)
+    env.close()
+    del frame, env
+    shared.close()
+
+
+class _Environment:
+    """One LIBERO environment, of one task at a time, in a process of its own."""
+
+    def __init__(self, suite: str, image_size: int, rendering: Rendering, frame: np.ndarray) -> None:
+        self.image_size, self.rendering, self.frame, self.suite = image_size, rendering, frame, suite
+        self.task: int | None = None
+        self.env: Any = None
+        self.memory: dict[str, Any] = {}  # of an expert
+
+    def reset(self, place: tuple[int, int]) -> str:
+        """Lay out an initial state, exactly as ever; says the task's instruction."""
+        task, state = place
+        if self.task != task:
+            self._open(task)
+        np.random.seed(state)  # where the fixtures stand is drawn anew at every reset, and no part of the state
+        self.env.reset()
+        self.env.set_init_state(self.init_states[state])
+        for robot in self.env.env.robots:  # what an episode before has left in controller and gripper
+            robot.controller.update(force=True)
+            robot.controller.reset_goal()
+            robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
+        self.done, self.memory = False, {}
+        for _ in range(SETTLE):
+            seen, *_ = self.env.step(np.array([0.0] * 6 + [-1.0]))
+        self._show(seen)
+        return str(self.instruction)
+
+    def step(self, action: np.ndarray) -> bool:
+        if not self.done:
+            seen, _, self.done, _ = self.env.step(action)
+            self._show(seen)
+        return bool(self.done)
+
+    def pose(self) -> np.ndarray:
+        return self._pose
+
+    def state(self) -> np.ndarray:
+        return np.array(self.env.get_sim_state())
+
+    def call(self, function: Callable[..., Any], *given: Any) -> Any:
+        return function(self.env, self.memory, *given)
+
+    def close(self) -> None:
+        if self.env is not None:
+            self.env.close()
+            self.env = None
+
+    def _show(self, seen: dict[str, np.ndarray]) -> None:
+        if self.rendering != "none":
+            self.frame[:] = seen[f"{CAMERA}_image"][::-1]  # MuJoCo's pictures arrive upside down
+        left, right = seen["robot0_gripper_qpos"]
+        self._pose = np.array([*seen["robot0_eef_pos"], left - right])
+
+    def _open(self, task: int) -> None:
+        self.close()
+        told = task_of(self.suite, task)
+        self.instruction, self.init_states = told.instruction, told.init_states
+        with redirect_stdout(None):
+            from libero.libero.envs.env_wrapper import ControlEnv
+
+        random.seed(0)
+        draws = self.rendering != "none"
+        env = ControlEnv(
+            bddl_file_name=str(told.scene), camera_names=[CAMERA], horizon=10**9, camera_heights=self.image_size,
+            camera_widths=self.image_size, use_camera_obs=draws, has_offscreen_renderer=draws, has_renderer=False,
+        )  # fmt: skip
+        env.seed(0)
+        env.reset()
+        env.env.hard_reset = False  # from here on a reset keeps the model: 30 ms instead of 3 s
+        if self.rendering == "fast":
+            from wovr_core.envs.decimation import render_fast
+
+            render_fast(env.env.sim, self.image_size)
+        self.env, self.task = env, task
+
+
+class LiberoTask(NamedTuple):
+    """One task of a suite, as LIBERO tells it."""
+
+    scene: Path  # its description
+    instruction: str
+    goals: list[list[str]]  # predicate and what it is about: ["on", "plate_1", ...]
+    init_states: np.ndarray  # (50, numbers)
+
+
+def task_of(suite: str, task: int) -> LiberoTask:
+    """Raises `LiberoError` where LIBERO is not installed."""
+    try:
+        with redirect_stdout(None):  # it greets
+            from libero.libero import benchmark, get_libero_path
+            from libero.libero.envs.bddl_utils import robosuite_parse_problem
+    except ImportError as error:
+        raise LiberoError(
+            f"LIBERO cannot be imported ({error}): make libero, or pip install 'wovr[libero]' and the Debian packages "
+            f"libosmesa6 libegl1 libgles2"
+        ) from error
+    with redirect_stdout(None):
+        chosen = benchmark.get_benchmark(suite)(task_order_index=0)
+    found = chosen.get_task(task)
+    scene = Path(get_libero_path("bddl_files")) / found.problem_folder / found.bddl_file
+    goals = robosuite_parse_problem(str(scene))["goal_state"]
+    return LiberoTask(scene, found.language, goals, np.asarray(chosen.get_task_init_states(task)))
