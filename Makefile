@@ -15,7 +15,7 @@ TRITON := .venv-triton/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton quickstart test stack stack-down lint format compile clean
+.PHONY: help setup triton libero quickstart test stack stack-down lint format compile clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,10 @@ triton: $(READY) $(TRITON)  ## prepare Triton's own environment (stack and test 
 .venv-triton/.ready: $(READY) images/triton/requirements.txt tools/triton-env.sh tools/say.sh
 	@bash tools/triton-env.sh
 	@touch $@
+
+libero: $(READY)  ## add LIBERO (MuJoCo, 400 MB of meshes) and try its four suites: lay out, step, draw, replay
+	@bash tools/libero.sh
+	$(BIN)/python -m pytest tests/core/test_libero.py
 
 quickstart: $(READY)  ## run the whole loop on the tabletop profile: verdict and report (2 cores, some minutes)
 	$(BIN)/wovr run tabletop
