@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
+
 from wovr_core.envs.experts.libero import begin_demonstration, demonstrate, unknown
 from wovr_core.envs.libero import STATES, SUITES, EnvironmentLostError, Libero, LiberoError, place
 from wovr_core.envs.splits import Split
-
-pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
 
 COLLECTION = list(Split.COLLECTION.ids(2))
 

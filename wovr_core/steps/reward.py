@@ -99,12 +99,10 @@ def train_reward(
         seen = reward.probability(frames.frames, frames.instructions) >= reward.threshold
         save_reward(draft.folder, reward)
         if tracker:
-            told = agreement.true_positives + agreement.false_positives, agreement.false_positives
-            replays = told[0] + agreement.false_negatives + agreement.true_negatives
             tracker.log(
                 {
                     "reward/imagined_precision": agreement.precision, "reward/imagined_recall": agreement.recall,
-                    "reward/false_success": told[1] / max(1, replays),
+                    "reward/false_success": agreement.false_positives / max(1, sum(vars(agreement).values())),
                 },
                 step=cfg.steps + cfg.imagined_steps,
             )  # fmt: skip
