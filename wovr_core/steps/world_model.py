@@ -1,6 +1,7 @@
 """world_model: fit the pretrained video model to real episodes, and say how far it can be trusted."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from wovr_core.settings import Task, WorldModel
 from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
 from wovr_core.steps.models import digest_at, named, open_episodes
 from wovr_core.training.checkpoint import scratch
+from wovr_core.training.distributed import gathered, put_together, share_out
 from wovr_core.training.loop import tell_loss, train
 from wovr_core.trajectory import Episode
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -56,17 +58,26 @@ def fit_world_model(
     share: torch.Tensor | None = None,
     tracker: Tracker | None = None,
 ) -> None:
-    """Train in place, resumable: what is already learnt is kept under a key made of the settings and the input."""
+    """Train in place, resumable: what is already learnt is kept under a key made of the settings and the input.
+
+    Under torchrun the processes share the work, and only the first of them returns.
+    """
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
     sampler = WindowSampler(footage, cfg, generator=generator, share=share)
-    with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as kept:
+    with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as kept, gathered() as team:
+        learner, rows = model, team.rows(cfg.batch)
+        if team.size > 1:
+            learner = deepcopy(model)
+            share_out(learner, learns="learn", whole=[learner.autoencoder])
         train(
-            model.transformer, lambda step: model.loss(sampler.draw(cfg.batch), generator=generator), name=name,
-            steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
+            learner.transformer, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
+            name=name, steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
             checkpoint=kept / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
-            on_step=tell_loss(tracker, "world_model/loss"),
+            on_step=tell_loss(tracker, "world_model/loss"), team=team,
         )  # fmt: skip
+        if learner is not model:
+            model.load_state_dict({key: put_together(value) for key, value in learner.state_dict().items()})
 
 
 def measure(model: DiffusionWorldModel, held_out: Sequence[Episode], *, seed: int, limit: int = 64) -> list[Depth]:

@@ -9,8 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from wovr_core.training.distributed import fill, is_shared_out, load_shares, names_in, save_shares
 
 
 @contextmanager
@@ -34,7 +37,10 @@ def save_checkpoint(
     generator: torch.Generator,
     step: int,
 ) -> None:
-    """Everything a training needs to go on as if it had never stopped. `average` is empty where there is no EMA."""
+    """Everything a training needs to go on as if it had never stopped. `average` is empty where there is no EMA.
+
+    Parameters that are shared out over several processes go into a folder beside `path`, each process its share.
+    """
     tensors = {"step": torch.tensor(step), "generator": generator.get_state()}
     tensors |= {f"average.{i}": mean.contiguous() for i, mean in enumerate(average)}
     for i, parameter in enumerate(parameters):
@@ -42,9 +48,14 @@ def save_checkpoint(
         for key, value in optimiser.state[parameter].items():
             tensors[f"optimiser.{i}.{key}"] = value.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".writing")
-    save_file(tensors, beside)
-    os.replace(beside, path)
+    if any(is_shared_out(parameter) for parameter in parameters):
+        save_shares(path.with_name(f"{path.stem}-{step:08d}"), tensors)
+    else:
+        beside = path.with_suffix(".writing")
+        save_file(tensors, beside)
+        os.replace(beside, path)
+    for _, folder in _saved(path)[:-1]:  # a team removes them together, and who comes late finds nothing
+        shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
 
 
 def load_checkpoint(
@@ -54,18 +65,37 @@ def load_checkpoint(
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> int:
-    """Restore in place; returns the step to go on from, 0 where there is no checkpoint."""
-    if not path.exists():
+    """Restore in place; returns the step to go on from, 0 where there is no checkpoint.
+
+    It does not matter how many processes saved it, nor how many load it.
+    """
+    saved = _saved(path)
+    if not saved:
         return 0
-    tensors = load_file(path)
+    step, newest = saved[-1]
+    whole = load_file(newest) if newest.is_file() else {}
+    into = {"generator": generator.get_state(), "step": torch.tensor(0)}
+    into |= {f"average.{i}": mean for i, mean in enumerate(average)}
+    for i, parameter in enumerate(parameters):
+        into[f"parameter.{i}"] = parameter.detach()
+        for name in whole or names_in(newest):
+            if name.startswith(f"optimiser.{i}."):
+                into[name] = torch.zeros(()) if name.endswith(".step") else torch.zeros_like(parameter)
+                optimiser.state[parameter][name.removeprefix(f"optimiser.{i}.")] = into[name]
     with torch.no_grad():
-        for i, mean in enumerate(average):
-            mean.copy_(tensors[f"average.{i}"])
-        for i, parameter in enumerate(parameters):
-            parameter.copy_(tensors[f"parameter.{i}"])
-            prefix = f"optimiser.{i}."
-            optimiser.state[parameter] = {
-                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-            }
-    generator.set_state(tensors["generator"])
-    return int(tensors["step"])
+        if whole:
+            for name, tensor in into.items():
+                fill(tensor, whole[name])
+        else:
+            load_shares(newest, into)
+    generator.set_state(into["generator"])
+    return step
+
+
+def _saved(path: Path) -> list[tuple[int, Path]]:
+    """Checkpoints by their step, the newest last: one file of a single process, folders of a team."""
+    found = [(int(folder.name.rpartition("-")[2]), folder) for folder in path.parent.glob(f"{path.stem}-????????")]
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            found.append((int(file.get_tensor("step")), path))
+    return sorted(found)

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from wovr_core.protocols import Tracker
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint
+from wovr_core.training.distributed import ALONE, Team, local, put_together
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on, and what to do about it."""
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, shown: bool = True) -> Progress:
     """The bar shown by everything that takes longer than ten seconds: name, done, elapsed, ETA."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("eta"),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        refresh_per_second=2,
+        refresh_per_second=2, disable=not shown,
     )  # fmt: skip
 
 
@@ -55,20 +56,21 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
     on_step: Callable[[int, float], None] | None = None,
+    team: Team = ALONE,
 ) -> list[float]:
     """Minimise `loss(step)` over the model's parameters; leaves the EMA weights in the model when `ema` > 0.
 
     Returns the loss of every step run by this call. With a `checkpoint` path, progress is saved every
     `checkpoint_every` steps and picked up again: weights, EMA, optimiser and random numbers, so that a training that
     was stopped ends with the same weights as one that was not. Raises `TrainingError` when a loss or its gradient is
-    not finite.
+    not finite. In a `team` the model is shared out and `loss` is of this process's rows: it is their mean that counts.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
     average = [p.detach().clone() for p in parameters]
     first = load_checkpoint(checkpoint, parameters, average, optimiser, generator) if checkpoint is not None else 0
     history: list[float] = []
-    with progress_bar() as progress:
+    with progress_bar(shown=team.leads) as progress:
         bar = progress.add_task(name, total=steps, completed=first, note="")
         for step in range(first, steps):
             for group in optimiser.param_groups:
@@ -76,7 +78,8 @@ def train(
             value = loss(step)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
+            norm = put_together(nn.utils.clip_grad_norm_(parameters, clip))
+            value = team.mean(value)
             if not torch.isfinite(value + norm):
                 raise TrainingError(
                     f"{name}: the loss is {value.item()}, its gradient {norm.item()} at step {step} of {steps}; "
@@ -86,9 +89,9 @@ def train(
             optimiser.step()
             if ema:
                 decay = min(ema, (step + 1) / (step + 10))  # a short memory at first
-                torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+                torch._foreach_lerp_([local(m) for m in average], [local(p.detach()) for p in parameters], 1 - decay)
             history.append(value.item())
-            if on_step is not None:
+            if on_step is not None and team.leads:
                 on_step(step, history[-1])
             progress.update(bar, advance=1, note=f"loss {history[-1]:.4f}")
             if checkpoint is not None and (step + 1) % checkpoint_every == 0:

@@ -71,9 +71,12 @@ class DiffusionWorldModel(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- learning
 
-    def loss(self, window: Window, *, generator: torch.Generator) -> Float[Tensor, ""]:
-        """Mean squared error of the flow velocity of the future latents."""
-        return self.learn(window, generator=generator)[0]
+    def loss(self, window: Window, *, generator: torch.Generator, rows: slice = slice(None)) -> Float[Tensor, ""]:
+        """Mean squared error of the flow velocity of the future latents.
+
+        Of these `rows` of the windows alone, if named; what is drawn at random is the same for all of them.
+        """
+        return self.learn(window, generator=generator, rows=rows)[0]
 
     def learn(
         self,
@@ -82,12 +85,15 @@ class DiffusionWorldModel(nn.Module):
         generator: torch.Generator,
         dreamt: Float[Tensor, "b c y x"] | None = None,
         own: Bool[Tensor, " b"] | None = None,
+        rows: slice = slice(None),
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "b c y x"]]:
         """The loss, and what this window's prediction would leave as memory to a dream that went on from it.
 
         Handed in again as `dreamt` with the windows eight frames later, the prediction is the memory of those marked
         `own`: so the model learns to go on from its own dreams (self-rollout training), at no further cost.
         """
+        batch = len(window.frames)
+        window = Window(window.frames[rows], window.actions[rows], window.pose[rows])
         with torch.no_grad():
             latents = self.autoencoder.encode(to_unit(window.frames))
         reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
@@ -95,13 +101,16 @@ class DiffusionWorldModel(nn.Module):
             memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
 
         def uniform() -> Tensor:
-            return torch.rand(len(future), generator=generator)
+            return torch.rand(batch, generator=generator)[rows]
+
+        def normal(like: Tensor) -> Tensor:
+            return torch.randn(batch, *like.shape[1:], generator=generator)[rows]
 
         memory_level = self.cfg.memory_noise * uniform()
-        memory = flow.noised(memory, torch.randn(memory.shape, generator=generator), memory_level)
+        memory = flow.noised(memory, normal(memory), memory_level)
         u = self.cfg.lowest_noise + (1 - self.cfg.lowest_noise) * (1 - uniform())
         level = flow.shifted(u, self.cfg.shift)
-        noise = torch.randn(future.shape, generator=generator)
+        noise = normal(future)
         noisy = flow.noised(future, noise, level)
         conditions = Conditions(self.statistics.normalise(window.actions) * _acts(window.actions), window.pose)
         with torch.autocast(future.device.type, torch.bfloat16, enabled=self.cfg.train_precision == "bfloat16"):

@@ -1,0 +1,64 @@
+"""What the processes of test_distributed.py do: fit a small world model. Usage: FOLDER STEPS"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import wovr_core.steps.world_model as step
+from wovr_core.settings import Architecture, WorldModel
+from wovr_core.training.distributed import local
+from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.windows import Footage
+
+
+class Losses:
+    """A tracker that writes down what it is told, slowly if asked, and stops the training after some steps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, at: int, loss: float) -> None:
+        with (self.folder / "losses.jsonl").open("a") as lines:
+            lines.write(f"{loss}\n")
+        time.sleep(float(os.environ.get("WOVR_SLOWLY", 0)))
+        if at + 1 == int(os.environ.get("WOVR_STOP", -1)) + 1:
+            raise KeyboardInterrupt
+
+
+def main(folder: Path, steps: int) -> None:
+    rank = os.environ.get("RANK", "0")
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    torch.manual_seed(0)
+    small = Architecture(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8)
+    cfg = WorldModel(architecture=small, pretrained="none", batch=8, checkpoint_every=2, learning_rate=1e-3)
+    model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
+    for parameter in model.transformer.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    g = torch.Generator().manual_seed(1)
+    footage = Footage(
+        frames=torch.randint(0, 255, (4, 17, 3, 16, 16), dtype=torch.uint8, generator=g),
+        actions=2 * torch.rand(4, 16, 3, generator=g) - 1, pose=torch.rand(4, 17, 2, generator=g),
+    )  # fmt: skip
+    model.statistics.fit(footage)
+    step.tell_loss = lambda tracker, metric: Losses(folder)
+    share_out = step.share_out
+
+    def and_say_how_much(learner, **rest) -> None:
+        whole = sum(p.numel() for p in learner.transformer.parameters())
+        share_out(learner, **rest)
+        mine = sum(local(p).numel() for p in learner.transformer.parameters())
+        (folder / "share.json").write_text(json.dumps(mine / whole))
+
+    step.share_out = and_say_how_much
+    step.fit_world_model(model, footage, steps=steps, name="small", seed=0, data=[])
+    save_file(model.transformer.state_dict(), folder / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

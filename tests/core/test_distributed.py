@@ -1,0 +1,98 @@
+"""One world model trained by two processes, really: torchrun, gloo, a rank that is killed. Equal to one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from wovr_core.training.distributed import Team
+
+CHECKOUT = Path(__file__).parents[2]
+TOLERANCE = 2e-5  # of a loss and of a weight: sums in another order
+WORK = Path(__file__).parent / "distributed_work.py"
+
+
+def train(folder: Path, *, processes: int, steps: int = 8, wait: bool = True, **env: str) -> subprocess.Popen:
+    """The same training, alone or as a team; what it leaves lies in `folder`."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    here = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), "WOVR_SCRATCH": str(folder / "scratch")}
+    run = subprocess.Popen(
+        [sys.executable, *launch, str(WORK), str(folder), str(steps)], env={**os.environ, **here, **env},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    if wait:
+        said, _ = run.communicate(timeout=180)
+        assert run.returncode == 0, said
+    return run
+
+
+def left(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses by step, and the weights."""
+    from safetensors.torch import load_file
+
+    told = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [told[k] for k in range(len(told))], load_file(folder / "weights.safetensors")
+
+
+def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    train(folder, processes=1)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(alone, tmp_path):
+    train(tmp_path, processes=2)
+    (losses, weights), (ours, our_weights) = left(alone), left(tmp_path)
+    assert len(ours) == len(losses) == 8, "told once, by the first process"
+    assert max(abs(a - b) for a, b in zip(losses, ours, strict=True)) < TOLERANCE
+    assert close(weights, our_weights) < TOLERANCE
+    assert losses[0] != losses[-1]
+    assert json.loads((tmp_path / "share.json").read_text()) == pytest.approx(0.5, abs=0.05), "half of it each"
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others_and_any_number_of_processes_goes_on(alone, tmp_path):
+    run = train(tmp_path, processes=2, wait=False, WOVR_SLOWLY="0.3")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("scratch/*/checkpoint-00000004")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+    victim = int((tmp_path / "pid-1").read_text())
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode != 0 and "SIGKILL" in said and time.monotonic() - killed < 45
+    assert not (tmp_path / "weights.safetensors").exists()
+
+    train(tmp_path, processes=1)  # goes on alone from what two have saved
+    ours, our_weights = left(tmp_path)
+    losses, weights = left(alone)
+    assert len(ours) < 16 and close(weights, our_weights) < TOLERANCE
+    assert abs(ours[-1] - losses[-1]) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_two_go_on_from_what_one_has_saved(alone, tmp_path):
+    stopped = train(tmp_path, processes=1, wait=False, WOVR_STOP="4")
+    stopped.communicate(timeout=120)
+    assert list(tmp_path.glob("scratch/*/checkpoint.safetensors"))
+    train(tmp_path, processes=2)
+    assert close(left(alone)[1], left(tmp_path)[1]) < TOLERANCE
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_those_that_can():
+    with pytest.raises(ValueError, match="use 6 or 9"):
+        Team(0, 3).rows(8)
+    assert [Team(rank, 2).rows(8) for rank in range(2)] == [slice(0, 4), slice(4, 8)]
