@@ -1,5 +1,6 @@
 """The `wovr` command."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ Services = Annotated[list[str] | None, typer.Argument(metavar="[s3|mlflow|triton
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and keys.")]
 Config = Annotated[str, typer.Argument(help="A settings file, or the name of one in pipelines/configs: `tabletop`.")]
 
-Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu or gpu.")]
+Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu, gpu or gpu8.")]
 Host = Annotated[
     str | None,
     typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines' address; the current kubeconfig without."),
@@ -165,10 +166,14 @@ def step(
 
         wovr step collect tabletop --policy runs/mine/policy --out runs/mine/episodes
 
-    A step called without its ports names them.
+    A step called without its ports names them. A port may lie in S3 (s3://BUCKET/...), and so may what comes of it.
+    Under torchrun the processes share the work. CONFIG `-` reads the settings from $WOVR_SETTINGS, as JSON.
     """
     with _plainly():
-        settings = Settings.load(_find(config))
+        if config == "-":
+            settings = Settings.of_branches(json.loads(os.environ.get("WOVR_SETTINGS", "{}")))
+        else:
+            settings = Settings.load(_find(config))
         from pipelines.steps import run_step
 
         done = run_step(word, settings, context.args)
@@ -208,7 +213,7 @@ def adopt(
 def compile_(
     config: Config = "tabletop",
     pipeline: PipelineName = "posttrain",
-    profile: Annotated[str | None, typer.Option(help="What tasks ask of the cluster: cpu or gpu; nothing.")] = None,
+    profile: Annotated[str | None, typer.Option(help="What tasks ask of the cluster: cpu, gpu, gpu8; nothing.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write; build/PIPELINE.yaml by default.")
     ] = None,

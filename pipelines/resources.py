@@ -4,7 +4,7 @@ A pipeline is built without any of it, so that it runs anywhere; `equip` adds it
 kfp-kubernetes. Nothing secret is in there: keys come from a Secret of the cluster, named here and never read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from google.protobuf import json_format
@@ -12,6 +12,7 @@ from kfp import kubernetes
 from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineDeploymentConfig, PipelineSpec
 
+from components.platform.cluster import TrainJobs
 from wovr_core.settings import SettingsError
 
 SERVICES = "wovr-services"  # a ConfigMap and a Secret of this name, which the chart makes
@@ -25,8 +26,8 @@ CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already 
 MODELS = "wovr-models"  # likewise: what Triton serves
 LEARNS = ("train-world-model", "refit-world-model", "train-reward", "improve-policy", "improve-again")
 TRIES = ("collect-episodes", "collect-again", "evaluate-policies", "clone-base-policy", "write-report")
+HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
 ONCE = ("finish",)  # is told how the run ended, and tells it on
-PATIENCE = 24 * 3600  # seconds a task may take, unless said otherwise below
 USER = 10001  # of the image
 
 
@@ -50,8 +51,11 @@ class Profile:
     tries: Needs
     learns: Needs
     accelerator: str = "nvidia.com/gpu"
+    train_jobs: TrainJobs | None = None  # that world models learn on, instead of in the task's own pod
 
     def needs(self, task: str) -> Needs:
+        if self.train_jobs and task in HANDED_OVER:
+            return replace(self.others, hours=self.train_jobs.hours + 1)  # it waits
         return self.learns if task in LEARNS else self.tries if task in TRIES else self.others
 
 
@@ -62,6 +66,10 @@ PROFILES = {
     "gpu": Profile(
         "one GPU for whatever learns or tries a policy", Needs(), Needs(8, "48Gi", 1, "8Gi", 24),
         Needs(8, "64Gi", 1, "16Gi", 72),
+    ),
+    "gpu8": Profile(
+        "world models on 8 GPUs by a TrainJob, one GPU for the rest of what learns or tries", Needs(),
+        Needs(8, "48Gi", 1, "8Gi", 24), Needs(8, "64Gi", 1, "16Gi", 72), train_jobs=TrainJobs(),
     ),
 }  # fmt: skip
 
@@ -89,6 +97,8 @@ def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
             gpu.count, gpu.resource_count = needs.gpus, str(needs.gpus)
         for name, value in (("OMP_NUM_THREADS", str(max(1, int(needs.cpu)))), ("WOVR_SCRATCH", "/cache/scratch")):
             container.env.add(name=name, value=value)
+        if (jobs := PROFILES[profile].train_jobs) and task in HANDED_OVER:
+            container.env.add(name="WOVR_TRAINJOB", value=jobs.model_dump_json())
         pod = platform.platforms["kubernetes"].deployment_spec.executors[label]
         json_format.ParseDict(_pod(task, needs), pod)
     spec.deployment_spec.Clear()

@@ -1,14 +1,18 @@
 """One step alone, outside any pipeline: from settings and the paths of artifacts to an artifact."""
 
+import os
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from components.platform.storage import Storage
 from wovr_core.artifacts import Manifest
 from wovr_core.settings import Section, Settings
 
+S3 = "s3://"
 STEPS = {
     "policy": "wovr_core.steps.policy:clone_base_policy",
     "collect": "wovr_core.steps.collect:collect_episodes",
@@ -35,10 +39,34 @@ def run_step(word: str, settings: Settings, given: Sequence[str]) -> Any:
     """Run a step with `given` ports, as they stand on a command line: --policy PATH --out PATH."""
     function = step_named(word)
     values = dict(_read(word, function, given))
+    stored = str(values["out"]) if str(values.get("out", "")).startswith(S3) else ""
+    values = {name: value if name == "out" else _fetched(value) for name, value in values.items()}
+    if stored:
+        values["out"] = _place(stored)
+    if (rank := os.environ.get("RANK", "0")) != "0":  # of torchrun's processes the first one writes
+        values["out"], stored = values["out"].with_name(f".{values['out'].name}.rank-{rank}"), ""
     branches = {type(branch): branch for _, branch in settings}
     hints = get_type_hints(function)
     sections = [branches[hints[name]] for name in signature(function).parameters if _is_branch(hints[name])]
-    return function(*sections, **values)
+    done = function(*sections, **values)
+    if stored:
+        Storage.from_env().put(values["out"], stored.removeprefix(S3).partition("/")[2])
+    return done
+
+
+def _fetched(value: Any) -> Any:
+    """What lies in S3 is brought here first; a step knows folders only."""
+    if isinstance(value, tuple):
+        return tuple(_fetched(each) for each in value)
+    if isinstance(value, str) and value.startswith(S3):
+        Storage.from_env().get(value, _place(value))
+        return _place(value)
+    return value
+
+
+def _place(uri: str) -> Path:
+    """Where what lies in S3 is kept here, under the same name for whoever asks."""
+    return Path(os.environ.get("WOVR_SCRATCH", "runs/scratch")) / "s3" / sha256(uri.encode()).hexdigest()[:16]
 
 
 def step_named(word: str) -> Callable[..., Manifest]:
@@ -86,7 +114,8 @@ def _read(word: str, function: Callable[..., Any], given: Sequence[str]) -> list
 def _value(kind: Any, texts: list[str]) -> Any:
     if int in (kind, *get_args(kind)):
         return int(texts[-1])
-    return tuple(Path(text) for text in texts) if _many(kind) else Path(texts[-1])
+    paths = tuple(text if text.startswith(S3) else Path(text) for text in texts)
+    return paths if _many(kind) else paths[-1]
 
 
 def _many(kind: Any) -> bool:

@@ -296,6 +296,13 @@ class Settings(Section):
         return self
 
     @classmethod
+    def of_branches(cls, tree: dict[str, Any]) -> Self:
+        """Some branches of settings that were validated whole elsewhere; for a step that reads no others."""
+        return cls().model_copy(
+            update={name: type(getattr(cls(), name)).model_validate(branch) for name, branch in tree.items()}
+        )
+
+    @classmethod
     def load(cls, path: Path) -> Self:
         """Read a YAML file; every complaint names the key, what was given and what is allowed."""
         try:

@@ -66,19 +66,24 @@ def refit_world_model(
     """Continue the world model on old episodes and on what the evolved policy does."""
     from pathlib import Path
 
+    from components.platform.cluster import run_or_submit
     from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.pace import refit_world_model as step
 
-    with following("world_model refit", {"task": task, "pace": pace}) as tracker:
-        manifest = step(
-            settings.Pace.model_validate(pace),
-            settings.Task.model_validate(task),
-            world_model=Path(world_model.path),
-            episodes=[Path(some.path) for some in (demonstrations, episodes, newest)],
-            out=Path(refitted.path),
-            tracker=tracker,
-        )
+    told = {"task": task, "pace": pace}
+    cfg, shared = settings.Pace.model_validate(pace), settings.Task.model_validate(task)
+    ports = {
+        "world_model": Path(world_model.path),
+        "episodes": [Path(some.path) for some in (demonstrations, episodes, newest)],
+        "out": Path(refitted.path),
+    }
+
+    def here():
+        with following("world_model refit", told) as tracker:
+            return step(cfg, shared, **ports, tracker=tracker)
+
+    manifest = run_or_submit("pace", told, here, **ports)
     refitted.metadata.update(manifest.summary)
 
 

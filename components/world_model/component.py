@@ -16,17 +16,18 @@ def train_world_model(
     """Fit the pretrained video model to real episodes; says whether its dreams can be trusted."""
     from pathlib import Path
 
+    from components.platform.cluster import run_or_submit
     from components.platform.tracking import following
     from wovr_core import settings
     from wovr_core.steps.world_model import train_world_model as step
 
-    with following("world_model", {"task": task, "world_model": world_model}) as tracker:
-        manifest = step(
-            settings.WorldModel.model_validate(world_model),
-            settings.Task.model_validate(task),
-            episodes=[Path(demonstrations.path), Path(episodes.path)],
-            out=Path(fitted.path),
-            tracker=tracker,
-        )
+    told, taught = {"task": task, "world_model": world_model}, [Path(demonstrations.path), Path(episodes.path)]
+    cfg, shared = settings.WorldModel.model_validate(world_model), settings.Task.model_validate(task)
+
+    def here():
+        with following("world_model", told) as tracker:
+            return step(cfg, shared, episodes=taught, out=Path(fitted.path), tracker=tracker)
+
+    manifest = run_or_submit("world_model", told, here, episodes=taught, out=Path(fitted.path))
     fitted.metadata.update(manifest.summary)
     return manifest.summary["trustworthy"]

@@ -146,7 +146,8 @@ def test_what_pipeline_tasks_ask_for_is_there():
 def test_the_account_may_do_little():
     (role,) = [d for d in rendered({}) if d["kind"] == "Role"]
     verbs = {(kind, verb) for rule in role["rules"] for kind in rule["resources"] for verb in rule["verbs"]}
-    assert "*" not in str(role["rules"]) and not {v for _, v in verbs} & {"delete", "list", "update"}
+    assert "*" not in str(role["rules"]) and not {v for _, v in verbs} & {"list", "update", "deletecollection"}
+    assert {kind for kind, verb in verbs if verb == "delete"} == {"trainjobs"}
     assert all(rule.get("resourceNames") for rule in role["rules"] if "secrets" in rule["resources"])
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from kfp import compiler
 
+from components.platform.cluster import TrainJobs
 from pipelines.catalogue import PIPELINES
 from pipelines.resources import KEYS, PROFILES, SERVICES, USER, equip
 from wovr_core.settings import Settings, SettingsError
@@ -79,6 +80,20 @@ def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else(tmp_path):
         assert pods[f"exec-{name}"]["tolerations"] and pods[f"exec-{name}"]["nodeSelector"]
     spec, _ = compiled("posttrain", "cpu", tmp_path)
     assert "accelerator" not in str(spec["deploymentSpec"])
+
+
+def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job(tmp_path):
+    spec, _ = compiled("posttrain", "gpu8", tmp_path)
+    executors = spec["deploymentSpec"]["executors"]
+    told = {
+        label.removeprefix("exec-"): [e["value"] for e in executor["container"]["env"] if e["name"] == "WOVR_TRAINJOB"]
+        for label, executor in executors.items()
+    }
+    handed = {name for name, value in told.items() if value}
+    assert {name.rstrip("0123456789").rstrip("-") for name in handed} == {"train-world-model", "refit-world-model"}
+    for name in handed:
+        assert TrainJobs.model_validate_json(told[name][0]) == PROFILES["gpu8"].train_jobs
+        assert "accelerator" not in executors[f"exec-{name}"]["container"]["resources"], "the pod that waits needs none"
 
 
 def test_a_lost_pod_is_tried_again_except_where_the_end_is_told(tmp_path):

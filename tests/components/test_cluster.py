@@ -1,0 +1,130 @@
+"""A step handed over to TrainJobs: the real kubernetes client, a real S3, the very command really run by torchrun."""
+
+import json
+
+import pytest
+import torch
+from kubeflow_trainer_api import models
+from kubernetes.client import ApiClient, Configuration
+
+from components.platform import cluster
+from components.platform.cluster import Cluster, ClusterError, TrainJobs, command_of, run_or_submit, train_job
+from pipelines.stack import Stack
+from tests.components.trainer_double import Double, trainer
+from tests.steps.conftest import TASK, WORLD_MODEL, collection
+from wovr_core.artifacts import load_weights, read_manifest
+from wovr_core.steps.world_model import train_world_model
+
+TOLERANCE = 2e-5  # as in tests/core/test_distributed.py
+JOB = {"metadata": {"name": "wovr-world-model-1"}, "spec": {}}
+
+
+@pytest.fixture
+def double():
+    with trainer() as double:
+        yield double
+
+
+@pytest.fixture
+def jobs(double: Double) -> Cluster:
+    return Cluster("robots", api=ApiClient(Configuration(host=double.url)), every=0.05)
+
+
+@pytest.fixture
+def there(stack: Stack, double: Double, monkeypatch, tmp_path) -> Double:
+    """S3 and a cluster, named in the environment as a pod has it."""
+    stack.up(["s3"])
+    for name, value in stack.env().items():
+        monkeypatch.setenv(name, value) if name.startswith("WOVR_S3") else monkeypatch.delenv(name, raising=False)
+        double.secrets[name] = value
+    monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "scratch"))
+    told = {"namespace": "robots", "gpus_per_node": 0, "processes_per_node": 2, "cpu": "1", "memory": "1Gi"}
+    monkeypatch.setenv("WOVR_TRAINJOB", json.dumps(told))
+    api = ApiClient(Configuration(host=double.url))
+    monkeypatch.setattr(cluster, "Cluster", lambda namespace: Cluster(namespace, api=api, every=0.2))
+    return double
+
+
+def test_the_manifest_is_what_kubeflow_trainer_takes_and_names_keys_only(monkeypatch):
+    monkeypatch.setenv("WOVR_S3_SECRET_KEY", "s3cr3t")
+    uris = {"episodes": ["s3://wovr/a", "s3://wovr/b"], "world_model": ["s3://wovr/w"]}
+    job = train_job(
+        TrainJobs(nodes=2), "wovr-pace-1", command_of("pace", uris, "s3://wovr/out"), {"pace": {"steps": 3}}
+    )
+    spec = models.TrainerV1alpha1TrainJob.from_dict(job).to_dict()["spec"]
+    assert spec == job["spec"], "nothing that the API does not know"
+    assert spec["trainer"]["numNodes"] == 2 and spec["trainer"]["numProcPerNode"] == 8
+    assert spec["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "8"
+    assert spec["trainer"]["args"][-2:] == ["--out", "s3://wovr/out"]
+    assert spec["trainer"]["args"].count("--episodes") == 2 and "--world-model" in spec["trainer"]["args"]
+    assert "s3cr3t" not in json.dumps(job)
+
+
+@pytest.mark.slow
+def test_a_training_on_two_processes_elsewhere_comes_back_as_if_it_were_made_here(there, tmp_path):
+    there.runs = True
+    episodes = [collection(tmp_path / name, [True, False] * 2) for name in ("first", "second")]
+    told = {"task": TASK.model_dump(mode="json"), "world_model": WORLD_MODEL.model_dump(mode="json")}
+
+    def here():
+        raise AssertionError("this process was not to do it")
+
+    made = run_or_submit("world_model", told, here, episodes=episodes, out=tmp_path / "fitted")
+    assert [method for method, _ in there.requests if method != "GET"] == ["POST", "DELETE"], "made once, cleaned up"
+    train_world_model(WORLD_MODEL, TASK, episodes=episodes, out=tmp_path / "local")
+    ours, theirs = (load_weights(tmp_path / name, "world_model") for name in ("local", "fitted"))
+    assert max(float((ours[key].float() - theirs[key].float()).abs().max()) for key in ours) < TOLERANCE
+    assert made.made_from == read_manifest(tmp_path / "local").made_from
+
+    run_or_submit("world_model", told, here, episodes=episodes, out=tmp_path / "again")
+    assert len([method for method, _ in there.requests if method == "POST"]) == 1, "what has been done is fetched"
+    assert read_manifest(tmp_path / "again").digest == made.digest
+    assert torch.equal(
+        *(load_weights(tmp_path / name, "world_model")[next(iter(ours))] for name in ("again", "fitted"))
+    )
+
+
+def test_without_a_wish_for_machines_the_step_is_done_here(monkeypatch, tmp_path):
+    monkeypatch.delenv("WOVR_TRAINJOB", raising=False)
+    assert run_or_submit("world_model", {}, lambda: "done here", out=tmp_path) == "done here"
+
+
+def test_a_wish_that_makes_no_sense_is_told_by_its_name(monkeypatch):
+    monkeypatch.setenv("WOVR_TRAINJOB", '{"nodes": 0, "gpu": 8}')
+    with pytest.raises(ClusterError, match=r"nodes: .*; gpu: "):
+        TrainJobs.from_env()
+
+
+def test_asking_twice_makes_one_job_and_a_failed_one_is_tried_again(double, jobs):
+    assert jobs.submit(JOB) and not jobs.submit(JOB)
+    assert len(double.jobs) == 1
+    double.end("wovr-world-model-1", "Failed", "out of memory")
+    with pytest.raises(ClusterError, match=r"failed: out of memory.*kubectl logs -n robots"):
+        jobs.follow("wovr-world-model-1", hours=1)
+    assert "wovr-world-model-1" in double.jobs, "kept, to be looked at"
+    assert jobs.submit(JOB), "made anew"
+    double.end("wovr-world-model-1", "Complete")
+    jobs.follow("wovr-world-model-1", hours=1)
+    jobs.remove("wovr-world-model-1")
+    jobs.remove("wovr-world-model-1")
+    assert not double.jobs
+
+
+def test_a_job_that_is_deleted_or_takes_too_long_is_told(double, jobs):
+    jobs.submit(JOB)
+    with pytest.raises(ClusterError, match="it goes on"):
+        jobs.follow("wovr-world-model-1", hours=0)
+    double.jobs.clear()
+    with pytest.raises(ClusterError, match="was deleted"):
+        jobs.follow("wovr-world-model-1", hours=1)
+
+
+def test_an_api_server_that_stumbles_is_asked_again_and_one_that_refuses_is_quoted(double, jobs):
+    double.answers = [503, 500]
+    assert jobs.submit(JOB)
+    double.answers = [200, 403]
+    with pytest.raises(ClusterError, match="add the verb create to its Role"):
+        jobs.submit({"metadata": {"name": "another"}})
+    double.answers = [404]
+    with pytest.raises(ClusterError, match="install Kubeflow Trainer"):
+        jobs.submit({"metadata": {"name": "another"}})
