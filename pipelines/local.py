@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -133,24 +135,27 @@ class Attendant:
     def __init__(self, run: Run, before: Run, console: Console, storage: Storage | None = None) -> None:
         self.run, self.before, self.console, self.storage = run, before, console, storage
         self.complaint = ""  # of the first task that failed
-        self._task, self._spawned = "", False
+        self._now = threading.local()  # the task of this thread: two of a loop run side by side
+        self._started: Counter[str] = Counter()
 
     def execute(self, original: Any) -> Any:
         """Stands in for kfp's execution of one task, cached or not."""
 
         def execute_single_task(**given: Any) -> tuple[dict[str, Any], Status]:
-            self._task, self._spawned = given["task_spec"].component_ref.name.removeprefix("comp-"), False
+            task = given["task_spec"].component_ref.name.removeprefix("comp-")
+            self._now.task, self._now.spawned = task, False
             begun = time.monotonic()
             outputs, status = original(**given)
             seconds = time.monotonic() - begun
             if status is Status.SUCCESS:
-                if not self._spawned and self._task in self.before.tasks:
-                    seconds = self.before.tasks[self._task].seconds
+                spawned = self._now.spawned
+                if not spawned and task in self.before.tasks:
+                    seconds = self.before.tasks[task].seconds
                 plain = {port: v.uri if isinstance(v, Artifact) else v for port, v in outputs.items()}
-                self._store(outputs)
-                self.run.add(self._task, Finished(round(seconds, 1), not self._spawned, plain))
-                said = f"{seconds:.0f} s" if self._spawned else "finished before"
-                self.console.print(f"[green]✔[/] {self._task} [dim]{said}[/]")
+                self._store(task, outputs)
+                self.run.add(task, Finished(round(seconds, 1), not spawned, plain))
+                said = f"{seconds:.0f} s" if spawned else "finished before"
+                self.console.print(f"[green]✔[/] {task} [dim]{said}[/]")
             return outputs, status
 
         return execute_single_task
@@ -170,7 +175,7 @@ class Attendant:
                     os.rename(path, path.with_name(f".{path.name}.broken-{time.time_ns()}"))
                 self.storage.get(uri, path)
 
-    def _store(self, outputs: dict[str, Any]) -> None:
+    def _store(self, task: str, outputs: dict[str, Any]) -> None:
         """Take the artifacts of a task to S3, and write down where they lie there."""
         if not self.storage:
             return
@@ -180,21 +185,23 @@ class Attendant:
                 if (
                     isinstance(made, Artifact) and (path := Path(made.uri) / MANIFEST).exists()
                 ):  # kfp's own pages have none
-                    name = f"runs/{run_name(self.run.folder)}/{self._task}/{port}"
+                    name = f"runs/{run_name(self.run.folder)}/{task}/{port}"
                     known[path.parent] = self.storage.put(path.parent, name)
             beside = self.run.folder / "stored.json.writing"
             beside.write_text(json.dumps({str(path): uri for path, uri in known.items()}, indent=2) + "\n")
             os.replace(beside, self.run.folder / "stored.json")
         except StorageError as error:
-            self.complaint = f"{self._task} is finished, but could not be stored: {error}\nrun this again to go on"
+            self.complaint = f"{task} is finished, but could not be stored: {error}\nrun this again to go on"
             raise
 
     def spawn(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Stands in for kfp's start of a process; `full_command` is a shell's, and carries the task's source."""
         _, _, _, source, *arguments = full_command
-        self._spawned = True
-        self.console.print(f"[bold]▶ {self._task}[/]")
-        log = self.run.folder / "logs" / f"{self._task}.log"
+        task, self._now.spawned = self._now.task, True
+        self.console.print(f"[bold]▶ {task}[/]")
+        self._started[task] += 1
+        again = f"-{self._started[task]}" if self._started[task] > 1 else ""
+        log = self.run.folder / "logs" / f"{task}{again}.log"
         log.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="wovr-") as place, log.open("w") as errors:
             module = Path(place) / "task.py"
@@ -206,8 +213,8 @@ class Attendant:
                 preexec_fn=_die_with_parent,
             ).returncode
         if code:
-            self.console.print(f"[red]✘ {self._task}[/]")
-            self.complaint = self.complaint or f"{self._task}: {_last_words(log, code)}\n(all of it: {log})"
+            self.console.print(f"[red]✘ {task}[/]")
+            self.complaint = self.complaint or f"{task}: {_last_words(log, code)}\n(all of it: {log})"
         return code
 
 

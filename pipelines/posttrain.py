@@ -5,7 +5,7 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.collect.component import collect_episodes
+from components.collect.component import collect_episodes, collect_shard, merge_episodes
 from components.evaluate.component import evaluate_policies, judge, write_report
 from components.finish.component import finish
 from components.grpo.component import improve_policy
@@ -22,10 +22,11 @@ from wovr_core.settings import Settings
 def posttrain(settings: Settings) -> BaseComponent:
     """The pipeline, with the branches of `settings` as its parameters' defaults.
 
-    A pipeline's shape is fixed when it is built, so there are at most as many PACE rounds as `settings` has.
+    A pipeline's shape is fixed when it is built, so there are at most as many PACE rounds, and as many pods that
+    collect side by side, as `settings` has.
     """
     default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
-    rounds = settings.pace.rounds
+    rounds, shards = settings.pace.rounds, settings.collect.shards
 
     @dsl.pipeline(
         name="posttrain",
@@ -47,7 +48,12 @@ def posttrain(settings: Settings) -> BaseComponent:
         with dsl.ExitHandler(finish().set_caching_options(False), name="run"):
             cloned = clone_base_policy(task=task, policy=policy).outputs
             base, demonstrations = cloned["base"], cloned["demonstrations"]
-            episodes = collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
+            if shards == 1:
+                episodes = collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
+            else:
+                with dsl.ParallelFor(list(range(shards)), name="shards") as shard:
+                    part = collect_shard(task=task, collect=collect, shard=shard, policy=base).outputs["episodes"]
+                episodes = merge_episodes(collect=collect, policy=base, parts=dsl.Collected(part)).outputs["episodes"]
             dreamer = train_world_model(
                 task=task, world_model=world_model, demonstrations=demonstrations, episodes=episodes
             )

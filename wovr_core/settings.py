@@ -82,6 +82,7 @@ class Collect(Section):
     episodes: PositiveInt = 320  # to train world model and reward on
     held_out: PositiveInt = 96  # never trained on: fidelity, calibration, further starts of dreams
     temperature: PositiveFloat = 1.0
+    shards: PositiveInt = 1  # pods that collect side by side; the policy's dice are another's in each
 
 
 class Architecture(Section):

@@ -12,7 +12,7 @@ from components.policy.component import clone_base_policy
 from components.reward.component import train_reward
 from pipelines.posttrain import posttrain
 from pipelines.steps import STEPS, step_named
-from wovr_core.settings import Pace, Settings
+from wovr_core.settings import Collect, Pace, Settings
 
 
 def compiled(settings: Settings, folder) -> dict:
@@ -81,3 +81,14 @@ def test_every_word_is_a_step_that_takes_its_branch_first(word):
     first = next(iter(signature(step_named(word)).parameters.values()))
     assert word in STEPS
     assert first.annotation in (branch, branch.__name__)
+
+
+def test_several_pods_may_collect_and_what_they_bring_is_put_together(tmp_path):
+    spec = compiled(Settings(collect=Collect(shards=3)), tmp_path)
+    (loop,) = [
+        task for part in spec["components"].values() for task in part.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task
+    ]  # fmt: skip
+    assert loop["parameterIterator"]["items"]["raw"] == "[0, 1, 2]"
+    assert not [name for name in spec["components"] if name.startswith("comp-collect-episodes")]
+    assert "comp-merge-episodes" in spec["components"]

@@ -1,16 +1,19 @@
 """collect: let the policy try its tasks for real, and keep what happened."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from wovr_core.artifacts import Kind, Manifest, read_manifest, writing
-from wovr_core.artifacts.episodes import write_episodes
+from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest, writing
+from wovr_core.artifacts.episodes import read_episodes, write_episodes
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.settings import Collect, Task
 from wovr_core.steps.models import open_policy
+from wovr_core.trajectory import Episode
 
 RETRAINING = 5  # the first round that is one
 STATES = 500  # initial states of a retraining, of each split
@@ -29,23 +32,50 @@ def first_state(round: int, *, count: int) -> int:
     return 50_000 + again * STATES
 
 
-def collect_episodes(cfg: Collect, task: Task, *, policy: Path, out: Path, round: int = 0) -> Manifest:
+def collect_episodes(
+    cfg: Collect, task: Task, *, policy: Path, out: Path, round: int = 0, shard: int | None = None
+) -> Manifest:
     """Episodes to train on, and fewer that nothing is ever trained on. Every round takes new initial states.
 
-    Rounds 0 to 4 belong to a run, the first collection and PACE; those from `RETRAINING` on to retrainings.
+    Rounds 0 to 4 belong to a run, the first collection and PACE; those from `RETRAINING` on to retrainings. A `shard`
+    takes every `cfg.shards`-th initial state from its own on, and `merge_episodes` puts the shards together.
     """
     model = open_policy(policy)
-    generator = torch.Generator().manual_seed(1000 * task.seed + round)
+    part = slice(shard, None, cfg.shards) if shard is not None else slice(None)
+    generator = torch.Generator().manual_seed(1000 * task.seed + round + 1_000_000 * (shard or 0))
     decide = policy_decides(model, temperature=cfg.temperature, generator=generator)
     start = task.seed % 10 * 100_000 + first_state(round, count=max(cfg.episodes, cfg.held_out))
     episodes = []
     for split, count in ((Split.COLLECTION, cfg.episodes), (Split.KEYFRAMES, cfg.held_out)):
         env = Tabletop(image_size=task.image_size)
-        tried, _ = attempt(env, decide, split.ids(count, start=start), split, chunks=task.horizon // task.chunk)
+        ids = split.ids(count, start=start)[part]
+        tried, _ = attempt(env, decide, ids, split, chunks=task.horizon // task.chunk)
         episodes += tried
-    rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
     settings = {"collect": cfg.model_dump(), "task": task.model_dump(), "round": round}
-    with writing(out, Kind.EPISODES, settings=settings, made_from={"policy": policy}) as draft:
+    if shard is not None:
+        settings["shard"] = shard
+    return _keep(episodes, settings, made_from={"policy": policy}, policy=policy, out=out)
+
+
+def merge_episodes(cfg: Collect, *, policy: Path, parts: Sequence[Path], out: Path) -> Manifest:
+    """The shards of a collection as one, whichever was finished first."""
+    manifests = [read_manifest(part, Kind.EPISODES) for part in parts]
+    shards = [int(manifest.settings.get("shard", -1)) for manifest in manifests]
+    if sorted(shards) != list(range(cfg.shards)):
+        raise ArtifactError(f"collect: there are {cfg.shards} shards to put together, got those numbered {shards}")
+    by_shard = [part for _, part in sorted(zip(shards, parts, strict=True))]
+    episodes = [episode for part in by_shard for episode in read_episodes(part)]
+    settings = {name: value for name, value in manifests[0].settings.items() if name != "shard"}
+    made_from = {"policy": policy} | {f"shard_{i}": part for i, part in enumerate(by_shard)}
+    return _keep(sorted(episodes, key=lambda e: e.init_state), settings, made_from=made_from, policy=policy, out=out)
+
+
+def _keep(
+    episodes: list[Episode], settings: dict[str, Any], *, made_from: dict[str, Path], policy: Path, out: Path
+) -> Manifest:
+    round = settings["round"]
+    rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
+    with writing(out, Kind.EPISODES, settings=settings, made_from=made_from) as draft:
         source = f"tabletop, round {round}"
         digest = read_manifest(policy, Kind.POLICY).digest
         write_episodes(draft.folder, episodes, source=source, policy_digest=digest)
