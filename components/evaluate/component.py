@@ -57,6 +57,7 @@ def judge(
         for bound in ("low", "high", "n"):
             success.log_metric(f"{role}_{bound}", said[role][bound])
     success.log_metric("difference", said["difference"])
+    Path(success.path).write_text(str(success.metadata))  # a file, or kfp's local cache takes the task for unfinished
     Path(summary.path).write_text(f"**{'Promote' if said['promote'] else 'Hold'}.** {said['reason']}\n")
 
 

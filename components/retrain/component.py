@@ -79,6 +79,7 @@ def look_for_change(
     )
     found.log_metric("drift_db", change.decibels)
     found.log_metric("real_success", change.success.value)
+    Path(found.path).write_text(str(found.metadata))  # a file, or kfp's local cache takes the task for unfinished
     print(f"{'learn again' if change.drifted else 'nothing to learn'}: {change.reason}")
     Path(reason).write_text(change.reason)
     return change.drifted

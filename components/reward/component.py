@@ -38,3 +38,4 @@ def train_reward(
     told = manifest.summary["imagined"]
     rows = (("true_negatives", "false_positives"), ("false_negatives", "true_positives"))
     dreams.log_confusion_matrix(["real failure", "real success"], [[told[name] for name in row] for row in rows])
+    Path(dreams.path).write_text(str(told))  # without a file there kfp's local cache takes the task for unfinished
