@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +103,8 @@ def containers(folder: Path, image: str = images.TRAIN) -> Iterator[Containers]:
     except DockerException as error:
         where = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
         raise ContainerError(
-            f"no Docker engine answers at {where}: start one, or say where it is with DOCKER_HOST; `make images` starts "
-            f"one where there is none, and `--runner subprocess` does without"
+            f"no Docker engine answers at {where}: start one, or say where it is with DOCKER_HOST; `make images` "
+            f"starts one where there is none, and `--runner subprocess` does without"
         ) from error
     label = f"{RUN}={folder}"
     try:
@@ -137,13 +137,11 @@ def _examine(client: docker.DockerClient, image: str) -> None:
         raise ContainerError(f"the image {image} cannot be used: {error}; `make images` builds it anew") from error
     if holds != (ours := images.code()):
         raise ContainerError(
-            f"the image {image} was built from other code ({holds}) than this checkout's ({ours}): `make images` builds "
-            f"it anew"
+            f"the image {image} was built from other code ({holds}) than this checkout's ({ours}): `make images` "
+            f"builds it anew"
         )
 
 
 def _remove(container: "docker.models.containers.Container") -> None:
-    try:
+    with suppress(NotFound):
         container.remove(force=True)
-    except NotFound:
-        pass

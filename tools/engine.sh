@@ -23,7 +23,9 @@ start_engine() {  # says what is missing where none can be had
     fi
     if ! command -v dockerd >/dev/null; then
         command -v apt-get >/dev/null || { say "There is no dockerd, and no apt-get to install it with: install Docker."; return 1; }
-        (apt_install docker.io) || { say "Docker's engine could not be installed (the Debian package docker.io)."; return 1; }
+        local packages=docker.io
+        apt-cache show docker-buildx >/dev/null 2>&1 && packages="docker.io docker-cli docker-buildx"  # of Debian 13
+        (apt_install $packages) || { say "Docker's engine could not be installed (the Debian package docker.io)."; return 1; }
     fi
     mkdir -p "$engine_folder"
     say "Starting a Docker engine in $engine_folder"

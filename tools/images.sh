@@ -19,11 +19,12 @@ revision=$(git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown
 secrets=$(mktemp -d)
 trap 'rm -rf "$secrets"' EXIT
 
+cannot() { printf '%s\n' "$*" >&2; exit 3; }  # something is missing here, which is no fault of the images
 name() { case $1 in train) echo "wovr:$version" ;; *) echo "wovr-$1:$version" ;; esac; }
 
 debian() {  # a small Debian 12 with its Python 3.11, where no registry gives us one
     local root=/var/tmp/wovr-debian.$$ made=0
-    [ "$(id -u)" -eq 0 ] || fail "$base cannot be pulled, and only root can make a base with debootstrap: name one that is here with BASE=."
+    [ "$(id -u)" -eq 0 ] || cannot "$base cannot be pulled, and only root can make a base with debootstrap: name one that is here with BASE=."
     command -v debootstrap >/dev/null || apt_install debootstrap
     say "$base cannot be pulled: making a base of Debian 12 (two minutes)"
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" \
@@ -37,13 +38,13 @@ debian() {  # a small Debian 12 with its Python 3.11, where no registry gives us
         tar -C "$root" --one-file-system -c . | "$docker" import --change 'CMD ["python3"]' - localhost/python:3.11-slim >/dev/null
     fi
     rm -rf "$root"
-    [ "$made" -eq 0 ] || { tail -n 5 "$secrets/debootstrap.log" >&2; fail "debootstrap failed."; }
+    [ "$made" -eq 0 ] || { tail -n 5 "$secrets/debootstrap.log" >&2; cannot "debootstrap failed."; }
 }
 
 find_base() {
     base=${BASE:-python:3.11-slim}
     if "$docker" image inspect "$base" >/dev/null 2>&1 || "$docker" pull -q "$base" >/dev/null 2>&1; then return; fi
-    [ -z "${BASE:-}" ] || fail "$BASE is not here and cannot be pulled."
+    [ -z "${BASE:-}" ] || cannot "$BASE is not here and cannot be pulled."
     "$docker" image inspect localhost/python:3.11-slim >/dev/null 2>&1 || debian
     base=localhost/python:3.11-slim
 }
@@ -77,8 +78,9 @@ smoke() {  # as it will be run, and told in its own words
 
 needed() { case " $* " in *" sim "*) echo base train "$@" ;; *) echo base "$@" ;; esac; }
 
-start_engine || exit 1
+start_engine || exit 3
 find_base
+"$docker" run --rm --network none "$base" true || cannot "The engine runs, but cannot start a container."
 [ $# -gt 0 ] || set -- train sim triton robot
 wanted=$(needed "$@" | tr ' ' '\n' | awk '!seen[$0]++')
 for image in $wanted; do

@@ -20,7 +20,11 @@ from wovr_core.artifacts.manifest import MANIFEST
 
 def artifacts(folder: Path) -> dict[str, dict[str, Any]]:
     """What those of a run hold, by task and port."""
-    paths = {f"{t}/{port}": Path(str(out)) for t, done in Run.read(folder).tasks.items() for port, out in done.outputs.items()}
+    paths = {
+        f"{t}/{port}": Path(str(out))
+        for t, done in Run.read(folder).tasks.items()
+        for port, out in done.outputs.items()
+    }
     held = {}
     for name, path in paths.items():
         if (path / MANIFEST).exists():
@@ -62,7 +66,9 @@ def main(one: Path, other: Path) -> int:
     for name, held in left.items():
         other_ones = {part for part in held.keys() | right[name].keys() if held.get(part) != right[name].get(part)}
         differ += bool(other_ones)
-        weights = next((f"{part} {held[part][:16]}" for part in held if part.endswith((".safetensors", ".parquet"))), "")
+        weights = next(
+            (f"{part} {held[part][:16]}" for part in held if part.endswith((".safetensors", ".parquet"))), ""
+        )
         print(f"{name:32} {'DIFFERS in ' + ', '.join(sorted(other_ones)) if other_ones else 'same'}   {weights}")
     print(f"{len(left)} artifacts, {differ} differ")
     return int(differ > 0)

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from importlib.util import find_spec
 
-import fastapi  # noqa: F401
+import fastapi
 import franky
 import httpx  # noqa: F401
 import uvicorn  # noqa: F401

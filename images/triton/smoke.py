@@ -31,7 +31,9 @@ models = Path("/tmp/models")
 (models / "who" / "config.pbtxt").write_text(CONFIG)
 with (
     open("/tmp/triton.log", "w") as log,
-    subprocess.Popen(["/opt/triton/serve"], env={**os.environ, "MODELS": str(models)}, stdout=log, stderr=log) as server,
+    subprocess.Popen(
+        ["/opt/triton/serve"], env={**os.environ, "MODELS": str(models)}, stdout=log, stderr=log
+    ) as server,
 ):
     try:
         for _ in range(120):
