@@ -45,7 +45,7 @@ class Containers:
         command: Sequence[str],
         *,
         environment: Mapping[str, str],
-        mounts: Sequence[Path],
+        mounts: Mapping[Path, str],
         log: Path,
         tell: Callable[[str], object],
         terminal: tuple[int, int] | None,
@@ -53,7 +53,7 @@ class Containers:
         """Run `command` to its end, and return its exit code, negative if a signal ended it.
 
         What it prints is told as it comes, its errors go to the file `log` under one of the `mounts`, which lie at the
-        same paths inside. `terminal` is the width and height of one that progress bars may use.
+        same paths inside and are "rw" or "ro". `terminal` is the width and height of one that progress bars may use.
         """
         shape = dict(zip(("COLUMNS", "LINES"), map(str, terminal), strict=True)) if terminal else {}
         try:
@@ -64,7 +64,7 @@ class Containers:
                 labels={RUN: str(self.folder)},
                 tty=terminal is not None,
                 network_mode="host",
-                volumes={str(path): {"bind": str(path), "mode": "rw"} for path in mounts},
+                volumes={str(path): {"bind": str(path), "mode": mode} for path, mode in mounts.items()},
                 **confined(),
             )
             try:

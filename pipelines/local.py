@@ -54,6 +54,8 @@ CONTAINED = (  # the same where the task's source cannot be handed over as a fil
     f"sys.argv[1:1] = ['--component_module_path', str(file)]; {QUIET}"
 )
 
+CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")  # of a private authority, for S3 and for MLflow
+
 
 class RunError(RuntimeError):
     """A run that did not finish, and why: the words of the task that failed, where it was one."""
@@ -289,17 +291,21 @@ def _in_container(environment: dict[str, str]) -> dict[str, str]:
 
     It finds the code in its image.
     """
-    carried = ("WOVR_", "MLFLOW_", "OMP_", "_KFP_")
+    carried = ("WOVR_", "MLFLOW_", "OMP_", "_KFP_", *CERTIFICATES)
     chosen = {k: v for k, v in environment.items() if k.startswith(carried) or k.lower() == "no_proxy"}
     return chosen | {"LOGNAME": getuser()}
 
 
-def _mounts(folder: Path, environment: dict[str, str]) -> list[Path]:
+def _mounts(folder: Path, environment: dict[str, str]) -> dict[Path, str]:
     """What a container shares with this machine: the run, MLflow's database, the models that Triton loads."""
-    tracked = environment["MLFLOW_TRACKING_URI"]
-    beside = [Path(tracked.removeprefix("sqlite:///")).parent] if tracked.startswith("sqlite:///") else []
-    models = [Path(environment["WOVR_TRITON_REPOSITORY"])] if environment.get("WOVR_TRITON_REPOSITORY") else []
-    return [folder, *beside, *models]
+    tracked, models = environment["MLFLOW_TRACKING_URI"], environment.get("WOVR_TRITON_REPOSITORY")
+    written = [folder]
+    if tracked.startswith("sqlite:///"):
+        written.append(Path(tracked.removeprefix("sqlite:///")).resolve().parent)
+    if models:
+        written.append(Path(models))
+    bundles = [Path(environment[name]) for name in CERTIFICATES if environment.get(name)]
+    return dict.fromkeys(filter(Path.exists, bundles), "ro") | dict.fromkeys(written, "rw")
 
 
 def _cache_of(folder: Path, *, keep: bool) -> Path:

@@ -49,7 +49,7 @@ def end(ready: containers.Containers, script: str, folder: Path, **environment: 
     code = ready.run(
         ["sh", "-c", script],
         environment=environment,
-        mounts=[folder],
+        mounts={folder: "rw"},
         log=folder / "log",
         tell=told.append,
         terminal=None,
@@ -71,9 +71,10 @@ def test_a_container_is_told_where_the_services_are_and_not_what_else_we_know(tm
     told = _in_container(ours)
     assert {"PYTHONPATH", "HOME", "AWS_SECRET_ACCESS_KEY"}.isdisjoint(told)
     assert told.items() >= {k: ours[k] for k in ("WOVR_S3_SECRET_KEY", "MLFLOW_TRACKING_URI", "NO_PROXY")}.items()
-    assert _mounts(tmp_path, told) == [tmp_path, Path("/models")]
-    embedded = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    assert _mounts(tmp_path / "mine", embedded) == [tmp_path / "mine", tmp_path]
+    assert _mounts(tmp_path, told) == {tmp_path: "rw", Path("/models"): "rw"}
+    (tmp_path / "ca.pem").touch()
+    embedded = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "SSL_CERT_FILE": f"{tmp_path}/ca.pem"}
+    assert _mounts(tmp_path / "mine", embedded) == {tmp_path / "ca.pem": "ro", tmp_path / "mine": "rw", tmp_path: "rw"}
 
 
 def test_the_code_is_known_by_the_method_and_by_what_carries_it(monkeypatch, tmp_path):
@@ -121,7 +122,7 @@ def test_a_run_that_is_killed_leaves_no_container_behind(at_work, engine, tmp_pa
     run = (
         "import sys; from pathlib import Path; from pipelines.containers import containers\n"
         "folder = Path(sys.argv[1])\n"
-        "with containers(folder) as ready: ready.run(['sleep', '100'], environment={}, mounts=[folder], "
+        "with containers(folder) as ready: ready.run(['sleep', '100'], environment={}, mounts={folder: 'rw'}, "
         "log=folder / 'log', tell=print, terminal=None)"
     )
     folder = tmp_path / "killed"
