@@ -1,31 +1,25 @@
-# The project image: one environment for every step, in Kubeflow and under Docker. images/* build on its `base` stage.
-#   docker build -t wovr .                          torch's default build (with CUDA)
-#   docker build -t wovr --build-arg TORCH_INDEX=<index with CPU-only builds> .
+# What every image begins with: Python, an environment of its own for what is installed, and a user who is not root.
+# images/*/Dockerfile build on it; `make images` builds all of them and docs/images.md tells the rest.
+#   docker build -t wovr-base:0.1.0 .
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS base
 
-# what a cluster wants besides: clients of Triton and S3 (MLflow's server runs in this image too), Prometheus
-ARG EXTRAS="cluster"
-ARG TORCH_INDEX=""
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    # nothing is written but to /tmp and what is mounted: the root file system may be read-only
     PYTHONDONTWRITEBYTECODE=1 \
-    PIP_NO_CACHE_DIR=1 \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    HOME=/tmp \
+    # a name for whoever it runs as; some libraries ask, and a uid that the image does not know has none
+    LOGNAME=wovr \
     # mlflow looks for a git executable that the image does without
-    GIT_PYTHON_REFRESH=quiet \
-    # caches go where a read-only root file system still has a /tmp
-    HOME=/tmp
+    GIT_PYTHON_REFRESH=quiet
 
-RUN python3 -m venv /opt/venv
-WORKDIR /opt/wovr
-# torch first: the largest layer changes least
-COPY constraints.txt ./
-RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
-COPY . .
-RUN pip install --use-pep517 -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".${EXTRAS:+[$EXTRAS]}"
+# The environment has no pip: its packages come from wheels that another stage has fetched.
+RUN echo 'wovr:x:10001:10001::/tmp:/usr/sbin/nologin' >>/etc/passwd \
+    && echo 'wovr:x:10001:' >>/etc/group \
+    && python3 -m venv --without-pip /opt/venv
 
 WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT []
-CMD ["wovr", "--help"]
+CMD ["python3"]

@@ -5,7 +5,7 @@
 
 VENV ?= .venv
 PYTEST_FLAGS ?=
-export VENV PYTHON TORCH_INDEX EXTRAS
+export VENV PYTHON TORCH_INDEX EXTRAS BASE
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -15,7 +15,7 @@ TRITON := .venv-triton/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton libero quickstart test stack stack-down lint format compile clean
+.PHONY: help setup triton libero quickstart test stack stack-down images sbom lint format compile clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,12 @@ stack: $(READY) $(TRITON)  ## start S3, MLflow and Triton on this machine; what 
 
 stack-down: $(READY)  ## stop them; what they keep stays
 	$(BIN)/wovr stack down
+
+images:  ## build the container images, try each, tell their sizes (IMAGES="train" for some)
+	@bash tools/images.sh $(IMAGES)
+
+sbom:  ## write down what the images are made of, into build/sbom
+	@bash tools/sbom.sh
 
 lint: $(READY)  ## check style, formatting, types and who imports whom
 	$(BIN)/ruff check .

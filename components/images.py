@@ -1,5 +1,22 @@
 """The image every task runs in; one image holds the whole project. $WOVR_IMAGE names another."""
 
 import os
+from hashlib import sha256
+from pathlib import Path
 
 TRAIN = os.environ.get("WOVR_IMAGE", "wovr:0.1.0")
+
+
+def code() -> str:
+    """Which code a task would run here: the method, and what carries it to a platform.
+
+    A checkout and an image made from it say the same.
+    """
+    from wovr_core.artifacts.manifest import code_version
+
+    package = Path(__file__).parent
+    carriers = sha256()
+    for file in sorted(package.rglob("*.py")):
+        carriers.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    _, _, method = code_version().rpartition("+")  # before it: the release, which a bare checkout does not know
+    return f"{method}-{carriers.hexdigest()[:12]}"

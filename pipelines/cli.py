@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 import yaml
@@ -72,6 +72,10 @@ def run(
     stack: Annotated[
         bool, typer.Option("--stack", help="Use S3, MLflow and Triton: those of `wovr stack up`, or of .env.example.")
     ] = False,
+    runner: Annotated[
+        Literal["subprocess", "docker"],
+        typer.Option(help="What a task is: a process here, or a container of the image that `make images` builds."),
+    ] = "subprocess",
 ) -> None:
     """Run a pipeline on this machine; run it again to go on where it was stopped.
 
@@ -96,7 +100,7 @@ def run(
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
         console.print(f"[bold]{pipeline}[/] with {path.name}, kept in {folder}")
         given = {"version": version} if version else {}
-        _tell(run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, **given))
+        _tell(run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, runner=runner, **given))
 
 
 @app.command()

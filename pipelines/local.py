@@ -1,9 +1,9 @@
 """Run the very pipeline that Kubeflow would run, on this machine: kfp's local runner, task after task.
 
 What has finished is not run again (kfp's cache), so a run that was stopped goes on where it stopped. In a terminal
-kfp's runner leaves three wishes, and `Attendant` stands in for two of its functions to grant them: a task owns the
+kfp's runner leaves three wishes, and `Attendant` stands in for some of its functions to grant them: a task owns the
 terminal, so that progress bars are bars; it dies with the run, so that nothing trains on unseen; and what each task
-took and made is written down.
+took and made is written down. That holds for tasks that are processes and for those in containers.
 """
 
 import ctypes
@@ -20,18 +20,19 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from getpass import getuser
 from hashlib import sha256
 from itertools import dropwhile
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
 from kfp import local
 from kfp.dsl import Artifact
-from kfp.local import subprocess_task_handler
+from kfp.local import docker_task_handler, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 from kfp.local.status import Status
 from rich.console import Console
@@ -43,10 +44,19 @@ from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.settings import Settings
 
+if TYPE_CHECKING:
+    from pipelines.containers import Containers
+
 CHECKOUT = Path(__file__).parents[1]
 QUIET = (
     "import logging; logging.disable(logging.INFO); from kfp.dsl.executor_main import executor_main; executor_main()"
 )
+CONTAINED = (  # the same where the task's source cannot be handed over as a file
+    "import sys; from pathlib import Path; file = Path('/tmp/task.py'); file.write_text(sys.argv.pop(1)); "
+    f"sys.argv[1:1] = ['--component_module_path', str(file)]; {QUIET}"
+)
+
+CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")  # of a private authority, for S3 and for MLflow
 
 
 class RunError(RuntimeError):
@@ -92,7 +102,14 @@ class Run:
 
 
 def run_pipeline(
-    settings: Settings, folder: Path, *, name: str = "posttrain", keep: bool = False, stack: bool = False, **given: str
+    settings: Settings,
+    folder: Path,
+    *,
+    name: str = "posttrain",
+    keep: bool = False,
+    stack: bool = False,
+    runner: Literal["subprocess", "docker"] = "subprocess",
+    **given: str,
 ) -> Run:
     """Run a pipeline, or go on with a run; artifacts, logs and the cache of finished tasks lie under `folder`.
 
@@ -100,26 +117,33 @@ def run_pipeline(
 
     Another version of the code has another cache: finished tasks are run again when the code has changed. With
     `keep` the run goes on with those of the version that ran last. With `stack` artifacts are stored in the S3 bucket
-    that the environment names, and those that have got lost or broken here since are fetched from it.
+    that the environment names, and those that have got lost or broken here since are fetched from it. The `runner`
+    docker runs each task in a container of the project image, to the same end.
     """
     pipeline = pipeline_named(name)(settings)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     storage = Storage.from_env() if stack else None
-    with _alone(folder), (folder / "kfp.log").open("a") as log, warnings.catch_warnings():
+    with _alone(folder), (folder / "kfp.log").open("a") as log, warnings.catch_warnings(), ExitStack() as ends:
+        containers = None
+        if runner == "docker":
+            from pipelines.containers import containers as contain
+
+            containers = ends.enter_context(contain(folder))
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # kfp's, that our image may not be one of Python
         local.init(
-            local.SubprocessRunner(use_venv=False),
+            local.DockerRunner() if containers else local.SubprocessRunner(use_venv=False),
             pipeline_root=str(folder),
             workspace_root=str(folder / ".workspace"),  # which nobody uses; by default one is made in /tmp
             enable_caching=True,
             cache_root=str(_cache_of(folder, keep=keep)),
         )
-        attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout), storage)
+        attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout), storage, containers)
         attendant.fetch_lost()
         with (
             patch.object(task_executor, "execute_single_task", attendant.execute(task_executor.execute_single_task)),
             patch.object(subprocess_task_handler, "run_local_subprocess", attendant.spawn),
+            patch.object(docker_task_handler, "run_docker_container", attendant.contain),
             redirect_stdout(log),
         ):
             try:
@@ -132,8 +156,15 @@ def run_pipeline(
 class Attendant:
     """Sees to the tasks of a run: starts each, says how it goes, keeps the record."""
 
-    def __init__(self, run: Run, before: Run, console: Console, storage: Storage | None = None) -> None:
-        self.run, self.before, self.console, self.storage = run, before, console, storage
+    def __init__(
+        self,
+        run: Run,
+        before: Run,
+        console: Console,
+        storage: Storage | None = None,
+        containers: "Containers | None" = None,
+    ) -> None:
+        self.run, self.before, self.console, self.storage, self.containers = run, before, console, storage, containers
         self.complaint = ""  # of the first task that failed
         self._now = threading.local()  # the task of this thread: two of a loop run side by side
         self._started: Counter[str] = Counter()
@@ -197,13 +228,7 @@ class Attendant:
     def spawn(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Stands in for kfp's start of a process; `full_command` is a shell's, and carries the task's source."""
         _, _, _, source, *arguments = full_command
-        task, self._now.spawned = self._now.task, True
-        self.console.print(f"[bold]▶ {task}[/]")
-        self._started[task] += 1
-        again = f"-{self._started[task]}" if self._started[task] > 1 else ""
-        log = self.run.folder / "logs" / f"{task}{again}.log"
-        log.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="wovr-") as place, log.open("w") as errors:
+        with self._watched() as log, tempfile.TemporaryDirectory(prefix="wovr-") as place, log.open("w") as errors:
             module = Path(place) / "task.py"
             module.write_text(source)
             code = subprocess.run(
@@ -212,6 +237,36 @@ class Attendant:
                 stderr=errors,
                 preexec_fn=_die_with_parent,
             ).returncode
+        return self._ended(log, code)
+
+    def contain(self, client: Any, image: str, command: list[str], volumes: Any, **given: Any) -> int:
+        """Stands in for kfp's start of a container, which takes a container that is gone for one that succeeded."""
+        _, _, _, source, *arguments = command
+        environment = _in_container(self._inherited() | _environment(self.run.folder))
+        with self._watched() as log:
+            code = self.containers.run(
+                ["python", "-c", CONTAINED, source, *arguments],
+                environment=environment | given.get("environment", {}),
+                mounts=_mounts(self.run.folder, environment),
+                log=log,
+                tell=lambda said: print(said, end="", file=self.console.file, flush=True),
+                terminal=self.console.size if self.console.is_terminal else None,
+            )
+        return self._ended(log, code)
+
+    @contextmanager
+    def _watched(self) -> Iterator[Path]:
+        """Around the start of a task: gives the file for its errors."""
+        task, self._now.spawned = self._now.task, True
+        self.console.print(f"[bold]▶ {task}[/]")
+        self._started[task] += 1
+        again = f"-{self._started[task]}" if self._started[task] > 1 else ""
+        log = self.run.folder / "logs" / f"{task}{again}.log"
+        log.parent.mkdir(exist_ok=True)
+        yield log
+
+    def _ended(self, log: Path, code: int) -> int:
+        task = self._now.task
         if code:
             self.console.print(f"[red]✘ {task}[/]")
             self.complaint = self.complaint or f"{task}: {_last_words(log, code)}\n(all of it: {log})"
@@ -242,6 +297,28 @@ def _environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     given["WOVR_RUN"] = run_name(folder)
     return given | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
+
+
+def _in_container(environment: dict[str, str]) -> dict[str, str]:
+    """Of our environment, what a task in a container needs: where the services are, and who asks them.
+
+    It finds the code in its image.
+    """
+    carried = ("WOVR_", "MLFLOW_", "OMP_", "_KFP_", *CERTIFICATES)
+    chosen = {k: v for k, v in environment.items() if k.startswith(carried) or k.lower() == "no_proxy"}
+    return chosen | {"LOGNAME": getuser()}
+
+
+def _mounts(folder: Path, environment: dict[str, str]) -> dict[Path, str]:
+    """What a container shares with this machine: the run, MLflow's database, the models that Triton loads."""
+    tracked, models = environment["MLFLOW_TRACKING_URI"], environment.get("WOVR_TRITON_REPOSITORY")
+    written = [folder]
+    if tracked.startswith("sqlite:///"):
+        written.append(Path(tracked.removeprefix("sqlite:///")).resolve().parent)
+    if models:
+        written.append(Path(models))
+    bundles = [Path(environment[name]) for name in CERTIFICATES if environment.get(name)]
+    return dict.fromkeys(filter(Path.exists, bundles), "ro") | dict.fromkeys(written, "rw")
 
 
 def _cache_of(folder: Path, *, keep: bool) -> Path:

@@ -1,0 +1,16 @@
+"""What the robot's side is made of can be imported, and torch is not there to weigh on it."""
+
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import fastapi
+import franky
+import httpx  # noqa: F401
+import uvicorn  # noqa: F401
+
+from wovr_core.settings import Settings
+
+assert find_spec("torch") is None, "torch has come along"
+assert franky.RealtimeConfig.Ignore is not None
+Settings()
+print(f"franky {version('franky-control')}, fastapi {fastapi.__version__}, settings; no torch")
