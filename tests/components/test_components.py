@@ -31,6 +31,7 @@ def test_metadata_says_what_the_community_layout_asks(word):
     assert metadata.keys() == {"name", "stability", "dependencies", "tags", "lastVerified"}
     assert metadata["name"] == word
     assert metadata["stability"] in ("alpha", "beta", "stable")
+    assert yaml.safe_load((COMPONENTS / word / "OWNERS").read_text())["approvers"]
 
 
 @pytest.mark.parametrize("word", WORDS)
