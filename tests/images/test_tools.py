@@ -13,9 +13,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from tools import pip_for_builds
+
 CHECKOUT = Path(__file__).parents[2]
-sys.path.insert(0, str(CHECKOUT))
-from tools import pip_for_builds  # noqa: E402
 
 
 @pytest.fixture
