@@ -1,16 +1,16 @@
 """As much of a Kubernetes API as TrainJobs need, and a controller that runs their very command with torchrun."""
 
-import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.listening import listening
 
 BASE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/robots/trainjobs"
 CHECKOUT = Path(__file__).parents[2]
@@ -72,27 +72,9 @@ class Double:
 def trainer() -> Iterator[Double]:
     double = Double()
 
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            double.requests.append((self.command, self.path))
-            body = json.loads(text) if text else None
-            code, said = double.answer(self.command, self.path, body if self.command == "POST" else None)
-            reply = json.dumps(said).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(reply)
+    def answer(method: str, path: str, body: Any, _: Mapping[str, str]) -> tuple[int, Any]:
+        double.requests.append((method, path))
+        return double.answer(method, path, body if method == "POST" else None)
 
-        do_GET = do_POST = do_DELETE = _serve  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    double.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield double
-    server.shutdown()
-    server.server_close()
+    with listening(answer) as double.url:
+        yield double

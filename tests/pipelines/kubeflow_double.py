@@ -1,14 +1,13 @@
 """As much of Kubeflow Pipelines' REST API, version 2, as its own client asks for; every request is remembered."""
 
 import json
-import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlparse
+
+from tests.listening import listening
 
 BASE = "/apis/v2beta1"
 NOW = "2026-01-01T00:00:00Z"
@@ -69,32 +68,13 @@ class Double:
 def kubeflow() -> Iterator[Double]:
     double = Double()
 
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            asked = urlparse(self.path)
-            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = json.loads(text) if text else None
-            path = re.sub(f"^{BASE}", "", asked.path)
-            double.requests.append((self.command, path, body))
-            if token := self.headers.get("authorization"):
-                double.tokens.add(token)
-            query = {name: values[0] for name, values in parse_qs(asked.query).items()}
-            code, said = double.answer(self.command, path, query, body)
-            reply = json.dumps(said).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(reply)
+    def answer(method: str, asked: str, body: Any, headers: Mapping[str, str]) -> tuple[int, Any]:
+        where = urlparse(asked)
+        path = where.path.removeprefix(BASE)
+        double.requests.append((method, path, body))
+        if token := headers.get("authorization"):
+            double.tokens.add(token)
+        return double.answer(method, path, {name: values[0] for name, values in parse_qs(where.query).items()}, body)
 
-        do_GET = do_POST = do_DELETE = _serve  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    double.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield double
-    server.shutdown()
-    server.server_close()
+    with listening(answer) as double.url:
+        yield double
