@@ -5,6 +5,7 @@ from collections.abc import Callable
 from kfp.dsl.base_component import BaseComponent
 
 from pipelines.evaluate import evaluate
+from pipelines.franka import franka
 from pipelines.posttrain import posttrain
 from pipelines.retrain import retrain
 from wovr_core.settings import Settings, SettingsError
@@ -13,6 +14,7 @@ PIPELINES: dict[str, Callable[[Settings], BaseComponent]] = {
     "posttrain": posttrain,
     "retrain": retrain,
     "evaluate": evaluate,
+    "franka": franka,
 }
 
 

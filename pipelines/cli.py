@@ -55,7 +55,7 @@ TokenFile = Annotated[
     Path | None, typer.Option(help="A file that holds a token; $KFP_TOKEN by default. Never give the token itself.")
 ]
 Namespace = Annotated[str, typer.Option(help="Where runs live.")]
-PipelineName = Annotated[str, typer.Option("--pipeline", help="posttrain, retrain or evaluate.")]
+PipelineName = Annotated[str, typer.Option("--pipeline", help="posttrain, retrain, evaluate or franka.")]
 Model = Annotated[str | None, typer.Argument(help="The registered model; tabletop-policy by default.")]
 Alias = Annotated[str, typer.Option(help="The alias that promotions move.")]
 
@@ -65,7 +65,7 @@ def run(
     config: Config,
     out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/NAME by default.")] = None,
     pipeline: PipelineName = "posttrain",
-    version: Annotated[str | None, typer.Option(help="With `--pipeline evaluate`: the version to try.")] = None,
+    version: Annotated[str | None, typer.Option(help="With evaluate and franka: the version to try.")] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Reuse finished steps although the code has changed since.")
     ] = False,
@@ -80,7 +80,8 @@ def run(
     """Run a pipeline on this machine; run it again to go on where it was stopped.
 
     *posttrain* makes a champion. *retrain* looks at the champion in MLflow's registry, and improves it if its world has
-    changed or it does worse there. *evaluate* compares a registered `--version` with the champion, and promotes nobody.
+    changed or it does worse there. *evaluate* compares a registered `--version` with the champion, and promotes nobody;
+    *franka* does so on a real arm, whose operator it waits for.
 
     Ends well when there is a verdict, be it *promote* or *hold*. Steps whose settings, inputs and code are unchanged
     are reused: after an edit of `grpo`, nothing before it runs again.

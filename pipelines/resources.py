@@ -27,7 +27,7 @@ MODELS = "wovr-models"  # likewise: what Triton serves
 LEARNS = ("train-world-model", "refit-world-model", "train-reward", "improve-policy", "improve-again")
 TRIES = ("collect-episodes", "collect-shard", "collect-again", "evaluate-policies", "clone-base-policy", "write-report")
 HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
-ONCE = ("finish",)  # is told how the run ended, and tells it on
+ONCE = ("finish", "try-on-robot")  # told of once; asked of people once
 USER = 10001  # of the image
 
 

@@ -26,6 +26,7 @@ STEPS = {
     "retrain": "wovr_core.steps.pace:look_for_change",
     "evaluate": "wovr_core.steps.evaluate:evaluate_policies",
     "judge": "wovr_core.steps.evaluate:judge",
+    "franka": "components.platform.robot:try_on_robot",
     "report": "wovr_core.steps.report:write_report",
     "promote": "components.platform.registry:promote_policy",
 }

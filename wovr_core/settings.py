@@ -1,8 +1,8 @@
 """The one settings tree; every default is written here once.
 
 Top-level branches are the pipelines' words: `policy`, `collect`, `world_model`, `reward`, `keyframes`, `grpo`, `pace`,
-`retrain`, `evaluate`, `promote`, and `task` for what several of them share. Unknown keys are refused. The defaults are
-those of the tabletop quick start, except where a comment says whose they are.
+`retrain`, `evaluate`, `franka`, `promote`, and `task` for what several of them share. Unknown keys are refused. The
+defaults are those of the tabletop quick start, except where a comment says whose they are.
 """
 
 from difflib import get_close_matches
@@ -245,6 +245,14 @@ class Evaluate(Section):
     curve_episodes: NonNegativeInt = 300  # a snapshot, for the report's curve only; nothing is chosen by it
 
 
+class Franka(Section):
+    """Trials on a real arm: asked of the gateway beside it, which waits for its operator."""
+
+    gateway: Annotated[str, Field(pattern=r"^(https?://[^/@\s]+)?$")] = ""  # http://robot.example:8000
+    episodes: PositiveInt = 20  # of each policy
+    patience_hours: PositiveFloat = 8.0
+
+
 class Promote(Section):
     """What happens to a policy that earned it."""
 
@@ -267,6 +275,7 @@ class Settings(Section):
     pace: Pace = Pace()
     retrain: Retrain = Retrain()
     evaluate: Evaluate = Evaluate()
+    franka: Franka = Franka()
     promote: Promote = Promote()
 
     @model_validator(mode="after")

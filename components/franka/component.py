@@ -1,0 +1,22 @@
+from kfp import dsl
+from kfp.dsl import Input, Output
+
+from components import images
+from components.artifacts import Evaluation, Policy
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def try_on_robot(franka: dict, candidate: Input[Policy], baseline: Input[Policy], evaluation: Output[Evaluation]):
+    """Ask for trials of two policies on the real arm, and wait: its operator says go, or no."""
+    from pathlib import Path
+
+    from components.platform.robot import try_on_robot as step
+    from wovr_core import settings
+
+    manifest = step(
+        settings.Franka.model_validate(franka),
+        candidate=Path(candidate.path),
+        baseline=Path(baseline.path),
+        out=Path(evaluation.path),
+    )
+    evaluation.metadata.update(manifest.summary)
