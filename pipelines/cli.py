@@ -258,7 +258,7 @@ def submit(
     """
     with _plainly():
         path = _find(config)
-        kubeflow, job = _reach(host, token_file, namespace), _job(path, pipeline, profile)
+        job, kubeflow = _job(path, pipeline, profile), _reach(host, token_file, namespace)
         run = kubeflow.submit(job, name or f"{pipeline} {path.stem}", experiment=experiment)
         console.print(f"run {run}")
         if wait:

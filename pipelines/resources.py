@@ -74,18 +74,23 @@ PROFILES = {
 }  # fmt: skip
 
 
+def profile_named(name: str) -> Profile:
+    if name not in PROFILES:
+        told = "; ".join(f"{known}: {profile.says}" for known, profile in PROFILES.items())
+        raise SettingsError(f"there is no profile {name!r}: choose one of {told}")
+    return PROFILES[name]
+
+
 def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
     """The same pipeline, whose tasks ask for what a profile gives them; call it once, before compiling."""
-    if profile not in PROFILES:
-        told = "; ".join(f"{name}: {known.says}" for name, known in PROFILES.items())
-        raise SettingsError(f"there is no profile {profile!r}: choose one of {told}")
+    kind = profile_named(profile)
     spec, platform = pipeline.pipeline_spec, pipeline.platform_spec
     deployment = PipelineDeploymentConfig()
     json_format.ParseDict(json_format.MessageToDict(spec.deployment_spec), deployment)
     tasks = {label: component for component in _names(spec) for label in [spec.components[component].executor_label]}
     for label, component in tasks.items():
         task = component.removeprefix("comp-").rstrip("0123456789").rstrip("-")
-        needs = PROFILES[profile].needs(task)
+        needs = kind.needs(task)
         container = deployment.executors[label].container
         container.resources.cpu_limit = needs.cpu
         container.resources.memory_limit = _bytes(needs.memory) / 1e9
@@ -93,11 +98,11 @@ def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
         container.resources.resource_memory_request = container.resources.resource_memory_limit = needs.memory
         if needs.gpus:
             gpu = container.resources.accelerator
-            gpu.type = gpu.resource_type = PROFILES[profile].accelerator
+            gpu.type = gpu.resource_type = kind.accelerator
             gpu.count, gpu.resource_count = needs.gpus, str(needs.gpus)
         for name, value in (("OMP_NUM_THREADS", str(max(1, int(needs.cpu)))), ("WOVR_SCRATCH", "/cache/scratch")):
             container.env.add(name=name, value=value)
-        if (jobs := PROFILES[profile].train_jobs) and task in HANDED_OVER:
+        if (jobs := kind.train_jobs) and task in HANDED_OVER:
             container.env.add(name="WOVR_TRAINJOB", value=jobs.model_dump_json())
         pod = platform.platforms["kubernetes"].deployment_spec.executors[label]
         json_format.ParseDict(_pod(task, needs), pod)

@@ -19,7 +19,7 @@ from kfp_server_api.exceptions import ApiException
 from kubernetes.config import ConfigException
 
 from pipelines.catalogue import arguments_of, pipeline_named
-from pipelines.resources import equip
+from pipelines.resources import equip, profile_named
 from wovr_core.settings import Settings
 
 EXPERIMENT = "wovr"
@@ -39,6 +39,10 @@ class Job:
     settings: Settings
     pipeline: str = "posttrain"
     profile: str = "cpu"
+
+    def __post_init__(self) -> None:  # before anybody is asked
+        pipeline_named(self.pipeline)
+        profile_named(self.profile)
 
     @contextmanager
     def package(self) -> Iterator[str]:
