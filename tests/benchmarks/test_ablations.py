@@ -88,7 +88,7 @@ def test_more_rounds_share_what_there_is():
         ({"grpo.nonesuch": False}, r"row odd.*\n.*grpo.nonesuch: unknown setting"),
         ({"nonesuch.at": 1}, "nonesuch: unknown setting"),
         ({"grpo.kir_ratio": 2}, "grpo.kir_ratio"),
-        ({"pace.rounds": 7}, r"row odd.*\n(.*\n)*.*pace\.held_out"),  # two held-out episodes for seven rounds
+        ({"pace.rounds": 4}, r"row odd.*\n(.*\n)*.*pace\.held_out"),  # two held-out episodes for four rounds
         ({"collect.episodes": 6}, "would spend 15 real episodes, the full method 14"),
     ],
 )
