@@ -28,7 +28,7 @@ debian() {  # a small Debian 12 with its Python 3.11, where no registry gives us
     command -v debootstrap >/dev/null || apt_install debootstrap
     say "$base cannot be pulled: making a base of Debian 12 (two minutes)"
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" \
-        http://deb.debian.org/debian >"$secrets/debootstrap.log" 2>&1 || made=$?
+        >"$secrets/debootstrap.log" 2>&1 || made=$?
     if [ "$made" -eq 0 ]; then
         # nothing of this machine, and nothing that is only for people
         chroot "$root" apt-get clean

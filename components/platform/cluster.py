@@ -164,7 +164,7 @@ class Cluster:
                 why = failed.get("message") or failed.get("reason") or "no reason given"
                 raise ClusterError(
                     f"the TrainJob {name} failed: {why}; its logs: kubectl logs -n {self.namespace} -l "
-                    f"jobset.sigs.k8s.io/jobset-name={name}. Run this again to go on from its last checkpoint"
+                    f"jobset.sigs.k8s.io/jobset-name={name}. Run this again to try it anew"
                 )
             if time.monotonic() > until:
                 raise ClusterError(f"the TrainJob {name} is not done after {hours:g} hours; it goes on")

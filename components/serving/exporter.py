@@ -6,6 +6,7 @@ Triton itself (`nv_inference_request_duration_us` and its like, port 8002).
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from threading import Lock
@@ -62,13 +63,13 @@ class MlflowCollector(Collector):
         return [up, *found]
 
     def _trainings(self) -> Iterator[Metric]:
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        experiment = self.client.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
         newest: dict[str, Run] = {}
         if experiment is not None:
             for run in self.client.search_runs(
                 [experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=NEWEST
             ):
-                newest.setdefault(run.data.tags.get("task", "").split(" ")[0], run)
+                newest.setdefault(run.data.tags.get("wovr.task", "").split(" ")[0], run)
         newest.pop("", None)
         active = GaugeMetricFamily("wovr_run_active", "Is the newest training of this task at work", labels=["task"])
         last = GaugeMetricFamily("wovr_last_metric_timestamp_seconds", "When it last told a metric", labels=["task"])

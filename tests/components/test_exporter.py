@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from components.platform.registry import promote_policy
-from components.platform.tracking import EXPERIMENT
+from components.platform.tracking import _open_run
 from components.serving.exporter import MlflowCollector, serve_metrics
 from tests.components.test_registry import run_of
 from wovr_core.settings import Promote
@@ -42,8 +42,7 @@ def test_trainings_promotions_and_the_champion_are_told(client, tmp_path):
     assert nothing[("wovr_mlflow_up",)] == 1 and nothing[("wovr_promotions",)] == 0
     assert not [name for name, *_ in nothing if name.startswith(("wovr_grpo", "wovr_real", "wovr_champion_version"))]
 
-    experiment = client.create_experiment(EXPERIMENT)
-    run = client.create_run(experiment, tags={"task": "grpo", "run": "x"}).info.run_id
+    run = _open_run(client, "x grpo", {"run": "x", "task": "grpo"}, {})  # as a training's tracker does
     for step, kl in enumerate((0.5, 0.01)):
         client.log_metric(run, "grpo/kl", kl, step=step)
     for name, value in (("imagined_frames", 6000), ("seconds", 4), ("groups_kept", 16), ("groups_drawn", 64)):

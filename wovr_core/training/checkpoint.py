@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wovr_core.training.distributed import fill, is_shared_out, load_shares, names_in, save_shares
+from wovr_core.training.distributed import fill, is_shared_out, leads, load_shares, names_in, save_shares
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def save_checkpoint(
         beside = path.with_suffix(".writing")
         save_file(tensors, beside)
         os.replace(beside, path)
-    for _, folder in _saved(path)[:-1]:  # a team removes them together, and who comes late finds nothing
+    for _, folder in _saved(path)[:-1] if leads() else ():
         shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -66,7 +65,7 @@ def gathered() -> Iterator[Team]:
     if size == 1:
         yield ALONE
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group(timeout=PATIENCE)  # gloo for what lies on CPUs, NCCL for what lies on GPUs
     try:
         team = Team(dist.get_rank(), size)
         yield team
@@ -77,12 +76,17 @@ def gathered() -> Iterator[Team]:
         raise SystemExit(0)
 
 
+def leads() -> bool:
+    """Is this the process that writes, whether or not there are others?"""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def share_out(model: nn.Module, *, learns: str, whole: Sequence[nn.Module] = ()) -> None:
     """Shard a model over the team, but for the parts that stay `whole`; `learns` is the method that makes its loss."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
+    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     kept = {parameter for module in whole for parameter in module.parameters()}
     fully_shard(model, mesh=mesh, ignored_params=kept)
     register_fsdp_forward_method(model, learns)
@@ -122,7 +126,7 @@ def save_shares(path: Path, tensors: Mapping[str, Tensor]) -> None:
     writer = hf_storage.HuggingFaceStorageWriter(str(beside), save_distributed=True)
     state_dict_saver.save(dict(tensors), storage_writer=writer)
     dist.barrier()
-    if dist.get_rank() == 0:
+    if leads():
         os.replace(beside, path)
     dist.barrier()
 
@@ -143,6 +147,6 @@ def names_in(path: Path) -> list[str]:
 
 
 def _leader_removes(path: Path) -> None:
-    if dist.get_rank() == 0:
+    if leads():
         shutil.rmtree(path, ignore_errors=True)
     dist.barrier()
