@@ -65,7 +65,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(given.seed)
     ids = Split.KEYFRAMES.ids(given.episodes, start=FRESH)
     decide = policy_decides(policy, temperature=1.0, generator=generator)
-    episodes, won = attempt(Tabletop(), decide, ids, Split.KEYFRAMES, chunks=6)
+    episodes, won, _ = attempt(Tabletop(), decide, ids, Split.KEYFRAMES, steps=48)
     actions = torch.stack([episode.actions for episode in episodes])
     shown = replay(world_model, episodes, generator=generator)
     shuffled = replay(world_model, episodes, generator=generator, actions=actions.roll(1, 0))

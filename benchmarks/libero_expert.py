@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts.manifest import code_version
-from wovr_core.envs.experts.libero import begin_demonstration, demonstrate, unknown
+from wovr_core.envs.experts.libero import demonstrate, unknown
 from wovr_core.envs.libero import MAX_STEPS, STATES, SUITES, Libero, task_of
 from wovr_core.evaluation.success import success_rate
 
@@ -28,10 +28,9 @@ def lengths(suite: str, task: int, *, noise: float, processes: int) -> Iterator[
             ids = list(split.ids(len(states)))
             for batch in env.batches(ids):
                 env.reset([ids[i] for i in batch], split)
-                begin_demonstration(env, noise=noise, seed=ids[batch[0]])
                 took: list[int | None] = [None] * len(batch)
                 for step in range(1, MAX_STEPS[suite] + 1):
-                    holds = env.step(demonstrate(env)[:, 0])
+                    holds = env.step(demonstrate(env, noise=noise, seed=ids[batch[0]])[:, 0])
                     took = [step if held and t is None else t for t, held in zip(took, holds.tolist(), strict=True)]
                     if None not in took:
                         break

@@ -98,16 +98,16 @@ def clone_successes(
     """Filtered behaviour cloning: go on from the policy, on the demonstrations and on its own real successes."""
     actor = open_policy(policy)
     generator = torch.Generator().manual_seed(task.seed)
-    tried, _ = attempt(
+    tried = attempt(
         Tabletop(image_size=task.image_size), policy_decides(actor, temperature=temperature, generator=generator),
         Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000), Split.COLLECTION,
-        chunks=task.horizon // task.chunk,
-    )  # fmt: skip
+        steps=task.horizon,
+    ).episodes  # fmt: skip
     good = [until_success(episode, task.chunk) for episode in tried if episode.succeeded]
     settings = {"policy": cfg.model_dump(), "task": task.model_dump(), "temperature": temperature}
     made_from = {"policy": policy, "demonstrations": demonstrations}
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
-        losses = clone(actor, read_episodes(demonstrations) + good, cfg, generator=generator)
+        losses = clone(actor, read_episodes(demonstrations) + good, cfg, mirrors=task.mirror, generator=generator)
         save_policy(draft.folder, actor)
         draft.summary |= {"real_episodes": len(tried), "successes": len(good), "loss": losses[-1]}
     return draft.manifest

@@ -1,6 +1,6 @@
 """What the method asks of its parts. Whoever answers these calls can take part: a toy, a remote server, a 5B model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,8 +114,18 @@ class BrokenDreamError(RuntimeError):
     """An answer of a simulator that is no dream: of a wrong shape, or of a wrong kind."""
 
 
+class EnvironmentLostError(RuntimeError):
+    """An environment's process died in an episode. It has been started again: the episode can be tried once more."""
+
+
 class Env(Protocol):
     """A vectorised environment: the reality that imagination must never touch."""
+
+    def batches(self, ids: Sequence[int]) -> Iterable[list[int]]:
+        """Positions in `ids` to be tried together, all of them in turn."""
+        ...
+
+    def close(self) -> None: ...
 
     def reset(self, ids: Sequence[int], split: Any) -> Observation: ...
 

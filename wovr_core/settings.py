@@ -40,15 +40,45 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+SuiteName = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
+
+
+class Suite(Section):
+    """Which of LIBERO's tasks, and how they are drawn; read when `task.environment` is libero."""
+
+    suite: SuiteName = "libero_spatial"
+    tasks: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
+    rendering: Literal["fast", "standard"] = "fast"  # another look: never two of them in one run
+    processes: PositiveInt = 2  # an environment each
+
+
 class Task(Section):
     """What several steps must agree on."""
 
-    environment: Literal["tabletop"] = "tabletop"
+    environment: Literal["tabletop", "libero"] = "tabletop"
+    libero: Suite = Suite()
     image_size: PositiveInt = 48  # pixels, square
-    action_dim: PositiveInt = 3
+    action_dim: PositiveInt = 3  # libero: 7
     chunk: PositiveInt = 8  # actions a policy decides at once
     horizon: PositiveInt = 48  # steps of an episode
+    mirror: bool = True  # mirror images of a scene are scenes too, and teach; only the table has no left or right
     seed: NonNegativeInt = 0  # of everything that is drawn at random
+
+    @property
+    def pose_dim(self) -> int:
+        """Numbers that tell where the hand is; those an action moves, in the same order."""
+        return {"tabletop": 2, "libero": 3}[self.environment]
+
+    @model_validator(mode="after")
+    def _of_one_environment(self) -> Self:
+        if self.action_dim != (wanted := {"tabletop": 3, "libero": 7}[self.environment]):
+            raise ValueError(
+                f"task.action_dim is {self.action_dim}, but an action of {self.environment} has {wanted} numbers: set "
+                f"it to {wanted}"
+            )
+        if self.mirror and self.environment == "libero":
+            raise ValueError("task.mirror is on, but LIBERO's scenes in a mirror are no scenes: set it to false")
+        return self
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -294,6 +324,13 @@ class Settings(Section):
             raise ValueError(
                 "grpo.monitor is on, but reward.detector_steps is 0, so there is no detector to ask: "
                 "set grpo.monitor to false, or reward.detector_steps above 0"
+            )
+        if self.grpo.mirror and not self.task.mirror:
+            raise ValueError("grpo.mirror is on, but task.mirror is off: set grpo.mirror to false too")
+        if self.world_model.architecture.pose_map and self.task.environment != "tabletop":
+            raise ValueError(
+                "world_model.architecture.pose_map knows a table seen from above alone: set it to false for "
+                f"{self.task.environment}"
             )
         if self.grpo.keyframe_horizon % self.task.chunk:
             raise ValueError(

@@ -10,6 +10,7 @@ from wovr_core.evaluation.success import attempt, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.imagination.replay import Replay
 from wovr_core.imagination.rollout import Judge
+from wovr_core.protocols import EnvironmentLostError
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def wander(seed: int):
 
 def test_an_episode_is_what_happened():
     env, ids = Tabletop(image_size=16), Split.COLLECTION.ids(5)
-    episodes, ever = attempt(env, wander(0), ids, Split.COLLECTION, chunks=2)
+    episodes, ever, _ = attempt(env, wander(0), ids, Split.COLLECTION, steps=16)
     seen = env.reset(ids, Split.COLLECTION)
     decide_again = wander(0)
     for chunk in range(2):
@@ -171,9 +172,41 @@ def test_success_once_is_success():
 
     for record in (True, False):
         env = Blinking(image_size=8)
-        episodes, ever = attempt(env, still, Split.COLLECTION.ids(2), Split.COLLECTION, chunks=1, record=record)
+        episodes, ever, _ = attempt(env, still, Split.COLLECTION.ids(2), Split.COLLECTION, steps=8, record=record)
         assert ever.tolist() == [True, False]
         assert [e.success_step for e in episodes] == ([3, None] if record else [])
+
+
+def test_a_lost_environment_costs_no_finished_episode():
+    """The batch in which it happened is tried again; those before it are kept, and all stand in the order asked for."""
+
+    class Fragile(Tabletop):
+        resets = 0
+
+        def batches(self, ids):
+            return [[0, 2], [1]]
+
+        def reset(self, ids, split):
+            self.resets += 1
+            return super().reset(ids, split)
+
+        def step(self, actions):
+            if self.resets == 2:
+                raise EnvironmentLostError("a process died")
+            return super().step(actions)
+
+    env, ids, heard = Fragile(image_size=8), Split.COLLECTION.ids(3), []
+    tried = attempt(env, still, ids, Split.COLLECTION, steps=8, watch=heard.append)
+    assert (env.resets, heard) == (3, [2, 1])
+    assert [e.init_state for e in tried.episodes] == list(ids)
+    assert [e.instruction for e in tried.episodes] == list(tried.instructions)
+
+    class Broken(Fragile):
+        def step(self, actions):
+            raise EnvironmentLostError("a process died")
+
+    with pytest.raises(EnvironmentLostError, match="died"):
+        attempt(Broken(image_size=8), still, ids, Split.COLLECTION, steps=8)
 
 
 def test_recorded_or_not_the_same_actions_win(generator):
@@ -186,7 +219,7 @@ def test_recorded_or_not_the_same_actions_win(generator):
         def expert(seen, env=env, g=g):
             return demonstrate(env, noise=0.3, offset=0.05, generator=g)
 
-        won.append(attempt(env, expert, Split.COLLECTION.ids(40), Split.COLLECTION, chunks=4, record=record)[1])
+        won.append(attempt(env, expert, Split.COLLECTION.ids(40), Split.COLLECTION, steps=32, record=record).won)
     assert torch.equal(*won)
     assert 0 < won[0].sum() < 40
 

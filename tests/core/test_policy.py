@@ -126,7 +126,7 @@ def test_cloning_learns_what_the_demonstrations_did(generator):
     vocabulary, words = vocabulary_of(said)
     torch.manual_seed(0)
     policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=16, features=8, keypoints=4, hidden=32))
-    losses = clone(policy, episodes, Policy(steps=200, batch=16, learning_rate=1e-2), generator=generator)
+    losses = clone(policy, episodes, Policy(steps=200, batch=16, learning_rate=1e-2), mirrors=True, generator=generator)
     assert losses[-1] < losses[0]
     frames = episodes[0].frames[:1]
     seen = torch.cat([frames, frames, frames.flip(-1), frames.flip(-1)])

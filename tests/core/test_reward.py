@@ -97,7 +97,9 @@ def test_learning_tells_a_reached_goal_from_the_rest(generator):
     data = LabelledFrames.of_sequences(frames, ["light up"] * b, success)
     shape = Shape(vocabulary=("light", "up"), words=2, image_size=side, features=4, keypoints=2, hidden=16)
     reward = SuccessClassifier(shape, members=2)
-    losses = fit(reward, [data], Reward(batch=32, learning_rate=1e-2), steps=60, name="reward", generator=generator)
+    losses = fit(
+        reward, [data], Reward(batch=32, learning_rate=1e-2), steps=60, name="reward", mirrors=True, generator=generator
+    )
     assert losses[-1] < losses[0]
     read = reward.probability(data.frames, data.instructions)
     assert read[data.success].min() > read[~data.success].max()
@@ -145,7 +147,9 @@ def test_the_detector_learns_to_see_ghosts_and_doubts_no_sound_frame(generator):
     torch.manual_seed(0)
     detector = HallucinationDetector(threshold=0.5)
     label = wrong(imagined, real, tolerance=0.05)
-    fit_detector(detector, imagined, real[:, 0], label, Reward(batch=48, detector_steps=300), generator=generator)
+    fit_detector(
+        detector, imagined, real[:, 0], label, Reward(batch=48, detector_steps=300), mirrors=True, generator=generator
+    )
     fresh, truth = ghosts(torch.Generator().manual_seed(99))
     doubt = detector.doubt(fresh.flatten(0, 1), truth[:, :1].expand_as(fresh).flatten(0, 1)).view(40, 4)
     assert (doubt >= 0.5).eq(wrong(fresh, truth, tolerance=0.05)).float().mean() > 0.97

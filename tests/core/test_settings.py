@@ -6,6 +6,7 @@ import pytest
 
 from wovr_core.settings import Settings, SettingsError
 
+LIBERO = {"task": {"environment": "libero", "action_dim": 7, "mirror": False}}
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))
 
 
@@ -21,7 +22,12 @@ def test_every_shipped_config_is_valid(path):
 
 
 def test_there_are_shipped_configs():
-    assert {path.name for path in CONFIGS} >= {"tabletop.yaml", "tabletop-smoke.yaml", "paper-scale.yaml"}
+    assert {path.name for path in CONFIGS} >= {
+        "tabletop.yaml",
+        "tabletop-smoke.yaml",
+        "libero-smoke.yaml",
+        "paper-scale.yaml",
+    }
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,11 @@ def test_there_are_shipped_configs():
         ({"task": {"horizon": 50}}, ["task.horizon is 50", "task.chunk 8", "use 48 or 56"]),
         ({"task": {"chunk": 4}}, ["task.chunk is 4", "13 frames", "set task.chunk to 8"]),
         ({"world_model": {"architecture": {"prediction": "velocity"}}}, ["keep_gates", "prediction: sample"]),
+        ({"task": {"environment": "libero"}}, ["task.action_dim is 3", "set it to 7"]),
+        ({"task": {"environment": "libero", "action_dim": 7}}, ["task.mirror", "set it to false"]),
+        (LIBERO, ["grpo.mirror", "set grpo.mirror to false"]),
+        (LIBERO | {"grpo": {"mirror": False}}, ["pose_map", "set it to false for libero"]),
+        ({"task": {"libero": {"tasks": [10]}}}, ["task.libero.tasks", "less than or equal to 9"]),
         ({"reward": {"every": 3}}, ["reward.every is 3", "use 1, 2, 4 or 8"]),
         ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),
         ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "task.chunk 8"]),

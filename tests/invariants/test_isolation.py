@@ -84,7 +84,7 @@ def an_episode() -> Episode:
     def wander(seen: Observation) -> torch.Tensor:
         return 2 * torch.rand(len(seen), 8, 3, generator=generator) - 1
 
-    return attempt(Tabletop(), wander, Split.COLLECTION.ids(1), Split.COLLECTION, chunks=2)[0][0]
+    return attempt(Tabletop(), wander, Split.COLLECTION.ids(1), Split.COLLECTION, steps=16).episodes[0]
 
 
 def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkeypatch):

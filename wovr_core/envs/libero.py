@@ -18,7 +18,7 @@ from contextlib import redirect_stdout, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
+from wovr_core.protocols import EnvironmentLostError
+from wovr_core.settings import SuiteName
 from wovr_core.trajectory import Observation
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+SUITES = get_args(SuiteName)
 MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520}  # as the field uses
 STATES = {
     Split.DEMONSTRATION: range(0, 5),
@@ -46,10 +48,6 @@ class LiberoError(RuntimeError):
     """LIBERO cannot be used here, and what to do about it."""
 
 
-class EnvironmentLostError(RuntimeError):
-    """A process died in an episode. It has been started again: the episode can be tried once more from its reset."""
-
-
 def place(init_state: int, tasks: Sequence[int]) -> tuple[int, int]:
     """Task of the suite, and LIBERO's own initial state, behind an id."""
     split = split_of(init_state)
@@ -63,7 +61,7 @@ class Libero:
     """As many LIBERO environments at once as there are processes; what one resets and steps, the others do too."""
 
     action_dim = 7
-    pose_dim = 4  # the hand in metres (x, y, z), and how far its fingers are apart
+    pose_dim = 3  # the hand in metres (x, y, z)
 
     def __init__(
         self,
@@ -123,7 +121,7 @@ class Libero:
         return Observation(frames=frames, instructions=self._instructions, pose=pose)
 
     def step(self, actions: Float[Tensor, "env 7"]) -> Bool[Tensor, " env"]:
-        """Move; returns whether each task's goal holds now. An episode that has succeeded stands still."""
+        """Move; returns whether each task's goal holds now."""
         commands = actions.clamp(-1, 1).double().numpy()
         return torch.tensor(self._all("step", [(command,) for command in commands]))
 
@@ -253,17 +251,16 @@ class _Environment:
             robot.controller.update(force=True)
             robot.controller.reset_goal()
             robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
-        self.done, self.memory = False, {}
+        self.memory = {}
         for _ in range(SETTLE):
             seen, *_ = self.env.step(np.array([0.0] * 6 + [-1.0]))
         self._show(seen)
         return str(self.instruction)
 
     def step(self, action: np.ndarray) -> bool:
-        if not self.done:
-            seen, _, self.done, _ = self.env.step(action)
-            self._show(seen)
-        return bool(self.done)
+        seen, _, holds, _ = self.env.step(action)
+        self._show(seen)
+        return bool(holds)
 
     def pose(self) -> np.ndarray:
         return self._pose
@@ -282,8 +279,7 @@ class _Environment:
     def _show(self, seen: dict[str, np.ndarray]) -> None:
         if self.rendering != "none":
             self.frame[:] = seen[f"{CAMERA}_image"][::-1]  # MuJoCo's pictures arrive upside down
-        left, right = seen["robot0_gripper_qpos"]
-        self._pose = np.array([*seen["robot0_eef_pos"], left - right])
+        self._pose = np.array(seen["robot0_eef_pos"])
 
     def _open(self, task: int) -> None:
         self.close()

@@ -152,6 +152,13 @@ class Tabletop:
     def __init__(self, *, image_size: int = 48) -> None:
         self.image_size = image_size
 
+    def batches(self, ids: Sequence[int]) -> list[list[int]]:
+        """Any number at once."""
+        return [list(range(len(ids)))]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
     def reset(self, ids: Sequence[int], split: Split) -> Observation:
         """Lay out the scenes of these initial states, which must belong to `split`."""
         ids = list(ids)

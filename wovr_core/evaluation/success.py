@@ -1,13 +1,18 @@
 """Real attempts, and how sure one may be of a success rate."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool
 from scipy.stats import binomtest
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
+from torch import Tensor
 
 from wovr_core.envs.splits import Split
-from wovr_core.protocols import Env, Policy
+from wovr_core.protocols import Env, EnvironmentLostError, Policy
 from wovr_core.trajectory import Episode, Observation
 
 
@@ -41,34 +46,67 @@ def policy_decides(policy: Policy, *, temperature: float, generator: torch.Gener
     return lambda seen: policy.act(seen, temperature=temperature, generator=generator).actions
 
 
-def attempt(
-    env: Env, decide: Decide, ids: Sequence[int], split: Split, *, chunks: int, record: bool = True
-) -> tuple[list[Episode], torch.Tensor]:
-    """Let someone decide for `chunks` chunks from each initial state.
+class Tried(NamedTuple):
+    """What came of attempts, in the order of their initial states."""
 
-    Returns the episodes (none unless recorded) and, per initial state, whether the goal ever held.
+    episodes: list[Episode]  # none unless recorded
+    won: Bool[Tensor, " attempt"]  # did the goal ever hold
+    instructions: tuple[str, ...]
+
+
+def attempt(
+    env: Env,
+    decide: Decide,
+    ids: Sequence[int],
+    split: Split,
+    *,
+    steps: int,
+    record: bool = True,
+    watch: Callable[[int], None] | None = None,
+) -> Tried:
+    """Let someone decide for `steps` steps from each initial state; `watch` hears of every few attempts that ended.
+
+    A batch in which an environment was lost is tried again, with other dice; those before it are kept.
     """
+    episodes: dict[int, Episode] = {}
+    won, said = torch.zeros(len(ids), dtype=torch.bool), [""] * len(ids)
+    for rows in env.batches(ids):
+        tried = _attempt(env, decide, [ids[row] for row in rows], split, steps, record)
+        won[rows] = tried.won
+        episodes |= zip(rows, tried.episodes, strict=False)
+        for row, words in zip(rows, tried.instructions, strict=True):
+            said[row] = words
+        if watch:
+            watch(len(rows))
+    return Tried([episodes[row] for row in sorted(episodes)], won, tuple(said))
+
+
+@retry(retry=retry_if_exception_type(EnvironmentLostError), stop=stop_after_attempt(3), reraise=True)
+def _attempt(env: Env, decide: Decide, ids: Sequence[int], split: Split, steps: int, record: bool) -> Tried:
     seen = env.reset(ids, split)
     said = seen.instructions
     frames, pose, success, done = [seen.frames], [seen.pose], [torch.zeros(len(seen), dtype=torch.bool)], []
-    ever = success[0]
-    for _ in range(chunks):
-        for action in decide(seen).unbind(1):
-            holds = env.step(action)
-            ever = ever | holds
-            if record:
-                seen = env.observe()
-                frames.append(seen.frames)
-                pose.append(seen.pose)
-                success.append(holds)
-                done.append(action)
-        if not record:
+    ever, decided = success[0], deque[Tensor]()
+    for _ in range(steps):
+        if not record and ever.all():
+            break
+        if not decided:
+            decided.extend(decide(seen).unbind(1))
+        action = decided.popleft()
+        holds = env.step(action)
+        ever = ever | holds
+        if record or not decided:
             seen = env.observe()
+        if record:
+            frames.append(seen.frames)
+            pose.append(seen.pose)
+            success.append(holds)
+            done.append(action)
     if not record:
-        return [], ever
+        return Tried([], ever, said)
     columns = [torch.stack(values, 1) for values in (frames, pose, success, done)]
     episodes = [
         Episode(instruction=said[i], init_state=int(ids[i]), frames=f, pose=p, success=s, actions=a)
         for i, (f, p, s, a) in enumerate(zip(*columns, strict=True))
     ]
-    return episodes, ever
+    return Tried(episodes, ever, said)

@@ -13,10 +13,13 @@ from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
 
-def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, generator: torch.Generator) -> list[float]:
+def clone(
+    policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, mirrors: bool, generator: torch.Generator
+) -> list[float]:
     """Maximise the likelihood of what the demonstrations did at the start of every chunk; returns the losses.
 
-    Frames are shifted a little and mirrored, motions with them, to learn more from the few demonstrations there are.
+    Frames are shifted a little and, where `mirrors` are scenes too, mirrored, motions with them, to learn more from
+    the few demonstrations there are.
     """
     chunk = policy.shape.chunk
     frames = torch.cat([episode.frames[:-1:chunk] for episode in episodes])
@@ -25,7 +28,7 @@ def clone(policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, genera
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
-        seen, turned = mirror(jitter(to_unit(frames[rows]), generator=generator), step)
+        seen, turned = mirror(jitter(to_unit(frames[rows]), generator=generator), step if mirrors else 0)
         motion, gripper = policy(seen, [said[row] for row in rows.tolist()])
         wanted = to_tokens(mirrored(actions[rows], turned))
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())

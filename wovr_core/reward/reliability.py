@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.settings import Reward
+from wovr_core.training.augmentation import mirror
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 
@@ -55,10 +56,11 @@ def fit_detector(
     label: Bool[Tensor, "b t"],
     cfg: Reward,
     *,
+    mirrors: bool,
     generator: torch.Generator,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Binary cross-entropy, one wrong frame to two right ones."""
+    """Binary cross-entropy, one wrong frame to two right ones; `mirrors` too if asked."""
     kinds = [label.nonzero(), (~label).nonzero()]
 
     def loss(step: int) -> Tensor:
@@ -69,10 +71,8 @@ def fit_detector(
                 if len(kind)
             ]
         )
-        frames, given = to_unit(imagined[at[:, 0], at[:, 1]]), to_unit(references[at[:, 0]])
-        for bit, side in ((1, -1), (2, -2)):  # the table has no left or right
-            if step & bit:
-                frames, given = frames.flip(side), given.flip(side)
+        shown = torch.cat([to_unit(imagined[at[:, 0], at[:, 1]]), to_unit(references[at[:, 0]])])
+        frames, given = mirror(shown, step if mirrors else 0)[0].chunk(2)
         return F.binary_cross_entropy_with_logits(detector(frames, given), label[at[:, 0], at[:, 1]].float())
 
     return train(

@@ -81,10 +81,11 @@ def fit(
     *,
     steps: int,
     name: str,
+    mirrors: bool,
     generator: torch.Generator,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Binary cross-entropy on equal parts of every source (real frames; imagined ones)."""
+    """Binary cross-entropy on equal parts of every source (real frames; imagined ones), `mirrors` too if asked."""
     samplers = [BalancedSampler(source, generator=generator) for source in sources]
 
     def loss(step: int) -> Tensor:
@@ -93,7 +94,7 @@ def fit(
         frames = frames + 0.06 * torch.rand(len(frames), 1, 1, 1, generator=generator) * torch.randn(
             frames.shape, generator=generator
         )
-        frames, _ = mirror(jitter(frames, generator=generator), step)
+        frames, _ = mirror(jitter(frames, generator=generator), step if mirrors else 0)
         said = [words for _, spoken, _ in drawn for words in spoken]
         label = torch.cat([label for _, _, label in drawn])
         logits = classifier.logits(frames, said)

@@ -9,10 +9,11 @@ import torch
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest, writing
 from wovr_core.artifacts.episodes import read_episodes, write_episodes
 from wovr_core.envs.splits import Split
-from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.settings import Collect, Task
 from wovr_core.steps.models import open_policy
+from wovr_core.steps.reality import FPS, reality
+from wovr_core.training.loop import counting
 from wovr_core.trajectory import Episode
 
 RETRAINING = 5  # the first round that is one
@@ -45,12 +46,12 @@ def collect_episodes(
     generator = torch.Generator().manual_seed(1000 * task.seed + round + 1_000_000 * (shard or 0))
     decide = policy_decides(model, temperature=cfg.temperature, generator=generator)
     start = task.seed % 10 * 100_000 + first_state(round, count=max(cfg.episodes, cfg.held_out))
+    wanted = {Split.COLLECTION: cfg.episodes, Split.KEYFRAMES: cfg.held_out}
+    ids = {split: split.ids(count, start=start)[part] for split, count in wanted.items()}
     episodes = []
-    for split, count in ((Split.COLLECTION, cfg.episodes), (Split.KEYFRAMES, cfg.held_out)):
-        env = Tabletop(image_size=task.image_size)
-        ids = split.ids(count, start=start)[part]
-        tried, _ = attempt(env, decide, ids, split, chunks=task.horizon // task.chunk)
-        episodes += tried
+    with reality(task) as env, counting("collect", sum(map(len, ids.values()))) as watch:
+        for split, some in ids.items():
+            episodes += attempt(env, decide, some, split, steps=task.horizon, watch=watch).episodes
     settings = {"collect": cfg.model_dump(), "task": task.model_dump(), "round": round}
     if shard is not None:
         settings["shard"] = shard
@@ -73,12 +74,12 @@ def merge_episodes(cfg: Collect, *, policy: Path, parts: Sequence[Path], out: Pa
 def _keep(
     episodes: list[Episode], settings: dict[str, Any], *, made_from: dict[str, Path], policy: Path, out: Path
 ) -> Manifest:
-    round = settings["round"]
+    round, environment = settings["round"], settings["task"]["environment"]
     rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
     with writing(out, Kind.EPISODES, settings=settings, made_from=made_from) as draft:
-        source = f"tabletop, round {round}"
+        source = f"{environment}, round {round}"
         digest = read_manifest(policy, Kind.POLICY).digest
-        write_episodes(draft.folder, episodes, source=source, policy_digest=digest)
+        write_episodes(draft.folder, episodes, source=source, policy_digest=digest, fps=FPS[environment])
         draft.summary |= {
             "episodes": len(episodes), "successes": rate.successes, "success_rate": rate.value,
             "interval": [rate.low, rate.high], "round": round,

@@ -18,9 +18,7 @@ PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
 
 def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
     """Untrained, or the backbone shipped with the package: codec, transformer and action statistics."""
-    model = DiffusionWorldModel(
-        cfg, PatchAutoencoder(channels=cfg.architecture.latent_channels), action_dim=task.action_dim
-    )
+    model = _empty(cfg, action_dim=task.action_dim, pose_dim=task.pose_dim)
     if cfg.pretrained == "none":
         return model
     folder = PRETRAINED / cfg.pretrained
@@ -40,6 +38,11 @@ def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
     return model
 
 
+def _empty(cfg: WorldModelSettings, *, action_dim: int, pose_dim: int) -> DiffusionWorldModel:
+    codec = PatchAutoencoder(channels=cfg.architecture.latent_channels)
+    return DiffusionWorldModel(cfg, codec, action_dim=action_dim, pose_dim=pose_dim)
+
+
 def provenance(cfg: WorldModelSettings) -> dict[str, object]:
     """What the shipped backbone was trained on, and at what cost; empty when there is none."""
     file = PRETRAINED / cfg.pretrained / "provenance.json"
@@ -48,7 +51,6 @@ def provenance(cfg: WorldModelSettings) -> dict[str, object]:
 
 def save_world_model(folder: Path, model: DiffusionWorldModel) -> None:
     save_json(folder, "world_model", model.cfg.model_dump(mode="json"))
-    save_json(folder, "action_dim", len(model.statistics.q01))
     save_weights(folder, "world_model", model.state_dict())
 
 
@@ -56,9 +58,11 @@ def open_world_model(path: Path, *, dreaming: bool = True) -> DiffusionWorldMode
     """The world model of an artifact; for dreaming, in the precision it is to dream in."""
     read_manifest(path, Kind.WORLD_MODEL)
     cfg = WorldModelSettings.model_validate(load_json(path, "world_model"))
-    codec = PatchAutoencoder(channels=cfg.architecture.latent_channels)
-    model = DiffusionWorldModel(cfg, codec, action_dim=load_json(path, "action_dim"))
-    model.load_state_dict(finite_weights(path, "world_model"))
+    weights = finite_weights(path, "world_model")
+    model = _empty(
+        cfg, action_dim=len(weights["statistics.q01"]), pose_dim=len(weights["statistics.reach"])
+    )  # fmt: skip
+    model.load_state_dict(weights)
     return for_dreaming(model) if dreaming else model
 
 

@@ -1,6 +1,7 @@
 """evaluate: candidate and baseline for real, on initial states that nothing else ever sees; and the verdict."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,13 +9,14 @@ from torch import Tensor
 
 from wovr_core.artifacts import Kind, Manifest, load_table, read_manifest, save_json, save_table, writing
 from wovr_core.envs.splits import Split
-from wovr_core.envs.tabletop import Tabletop
-from wovr_core.evaluation.success import attempt, policy_decides, success_rate
+from wovr_core.evaluation.success import Tried, attempt, policy_decides, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
+from wovr_core.protocols import Env
 from wovr_core.settings import Evaluate, Promote, Task
 from wovr_core.steps.models import open_policy
-from wovr_core.training.loop import progress_bar
+from wovr_core.steps.reality import reality
+from wovr_core.training.loop import counting
 
 SEED = 77  # of the evaluation itself: the same for every candidate, whatever the run's seed
 
@@ -31,25 +33,25 @@ def evaluate_policies(
         f"snapshots_{i}": path for i, path in enumerate(snapshots)
     }
     settings = {"evaluate": cfg.model_dump(), "task": task.model_dump()}
-    with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft, progress_bar() as progress:
+    with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft:
         between = [
             (path, file.stem, phase)
             for phase, path in enumerate(snapshots)
             for file in sorted(path.glob("snapshot-*.safetensors"))
             if cfg.curve_episodes
         ]
-        bar = progress.add_task("evaluate for real", total=2 + len(between), note="")
+        few = ids[: cfg.curve_episodes]
         wins: dict[str, Tensor] = {}
         said: tuple[str, ...] = ()
-        for role, path in (("candidate", candidate), ("baseline", baseline)):
-            wins[role], said = trials(open_policy(path), cfg, task, ids)
-            progress.update(bar, advance=1)
         curve = []
-        for path, name, phase in between:
-            won, _ = trials(open_policy(path, weights=name), cfg, task, ids[: cfg.curve_episodes])
-            rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
-            curve.append({"phase": phase, "update": int(name.split("-")[1]), **vars(rate)})
-            progress.update(bar, advance=1)
+        total = 2 * len(ids) + len(between) * len(few)
+        with reality(task) as env, counting("evaluate for real", total) as watch:
+            for role, path in (("candidate", candidate), ("baseline", baseline)):
+                _, wins[role], said = trials(open_policy(path), cfg, task, ids, env=env, watch=watch)
+            for path, name, phase in between:
+                _, won, _ = trials(open_policy(path, weights=name), cfg, task, few, env=env, watch=watch)
+                rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
+                curve.append({"phase": phase, "update": int(name.split("-")[1]), **vars(rate)})
         rows = [
             {"init_state": i, "instruction": words, "candidate": bool(c), "baseline": bool(b)}
             for i, words, c, b in zip(ids, said, wins["candidate"], wins["baseline"], strict=True)
@@ -73,13 +75,11 @@ def evaluate_policies(
     return draft.manifest
 
 
-def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range) -> tuple[Tensor, tuple[str, ...]]:
+def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, watch: Callable[[int], None]) -> Tried:
     """Did the policy reach the goal from each initial state, and what was it told?"""
-    env = Tabletop(image_size=task.image_size)
     generator = torch.Generator().manual_seed(SEED)
     decider = policy_decides(policy, temperature=0.0 if cfg.greedy else cfg.temperature, generator=generator)
-    _, won = attempt(env, decider, ids, Split.EVALUATION, chunks=task.horizon // task.chunk, record=False)
-    return won, env.observe().instructions
+    return attempt(env, decider, ids, Split.EVALUATION, steps=task.horizon, record=False, watch=watch)
 
 
 def imagined_success(first: Path, last: Path) -> list[float]:

@@ -114,10 +114,8 @@ def refit_world_model(
         moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
         kept, refit_reason = False, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
         if moved.decibels > cfg.drift:
-            refit = DiffusionWorldModel(
-                model.cfg.model_copy(update={"static_windows": 0.0}), model.autoencoder, action_dim=task.action_dim
-            )
-            refit.load_state_dict(model.state_dict())
+            refit = open_world_model(world_model, dreaming=False)
+            refit.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
             fit_world_model(
                 refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
                 data=episodes, share=episode_shares(data.sizes, cfg.new_share), tracker=tracker,

@@ -6,15 +6,14 @@ import torch
 
 from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.artifacts.episodes import write_episodes
-from wovr_core.envs.experts.tabletop import demonstrate
 from wovr_core.envs.splits import Split
-from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.success import attempt
 from wovr_core.policy.behaviour_cloning import clone
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import Policy, Task
 from wovr_core.steps.models import save_policy
-from wovr_core.training.loop import TrainingError
+from wovr_core.steps.reality import FPS, demonstrator, reality
+from wovr_core.training.loop import TrainingError, counting
 
 
 def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Path) -> Manifest:
@@ -23,14 +22,10 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     The demonstrations are kept because the world model and the reward learn from them too.
     """
     generator = torch.Generator().manual_seed(task.seed)
-    env = Tabletop(image_size=task.image_size)
-    episodes, _ = attempt(
-        env,
-        lambda seen: demonstrate(env, noise=cfg.action_noise, offset=cfg.grasp_offset, generator=generator),
-        Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000),
-        Split.DEMONSTRATION,
-        chunks=task.horizon // task.chunk,
-    )
+    ids = Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000)
+    with reality(task) as env, counting("demonstrations", len(ids)) as watch:
+        shows = demonstrator(env, cfg, generator=generator)
+        episodes = attempt(env, shows, ids, Split.DEMONSTRATION, steps=task.horizon, watch=watch).episodes
     good = [episode for episode in episodes if episode.succeeded]
     if not good:
         raise TrainingError(
@@ -39,13 +34,17 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
         )
     told = {"policy": cfg.model_dump(), "task": task.model_dump()}
     with writing(demonstrations, Kind.EPISODES, settings=told) as draft:
-        write_episodes(draft.folder, good, source="tabletop demonstrator", policy_digest="scripted")
+        source = f"{task.environment} demonstrator"
+        write_episodes(draft.folder, good, source=source, policy_digest="scripted", fps=FPS[task.environment])
         draft.summary |= {"episodes": len(good), "attempts": len(episodes)}
     vocabulary, words = vocabulary_of([episode.instruction for episode in good])
     torch.manual_seed(task.seed)  # initial weights
-    policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, chunk=task.chunk))
+    shape = Shape(
+        vocabulary=vocabulary, words=words, image_size=task.image_size, action_dim=task.action_dim, chunk=task.chunk
+    )
+    policy = TinyVLA(shape)
     with writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft:
-        losses = clone(policy, good, cfg, generator=generator)
+        losses = clone(policy, good, cfg, mirrors=task.mirror, generator=generator)
         save_policy(draft.folder, policy)
         draft.summary |= {"demonstrations": len(good), "loss": round(losses[-1], 4)}
     return draft.manifest

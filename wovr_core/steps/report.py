@@ -10,7 +10,7 @@ import torch
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_json, load_table, read_manifest, writing
 from wovr_core.evaluation.clips import side_by_side, thumbnail
-from wovr_core.evaluation.contact import contact_curve
+from wovr_core.evaluation.contact import Contact, contact_curve
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed, watch
 from wovr_core.evaluation.report import LIMIT, render
@@ -105,9 +105,7 @@ def write_report(
             for look in looks
         ],
         agreement=shown.by_depth(),
-        contact=contact_curve(
-            open_world_model(world_models[-1]), tries=TRIES, seed=task.seed, image_size=task.image_size
-        ),
+        contact=contact_of(task, world_models[-1]),
         clips=clips_of(shown),
         thumbnails=thumbnails_of(keyframes[-1], known),
         horizon=task.horizon,
@@ -125,6 +123,13 @@ def write_report(
         (draft.folder / "report.html").write_bytes(page)
         draft.summary |= {**vars(story.verdict), "rounds": rounds_of(story), "bytes": len(page)}
     return draft.manifest
+
+
+def contact_of(task: Task, world_model: Path) -> list[Contact]:
+    """Staged grasps, where they can be staged."""
+    if task.environment != "tabletop":
+        return []
+    return contact_curve(open_world_model(world_model), tries=TRIES, seed=task.seed, image_size=task.image_size)
 
 
 def refuse_unequal(columns: dict[str, Sequence[Path]]) -> None:

@@ -64,21 +64,24 @@ def train_reward(
         real = LabelledFrames.of_episodes(data.training)
         if previous is None:
             fit(
-                reward, [real], cfg, steps=cfg.steps, name="reward", generator=generator,
+                reward, [real], cfg, steps=cfg.steps, name="reward", mirrors=task.mirror, generator=generator,
                 on_step=tell_loss(tracker, "reward/loss"),
             )  # fmt: skip
         shown = replay(dreamer, data.training, generator=generator, every=cfg.every)
         imagined = LabelledFrames.of_sequences(shown.imagined, shown.instructions, shown.success)
         fit(
-            reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", generator=generator,
-            on_step=tell_loss(tracker, "reward/loss_on_dreams"),
+            reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", mirrors=task.mirror,
+            generator=generator, on_step=tell_loss(tracker, "reward/loss_on_dreams"),
         )  # fmt: skip
 
         if cfg.detector_steps:
             detector = HallucinationDetector(threshold=1.0, precision=cfg.read_precision)
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
             told = tell_loss(tracker, "reward/detector_loss")
-            fit_detector(detector, shown.imagined, shown.first, label, cfg, generator=generator, on_step=told)
+            fit_detector(
+                detector, shown.imagined, shown.first, label, cfg, mirrors=task.mirror, generator=generator,
+                on_step=told,
+            )  # fmt: skip
         judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
         shown = replay(dreamer, data.held_out, generator=generator)
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]

@@ -1,7 +1,8 @@
 """One training loop for every model: AdamW, warm-up and cosine, gradient clip, EMA, exact resume."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,6 +25,14 @@ def progress_bar(*, shown: bool = True) -> Progress:
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         refresh_per_second=2, disable=not shown,
     )  # fmt: skip
+
+
+@contextmanager
+def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar that moves on by as many as it is told."""
+    with progress_bar() as progress:
+        bar = progress.add_task(name, total=total, note="")
+        yield lambda count: progress.update(bar, advance=count)
 
 
 def tell_loss(tracker: Tracker | None, metric: str, *, every: int = 10) -> Callable[[int, float], None] | None:

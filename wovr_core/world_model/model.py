@@ -20,7 +20,7 @@ from wovr_core.world_model.windows import Footage, Window
 class ActionStatistics(nn.Module):
     """How actions are scaled, and how far an action of 1 moves the arm: measured, and stored with the weights."""
 
-    def __init__(self, action_dim: int, pose_dim: int = 2) -> None:
+    def __init__(self, action_dim: int, pose_dim: int) -> None:
         super().__init__()
         self.q01: Tensor
         self.q99: Tensor
@@ -62,12 +62,12 @@ class ActionStatistics(nn.Module):
 class DiffusionWorldModel(nn.Module):
     """Dreams what the camera will see if the arm does this (the `WorldModel` protocol)."""
 
-    def __init__(self, cfg: Settings, autoencoder: Autoencoder, *, action_dim: int) -> None:
+    def __init__(self, cfg: Settings, autoencoder: Autoencoder, *, action_dim: int, pose_dim: int = 2) -> None:
         super().__init__()
         self.cfg = cfg
         self.autoencoder = autoencoder.requires_grad_(False)
         self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim)
-        self.statistics = ActionStatistics(action_dim)
+        self.statistics = ActionStatistics(action_dim, pose_dim)
 
     # ---------------------------------------------------------------------------------------------- learning
 

@@ -27,21 +27,18 @@ STEP, TURN = 0.05, 0.5  # what an action of 1 moves (metres) and turns (radians)
 CLEAR = 0.05  # metres above everything on the way
 
 
-def begin_demonstration(env: Libero, *, noise: float, seed: int) -> None:
-    """Set an expert to work in each environment, after its reset; `noise` is added to every motion, in actions."""
-    env.call(_begin, [noise] * len(env), range(seed, seed + len(env)))
+def demonstrate(env: Libero, *, noise: float, seed: int) -> Tensor:
+    """The experts' next action (env, 1, 7): they look after every step.
+
+    `noise` is added to every motion, in actions. Both are heard at the first step of an episode.
+    """
+    told = [noise] * len(env), range(seed, seed + len(env))
+    return torch.from_numpy(np.stack(env.call(_next, *told))).float()[:, None]
 
 
-def demonstrate(env: Libero) -> Tensor:
-    """The experts' next action (env, 1, 7): they look after every step."""
-    return torch.from_numpy(np.stack(env.call(_next))).float()[:, None]
-
-
-def _begin(env: Any, memory: dict[str, Any], noise: float, seed: int) -> None:
-    memory["expert"] = fulfil(env.env, noise=noise, rng=np.random.default_rng(seed))
-
-
-def _next(env: Any, memory: dict[str, Any]) -> np.ndarray:
+def _next(env: Any, memory: dict[str, Any], noise: float, seed: int) -> np.ndarray:
+    if "expert" not in memory:
+        memory["expert"] = fulfil(env.env, noise=noise, rng=np.random.default_rng(seed))
     return next(memory["expert"])
 
 
