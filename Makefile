@@ -39,8 +39,8 @@ libero: $(READY)  ## add LIBERO (MuJoCo, 400 MB of meshes) and try its four suit
 quickstart: $(READY)  ## run the whole loop on the tabletop profile: verdict and report (2 cores, some minutes)
 	$(BIN)/wovr run tabletop
 
-test: $(READY) $(TRITON)  ## run all tests (PYTEST_FLAGS="-k keyframes" for some)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: $(READY) $(TRITON)  ## run all tests, two files at a time (PYTEST_FLAGS="-k keyframes" for some)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 stack: $(READY) $(TRITON)  ## start S3, MLflow and Triton on this machine; what they keep lies in .stack
 	$(BIN)/wovr stack up

@@ -1,0 +1,207 @@
+"""Episodes from elsewhere: what each picture belongs to, what is refused, and the way back."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toys import an_episode
+from wovr_core.artifacts import ArtifactError, Kind, read_episodes, read_manifest, write_episodes, writing
+from wovr_core.envs.splits import Split
+from wovr_core.steps.exchange import FIRST, export_episodes, import_episodes, lasting
+from wovr_core.trajectory import Episode
+
+WORDS = "pick up the soup and place it in the basket"
+
+
+def an_arm_episode(steps: int = 6, *, seed: int = 0) -> Episode:
+    """Noise from an arm whose hand has a place in space; succeeds at its end."""
+    g = torch.Generator().manual_seed(seed)
+    return Episode(
+        instruction=WORDS, init_state=seed, actions=torch.rand(steps, 7, generator=g) * 2 - 1,
+        frames=torch.randint(0, 256, (steps + 1, 3, 8, 8), generator=g, dtype=torch.uint8),
+        pose=torch.rand(steps + 1, 3, generator=g), success=torch.arange(steps + 1) == steps,
+    )  # fmt: skip
+
+
+def same(one: Episode, other: Episode) -> bool:
+    return one.instruction == other.instruction and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("actions", "frames", "pose", "success")
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ HDF5
+
+
+def test_what_is_exported_and_imported_again_is_the_same(tmp_path):
+    pytest.importorskip("h5py")
+    sent = [an_arm_episode(seed=i) for i in range(3)]
+    with writing(tmp_path / "sent", Kind.EPISODES, settings={}) as draft:
+        write_episodes(draft.folder, sent, source="here", policy_digest="c0ffee")
+    (file,) = export_episodes(tmp_path / "sent", out=tmp_path / "files")
+    assert file.name == "pick_up_the_soup_and_place_it_in_the_basket_demo.hdf5"
+    made = import_episodes([tmp_path / "files"], out=tmp_path / "back", steps=6, split=Split.DEMONSTRATION)
+    came = read_episodes(tmp_path / "back")
+    assert all(same(one, other) for one, other in zip(sent, came, strict=True))
+    assert [e.init_state for e in came] == list(Split.DEMONSTRATION.ids(3, start=FIRST))
+    assert (made.summary["episodes"], made.summary["successes"]) == (3, 3)
+
+
+def a_libero_file(path, *, pictures: str = "agentview_rgb", pose: str = "ee_pos", said: object = WORDS):
+    """As many pictures as actions; the k-th picture is of brightness k above and 100 + k below."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        if said:
+            data.attrs["problem_info"] = json.dumps({"language_instruction": said})
+        for name in ("demo_10", "demo_9"):
+            seen = np.zeros((5, 4, 4, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None]
+            seen[:, 2:] += 100
+            data[f"{name}/obs/{pictures}"] = seen
+            data[f"{name}/obs/{pose}"] = np.zeros((5, 3))
+            data[f"{name}/actions"] = np.arange(5)[:, None] / 10 * np.ones(7) * (1 if name == "demo_9" else -1)
+            data[f"{name}/rewards"] = np.array([0, 0, 0, 0, 1], np.uint8)
+    return path
+
+
+def test_liberos_pictures_are_upside_down_and_seen_after_their_action(tmp_path):
+    pytest.importorskip("h5py")
+    file = a_libero_file(tmp_path / "soup_demo.hdf5", said=list(WORDS))
+    import_episodes([file], out=tmp_path / "made", steps=4, split=Split.COLLECTION)
+    first, second = read_episodes(tmp_path / "made")
+    assert first.actions[0, 0] > 0 > second.actions[0, 0], "demo_9 comes before demo_10"
+    assert first.frames[:, 0, -1, 0].tolist() == [0, 1, 2, 3, 4], "the right way up"
+    assert first.actions[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4]), "that led to the pictures after them"
+    assert first.success.tolist() == [False] * 4 + [True]
+    assert first.instruction == WORDS
+
+
+def test_robomimics_are_the_right_way_up_and_seen_before(tmp_path):
+    pytest.importorskip("h5py")
+    file = a_libero_file(tmp_path / "lift.hdf5", pictures="agentview_image", pose="robot0_eef_pos", said=None)
+    with pytest.raises(ArtifactError, match="--instruction"):
+        import_episodes([file], out=tmp_path / "never", steps=4, split=Split.DEMONSTRATION)
+    import_episodes([file], out=tmp_path / "made", steps=4, split=Split.DEMONSTRATION, instruction="lift it")
+    one = read_episodes(tmp_path / "made")[0]
+    assert one.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert one.actions[:, 0].tolist() == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert not one.success.any(), "its last action is not known to have led to a picture"
+    assert one.instruction == "lift it"
+
+
+def test_a_file_of_something_else_is_told(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "text.hdf5").write_text("hello")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["weights"] = np.zeros(3)
+    blind = a_libero_file(tmp_path / "blind.hdf5", pictures="wrist")
+    for file, complaint in (
+        ("text", "cannot be opened"),
+        ("other", "no group `data`"),
+        ("blind", "demo_9 has none of"),
+    ):
+        with pytest.raises(ArtifactError, match=complaint):
+            import_episodes([tmp_path / f"{file}.hdf5"], out=tmp_path / "never", steps=4, split=Split.DEMONSTRATION)
+    assert blind.exists() and not (tmp_path / "never").exists()
+    with pytest.raises(ArtifactError, match=r"no \.hdf5 or \.npy"):
+        import_episodes([tmp_path / "nowhere"], out=tmp_path / "never", steps=4, split=Split.DEMONSTRATION)
+    with pytest.raises(ArtifactError, match="evaluation"):
+        import_episodes([blind], out=tmp_path / "never", steps=4, split=Split.EVALUATION)
+
+
+def test_a_table_seen_from_above_is_not_exported(shelf, tmp_path):
+    with pytest.raises(ArtifactError, match="2 numbers"):
+        export_episodes(shelf / "episodes", out=tmp_path / "files")
+
+
+# ------------------------------------------------------------------------------------------------------ .npy
+
+
+def a_trajectory(path, episode: Episode, **more: object):
+    moves = [*episode.actions.numpy(), np.zeros(7, np.float32)]
+    seen = zip(episode.frames.permute(0, 2, 3, 1).numpy(), moves, episode.pose.numpy(), strict=True)
+    frames = [
+        {"image": image, "delta_action": move, "init_ee_pose": np.append(pose, [0, 0, 0]), "instruction": WORDS, **more}
+        for image, move, pose in seen
+    ]
+    np.save(path, np.array(frames, dtype=object), allow_pickle=True)
+    return path
+
+
+def test_a_trajectory_of_dictionaries_is_an_episode(tmp_path):
+    episode = an_arm_episode()
+    file = a_trajectory(tmp_path / "0.npy", episode)
+    with pytest.raises(ArtifactError, match="--ends"):
+        import_episodes([file], out=tmp_path / "never", steps=6, split=Split.COLLECTION)
+    import_episodes([tmp_path], out=tmp_path / "made", steps=6, split=Split.COLLECTION, success=True)
+    assert same(read_episodes(tmp_path / "made")[0], episode)
+    a_trajectory(file, episode, reward=np.float32(0))
+    made = import_episodes([file], out=tmp_path / "failed", steps=6, split=Split.KEYFRAMES, success=True)
+    assert made.summary["successes"] == 0, "what the file says counts"
+
+
+class Planted:
+    """Runs when it is unpickled."""
+
+    def __init__(self, there) -> None:
+        self.there = there
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.there),)
+
+
+def test_planted_code_is_refused_and_not_run(tmp_path):
+    mark = tmp_path / "was here"
+    file = a_trajectory(tmp_path / "0.npy", an_arm_episode(), reward=0, note=Planted(mark))
+    np.load(file, allow_pickle=True)
+    assert mark.exists(), "the plant works"
+    mark.rmdir()
+    with pytest.raises(ArtifactError, match=r"names posix\.mkdir.*refused"):
+        import_episodes([file], out=tmp_path / "never", steps=6, split=Split.COLLECTION)
+    assert not mark.exists() and not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "complaint"),
+    [
+        (np.zeros(3), "array of float64"),
+        (np.array([1, "a"], dtype=object), "dictionary for each frame"),
+        (np.array([{"image": 1}, {"image": 2}], dtype=object), "without a pose"),
+        (np.array([{"init_ee_pose": 1, "task": "a", "reward": 1}] * 2, dtype=object), "without delta_action"),
+    ],
+)
+def test_what_is_no_trajectory_is_told(tmp_path, what, complaint):
+    np.save(tmp_path / "0.npy", what, allow_pickle=True)
+    with pytest.raises(ArtifactError, match=complaint):
+        import_episodes([tmp_path], out=tmp_path / "never", steps=6, split=Split.COLLECTION)
+
+
+def test_half_a_file_is_told(tmp_path):
+    file = a_trajectory(tmp_path / "0.npy", an_arm_episode())
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        import_episodes([file], out=tmp_path / "never", steps=6, split=Split.COLLECTION, success=True)
+
+
+# ------------------------------------------------------------------------------------------------------ lengths
+
+
+def test_episodes_are_made_equally_long():
+    episode = an_episode(steps=8, success_at=5)
+    longer = lasting(episode, 16)
+    assert len(longer.actions) == 16 and torch.equal(longer.frames[8:], episode.frames[-1:].expand(9, -1, -1, -1))
+    assert not longer.actions[8:, :-1].any() and (longer.actions[8:, -1] == episode.actions[-1, -1]).all()
+    cut = lasting(episode, 4)
+    assert len(cut.frames) == 5 and not cut.succeeded
+    assert lasting(replace(episode, init_state=7), 8).init_state == 7
+
+
+def test_pictures_take_the_size_asked_for(tmp_path):
+    file = a_trajectory(tmp_path / "0.npy", an_arm_episode(), reward=0)
+    import_episodes([file], out=tmp_path / "made", steps=6, split=Split.COLLECTION, image_size=16)
+    assert read_episodes(tmp_path / "made")[0].frames.shape == (7, 3, 16, 16)
+    assert read_manifest(tmp_path / "made").settings["image_size"] == 16
