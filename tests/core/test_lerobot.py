@@ -1,0 +1,58 @@
+"""LeRobot's own reader opens our episodes, in an environment of its own: it asks for packages that we do without."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toys import an_episode
+from wovr_core.artifacts import write_episodes
+
+READER = Path(__file__).with_name("lerobot_reads.py")
+PACKAGES = """
+    accelerate==1.15.0 datasets==5.2.0 deepdiff==9.1.0 dill==0.4.1 draccus==0.11.6 einops==0.8.2 ImageIO==2.38.1
+    jsonlines==4.0.0 lerobot==0.4.4 mergedeep==1.3.4 multiprocess==0.70.19 orderly-set==5.5.0 pynput==1.8.2
+    pyyaml-include==2.2 toml==0.10.2 typing-inspect==0.9.0 xxhash==4.1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def lerobot(tmp_path_factory) -> Path:
+    """A Python that has LeRobot; torch and the like are borrowed from ours."""
+    folder = tmp_path_factory.mktemp("lerobot")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python, ours = folder / "bin" / "python", sysconfig.get_paths()["purelib"]
+    there = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], check=True, capture_output=True
+    )
+    (Path(there.stdout.decode().strip()) / "ours.pth").write_text(f"import sys; sys.path.append({ours!r})\n")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *PACKAGES.split()]
+    got = subprocess.run(pip, capture_output=True, text=True)
+    if got.returncode:
+        pytest.skip(f"LeRobot cannot be installed here: {got.stderr[-300:]}")
+    return python
+
+
+@pytest.mark.slow
+def test_lerobots_reader_sees_what_was_written(lerobot, tmp_path):
+    torch.manual_seed(0)
+    episodes = [an_episode(steps=8, success_at=5), an_episode(steps=16, instruction="put it back", shade=90)]
+    for episode in episodes:
+        episode.frames.copy_(torch.randint(0, 256, episode.frames.shape, dtype=torch.uint8))
+    write_episodes(tmp_path / "episodes", episodes, source="here", policy_digest="c0ffee", fps=20)
+    said = subprocess.run(
+        [lerobot, READER, tmp_path / "episodes", "12"], capture_output=True, text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr[-2000:]
+    seen, second = json.loads(said.stdout.splitlines()[-1]), episodes[1]
+    assert (seen["rows"], seen["episodes"], seen["fps"]) == (9 + 17, 2, 20)
+    assert (seen["episode"], seen["task"], seen["success"]) == (1, "put it back", False)
+    assert seen["action"] == second.actions[3].tolist() and seen["ahead"] == [3, 3]
+    assert seen["state"] == second.pose[3].tolist()
+    assert seen["picture"] == second.frames[3].permute(1, 2, 0).flatten().tolist(), "every pixel"
