@@ -171,7 +171,9 @@ def test_a_real_rollout_is_recorded_as_an_update_reads_it(policy, ledger):
 
 def test_filtered_cloning_spends_its_episodes_and_learns_from_successes_alone(policy, ledger, tmp_path, monkeypatch):
     learnt = []
-    monkeypatch.setattr(real_rl, "clone", lambda actor, episodes, cfg, generator: learnt.extend(episodes) or [0.0])
+    monkeypatch.setattr(
+        real_rl, "clone", lambda actor, episodes, cfg, mirrors, generator: learnt.extend(episodes) or [0.0]
+    )
     monkeypatch.setattr(real_rl, "read_episodes", lambda path: ["demonstration"])
     monkeypatch.setattr(ledger, "step", lambda env, actions: Tabletop.step(env, actions) | (torch.arange(9) < 2))
     made = real_rl.clone_successes(
@@ -344,6 +346,14 @@ def test_the_table_compares_trial_by_trial_and_seed_by_seed(tmp_path):
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:5]]
     assert rows == ["base", "wovr", "no-kir"]
     assert (tmp_path / "table.md").read_text().strip() == table
+
+
+def test_a_row_whose_trials_are_lost_keeps_its_rate_and_is_compared_with_none(tmp_path):
+    lost = a_result("no-kir", 0, "0111", "0001")
+    del lost["won"]
+    put(tmp_path, lost, a_result("no-kir", 1, "0111", "0001"), *(a_result("wovr", s, "1111", "0001") for s in (0, 1)))
+    _, _, _, success, _, _, above_wovr = cells(write_table(tmp_path, order=list(ROWS)), "no-kir")
+    assert success.startswith("75.0 [") and above_wovr.startswith("-25.0 [")
 
 
 def test_the_figure_stands_alone_and_shows_every_row_and_seed(tmp_path):
