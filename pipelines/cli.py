@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 import yaml
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
@@ -185,6 +186,29 @@ def step(
 
         done = run_step(word, settings, context.args)
         console.print_json(data=done.summary) if hasattr(done, "summary") else console.print(escape(str(done)))
+
+
+@app.command()
+def fidelity(
+    world_model: Annotated[Path, typer.Argument(help="A WorldModel artifact.")],
+    episodes: Annotated[list[Path], typer.Argument(help="Episodes artifacts; those held out are dreamt.")],
+    out: Annotated[Path, typer.Option(help="The folder for the table, its numbers and the videos.")],
+    reward: Annotated[Path | None, typer.Option(help="A RewardModel artifact: do imagined outcomes agree?")] = None,
+    limit: Annotated[int, typer.Option(help="Episodes, at most.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the dreams' dice.")] = 0,
+) -> None:
+    """Say how long the dreams of a world model stay like reality.
+
+    Held-out episodes are dreamt again from their first frames, with their own actions. By depth (8, 16, 32 ... frames):
+    PSNR, SSIM, LPIPS-E, FloLPIPS-E (where OpenCV is installed: `make libero`), FID-E and FVD-E, beside holding the
+    first frame and, for the last two, other real episodes. Videos show reality, the dream and their difference.
+    """
+    with _plainly():
+        from wovr_core.steps.fidelity import measure_fidelity
+
+        measure_fidelity(world_model, episodes, out=out, reward=reward, limit=limit, seed=seed)
+        console.print(Markdown((out / "fidelity.md").read_text()))
+        console.print(f"videos: {out}", soft_wrap=True)
 
 
 @app.command()

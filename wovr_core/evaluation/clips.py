@@ -2,6 +2,7 @@
 
 import io
 from base64 import b64encode
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -33,7 +34,18 @@ def side_by_side(
 ) -> str:
     """Reality at the left and the dream at the right, as an h264 video; a white border says success, grey not yet."""
     sides = [_framed(frames, won) for frames, won in ((real, really), (imagined, seemingly))]
-    picture = torch.cat(sides, -1)
+    return _uri("video/mp4", _video(sides, fps=fps))
+
+
+def with_difference(real: UInt8[Tensor, "frame c h w"], imagined: UInt8[Tensor, "frame c h w"], *, fps: int) -> bytes:
+    """Reality, the dream, and how far they are apart (black: not at all), side by side, as an h264 video."""
+    apart = (real.int() - imagined.int()).abs().to(torch.uint8)
+    grey = torch.zeros(len(real), dtype=torch.bool)
+    return _video([_framed(frames, grey) for frames in (real, imagined, apart)], fps=fps)
+
+
+def _video(sides: Sequence[UInt8[Tensor, "frame c h w"]], *, fps: int) -> bytes:
+    picture = torch.cat(list(sides), -1)
     picture = torch.cat([picture, picture[-1:].expand(HOLD, -1, -1, -1)])
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
@@ -44,7 +56,7 @@ def side_by_side(
         for pixels in picture.permute(0, 2, 3, 1).contiguous().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    return _uri("video/mp4", file.getvalue())
+    return file.getvalue()
 
 
 def _framed(frames: UInt8[Tensor, "frame c h w"], won: Bool[Tensor, " frame"]) -> UInt8[Tensor, "frame c H W"]:
