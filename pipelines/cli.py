@@ -3,27 +3,21 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 import yaml
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.commands import cluster, episodes, stack
+from pipelines.terminal import Config, PipelineName, complaints, console, find_config, plainly
 from wovr_core.settings import Promote, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pipelines.local import Run
-    from pipelines.submit import Job, Kubeflow, Seen
-
-CONFIGS = Path(__file__).parent / "configs"
-console = Console(highlight=False)
-complaints = Console(stderr=True, highlight=False)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,27 +32,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings, or check them before hours are spent.")
 app.add_typer(config_app, name="config")
-stack_app = typer.Typer(
-    no_args_is_help=True, help="S3, MLflow and Triton on this machine: real servers, for one person's work and tests."
-)
-app.add_typer(stack_app, name="stack")
-episodes_app = typer.Typer(no_args_is_help=True, help="Episodes from elsewhere, and to elsewhere.")
-app.add_typer(episodes_app, name="episodes")
+app.add_typer(stack.app, name="stack")
+app.add_typer(episodes.app, name="episodes")
+app.add_typer(cluster.app)  # its commands stand among these
 
-Services = Annotated[list[str] | None, typer.Argument(metavar="[s3|mlflow|triton]...", help="All of them by default.")]
-Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and keys.")]
-Config = Annotated[str, typer.Argument(help="A settings file, or the name of one in pipelines/configs: `tabletop`.")]
-
-Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu, gpu or gpu8.")]
-Host = Annotated[
-    str | None,
-    typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines' address; the current kubeconfig without."),
-]
-TokenFile = Annotated[
-    Path | None, typer.Option(help="A file that holds a token; $KFP_TOKEN by default. Never give the token itself.")
-]
-Namespace = Annotated[str, typer.Option(help="Where runs live.")]
-PipelineName = Annotated[str, typer.Option("--pipeline", help="posttrain, retrain, evaluate or franka.")]
 Model = Annotated[str | None, typer.Argument(help="The registered model; tabletop-policy by default.")]
 Alias = Annotated[str, typer.Option(help="The alias that promotions move.")]
 
@@ -92,8 +69,8 @@ def run(
     With --stack, artifacts go through the S3 bucket (what is lost or broken here is fetched from there), metrics and
     models to the MLflow server, and the policy dreams in the world model that Triton serves: the same dreams.
     """
-    with _plainly():
-        path = _find(config)
+    with plainly():
+        path = find_config(config)
         settings = Settings.load(path)
         from pipelines.local import run_pipeline
 
@@ -110,7 +87,7 @@ def run(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tabletop.")]) -> None:
     """Tell the outcome of a run again, and where its report lies."""
-    with _plainly():
+    with plainly():
         from pipelines.local import Run
 
         _tell(Run.read(folder))
@@ -141,7 +118,7 @@ def doctor(
     Ends with 0 when nothing is off, 1 when something is, 2 when that cannot be told (the folder holds no run, or none
     that has learnt yet).
     """
-    with _plainly():
+    with plainly():
         if curve is None and (profile or out):
             raise SettingsError("--profile and --out are about a curve: name its run with --curve RUN")
         if curve is None:
@@ -177,11 +154,11 @@ def step(
     A step called without its ports names them. A port may lie in S3 (s3://BUCKET/...), and so may what comes of it.
     Under torchrun the processes share the work. CONFIG `-` reads the settings from $WOVR_SETTINGS, as JSON.
     """
-    with _plainly():
+    with plainly():
         if config == "-":
             settings = Settings.of_branches(json.loads(os.environ.get("WOVR_SETTINGS", "{}")))
         else:
-            settings = Settings.load(_find(config))
+            settings = Settings.load(find_config(config))
         from pipelines.steps import run_step
 
         done = run_step(word, settings, context.args)
@@ -203,7 +180,7 @@ def fidelity(
     PSNR, SSIM, LPIPS-E, FloLPIPS-E (where OpenCV is installed: `make libero`), FID-E and FVD-E, beside holding the
     first frame and, for the last two, other real episodes. Videos show reality, the dream and their difference.
     """
-    with _plainly():
+    with plainly():
         from wovr_core.steps.fidelity import measure_fidelity
 
         measure_fidelity(world_model, episodes, out=out, reward=reward, limit=limit, seed=seed)
@@ -221,7 +198,7 @@ def rollback(
 
     Again: to the one before that. The registry is MLflow's of $MLFLOW_TRACKING_URI, or of runs/mlflow.db.
     """
-    with _plainly():
+    with plainly():
         from components.platform.registry import rollback
 
         console.print(escape(str(rollback(model or Promote().model, alias, reason=reason))), soft_wrap=True)
@@ -234,7 +211,7 @@ def adopt(
     alias: Alias = "champion",
 ) -> None:
     """Accept that somebody has moved the alias of a registered model by hand."""
-    with _plainly():
+    with plainly():
         from components.platform.registry import adopt
 
         console.print(escape(str(adopt(model or Promote().model, alias, reason=reason))), soft_wrap=True)
@@ -250,8 +227,8 @@ def compile_(
     ] = None,
 ) -> None:
     """Compile a pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""
-    with _plainly():
-        settings = Settings.load(_find(config))
+    with plainly():
+        settings = Settings.load(find_config(config))
         from kfp import compiler
 
         from pipelines.catalogue import pipeline_named
@@ -267,84 +244,13 @@ def compile_(
 
 
 @app.command()
-def submit(
-    config: Config = "tabletop",
-    pipeline: PipelineName = "posttrain",
-    profile: Profile = "cpu",
-    name: Annotated[str | None, typer.Option(help="Of the run; PIPELINE CONFIG by default.")] = None,
-    experiment: Annotated[str, typer.Option(help="Kubeflow's experiment.")] = "wovr",
-    wait: Annotated[int, typer.Option(metavar="SECONDS", help="Wait so long for its end.")] = 0,
-    host: Host = None,
-    token_file: TokenFile = None,
-    namespace: Namespace = "kubeflow",
-) -> None:
-    """Start a pipeline on a Kubeflow cluster. With --wait, ends with 0 only when the run has succeeded.
-
-    What the cluster must have (an image, a Secret, a volume) is told in docs/cluster.md.
-    """
-    with _plainly():
-        path = _find(config)
-        job, kubeflow = _job(path, pipeline, profile), _reach(host, token_file, namespace)
-        run = kubeflow.submit(job, name or f"{pipeline} {path.stem}", experiment=experiment)
-        console.print(f"run {run}")
-        if wait:
-            state = kubeflow.wait(run, seconds=wait)
-            console.print(f"it {state.lower()}")
-            raise typer.Exit(0 if state.upper() == "SUCCEEDED" else 1)
-
-
-@app.command()
-def schedule(
-    config: Config = "tabletop",
-    cron: Annotated[
-        str | None, typer.Option(help="Minute, hour, day, month, weekday: '0 3 * * 1' is Mondays at three (UTC).")
-    ] = None,
-    pipeline: PipelineName = "retrain",
-    profile: Profile = "cpu",
-    name: Annotated[str | None, typer.Option(help="Of the schedule; PIPELINE CONFIG by default.")] = None,
-    change: Annotated[str | None, typer.Option(help="pause, resume or delete the schedule of this name.")] = None,
-    host: Host = None,
-    token_file: TokenFile = None,
-    namespace: Namespace = "kubeflow",
-) -> None:
-    """Run a pipeline on a Kubeflow cluster again and again; without --cron, list the schedules there are.
-
-    Given once more, the same schedule is left alone and a changed one replaced. One run at a time; what was missed
-    while the cluster was away is not made up for.
-
-        wovr schedule tabletop --cron '0 3 * * 1'
-        wovr schedule tabletop --change pause
-    """
-    with _plainly():
-        path = _find(config)
-        kubeflow, called = _reach(host, token_file, namespace), name or f"{pipeline} {path.stem}"
-        if change:
-            if change not in ("pause", "resume", "delete"):
-                raise SettingsError(f"--change is {change!r}: choose pause, resume or delete")
-            kubeflow.change(called, change)
-            console.print(f"{called}: {change}d")
-        elif cron:
-            id, new = kubeflow.schedule(_job(path, pipeline, profile), called, cron)
-            console.print(f"schedule {id} ({called}) {'stands' if new else 'stands as it was'}")
-        else:
-            _list(kubeflow.schedules(), "schedule")
-
-
-@app.command()
-def runs(host: Host = None, token_file: TokenFile = None, namespace: Namespace = "kubeflow") -> None:
-    """List the newest runs on a Kubeflow cluster."""
-    with _plainly():
-        _list(_reach(host, token_file, namespace).runs(), "run")
-
-
-@app.command()
 def metrics(
     port: Annotated[int, typer.Option(help="Where Prometheus asks.")] = 9464,
     address: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere.")] = "127.0.0.1",
     model: Model = None,
 ) -> None:
     """Tell Prometheus how trainings, promotions and the champion stand, as MLflow ($MLFLOW_TRACKING_URI) knows them."""
-    with _plainly():
+    with plainly():
         from components.serving.exporter import serve_metrics
 
         console.print(f"metrics at http://{address}:{port}/metrics")
@@ -354,137 +260,18 @@ def metrics(
 @config_app.command("show")
 def show(config: Config = "tabletop") -> None:
     """Print every setting a run of CONFIG would have, defaults included."""
-    with _plainly():
-        tree = Settings.load(_find(config)).model_dump(mode="json")
+    with plainly():
+        tree = Settings.load(find_config(config)).model_dump(mode="json")
         print(yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), end="")
 
 
 @config_app.command("check")
 def check(config: Config) -> None:
     """Say whether CONFIG can be run, and if not, why."""
-    with _plainly():
-        path = _find(config)
+    with plainly():
+        path = find_config(config)
         Settings.load(path)
         console.print(f"{path} can be run")
-
-
-@stack_app.command("up")
-def stack_up(services: Services = None, folder: Folder = Path(".stack")) -> None:
-    """Start what does not run, wait until all is well, and say where everything is.
-
-    What runs is left alone, what died is started again at its old address. Point other commands at it with
-
-        set -a; . .stack/env; set +a
-    """
-    with _plainly():
-        from pipelines.stack import SERVICES, Stack
-
-        with console.status("starting") as spinner:
-            Stack(folder).up(services or SERVICES, tell=spinner.update)
-        _tell_stack(folder, services)
-        console.print(f"to use it: set -a; . {folder}/env; set +a", soft_wrap=True)
-
-
-@stack_app.command("down")
-def stack_down(services: Services = None, folder: Folder = Path(".stack")) -> None:
-    """Stop the servers; what they keep stays, and `up` goes on with it."""
-    with _plainly():
-        from pipelines.stack import SERVICES, Stack
-
-        with console.status("stopping") as spinner:
-            Stack(folder).down(services or SERVICES, tell=spinner.update)
-        console.print(f"stopped; data and logs stay in {folder}", soft_wrap=True)
-
-
-@stack_app.command("status")
-def stack_status(services: Services = None, folder: Folder = Path(".stack")) -> None:
-    """Say where each server is and how it is; ends with 1 when one is not well."""
-    with _plainly():
-        if not _tell_stack(folder, services):
-            raise typer.Exit(1)
-
-
-@episodes_app.command("import")
-def import_episodes(
-    sources: Annotated[list[Path], typer.Argument(help="Files (.hdf5, .npy), or folders of them.")],
-    out: Annotated[Path, typer.Option(help="The Episodes artifact that is made: a new folder.")],
-    steps: Annotated[int, typer.Option(min=8, help="Actions of an episode, as task.horizon; a multiple of 8.")],
-    split: Annotated[
-        Literal["demonstration", "collection", "keyframes"],
-        typer.Option(help="What they may serve: to learn from, or (keyframes) never trained on."),
-    ] = "demonstration",
-    image_size: Annotated[int | None, typer.Option(help="Pixels, square; as they come by default.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="What is to be done, for files that do not say.")] = None,
-    ends: Annotated[
-        Literal["success", "failure"] | None, typer.Option(help="How episodes end, for files that do not say.")
-    ] = None,
-    fps: Annotated[int, typer.Option(help="Steps a second.")] = 20,
-) -> None:
-    """Make an Episodes artifact of LIBERO's or robomimic's HDF5 demonstrations, or of RLinf's .npy trajectories.
-
-        wovr episodes import libero_object/ --steps 160 --image-size 64 --out demonstrations
-
-    All are made equally long: a longer one is cut, a shorter one stands still at its end. An .npy file is a pickle,
-    which could run code: one that holds anything but data is refused.
-    """
-    with _plainly():
-        from wovr_core.envs.splits import Split
-        from wovr_core.steps.exchange import import_episodes
-
-        made = import_episodes(
-            sources, out=out, steps=steps, split=Split[split.upper()], image_size=image_size, instruction=instruction,
-            success=None if ends is None else ends == "success", fps=fps,
-        )  # fmt: skip
-        console.print_json(data=made.summary)
-
-
-@episodes_app.command("export")
-def export_episodes(
-    episodes: Annotated[Path, typer.Argument(help="An Episodes artifact.")],
-    out: Annotated[Path, typer.Option(help="The folder for the files, one an instruction.")],
-) -> None:
-    """Write episodes as HDF5 demonstrations, in LIBERO's names."""
-    with _plainly():
-        from wovr_core.steps.exchange import export_episodes
-
-        for path in export_episodes(episodes, out=out):
-            console.print(escape(str(path)), soft_wrap=True)
-
-
-def _find(config: str) -> Path:
-    named = CONFIGS / f"{config}.yaml"
-    if Path(config).is_file() or not named.exists():
-        path = Path(config)
-        if not path.exists():
-            known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-            raise SettingsError(f"there is no settings file {config}, and none of that name among: {known}")
-        return path
-    return named
-
-
-def _reach(host: str | None, token_file: Path | None, namespace: str) -> "Kubeflow":
-    from pipelines.submit import Kubeflow
-
-    token = token_file.read_text().strip() if token_file else os.environ.get("KFP_TOKEN")
-    return Kubeflow(host, token=token, namespace=namespace)
-
-
-def _job(path: Path, pipeline: str, profile: str) -> "Job":
-    from pipelines.submit import Job
-
-    return Job(Settings.load(path), pipeline, profile)
-
-
-def _list(found: "list[Seen]", what: str) -> None:
-    if not found:
-        console.print(f"no {what}s")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in (what, "name", "state", "when"):
-        table.add_column(heading)
-    for seen in found:
-        table.add_row(seen.id, escape(seen.name), seen.state, seen.when)
-    console.print(table)
 
 
 def _examine() -> int:
@@ -536,37 +323,6 @@ def _tell(run: "Run") -> None:
     if (page := run.artifact("write-report", "report")) is not None:
         shutil.copyfile(page / "report.html", run.folder / "report.html")
         console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
-
-
-def _tell_stack(folder: Path, services: list[str] | None) -> bool:
-    """A line for each server; whether all of them are well."""
-    from pipelines.stack import SERVICES, Stack
-
-    found = Stack(folder).status(services or SERVICES)
-    for health in found:
-        sign, state = ("[red]✘[/]", escape(health.complaint)) if health.complaint else ("[green]✔[/]", "well")
-        where = f"{health.address} (pid {health.pid})" if health.pid else health.address
-        console.print(f"{sign} {health.service} at {where}: {state}", soft_wrap=True)
-    return not any(health.complaint for health in found)
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """What a user can mend is told in a few words; a bug of ours keeps its traceback."""
-    try:
-        yield
-    except SettingsError as error:
-        complaints.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        complaints.print("\nstopped; the same command goes on from here")
-        raise typer.Exit(130) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        ours = type(error).__module__.startswith(("wovr_core", "pipelines", "components"))
-        if not ours and not isinstance(error, OSError):
-            raise
-        complaints.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

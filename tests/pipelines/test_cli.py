@@ -6,8 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import CONFIGS, app
+from pipelines.cli import app
 from pipelines.steps import _read, step_named
+from pipelines.terminal import CONFIGS
 from wovr_core.artifacts import Kind, writing
 from wovr_core.settings import Settings
 
