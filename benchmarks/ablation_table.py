@@ -115,7 +115,7 @@ def figure(rows: dict[str, Seeds]) -> str:
     for tick in (0, 0.25, 0.5, 0.75, 1):
         marks.append(tag("path", cls="grid", d=f"M{across(tick):.1f} {top}V{floor}"))
         marks.append(text(f"{100 * tick:.0f} %", across(tick), floor + 17, anchor="middle"))
-    for label in {"base", "wovr"} & set(means):
+    for label in (name for name in ("base", "wovr") if name in means):
         marks.append(tag("path", cls="mark", d=f"M{across(means[label].value):.1f} {top}V{floor}"))
     group = ""
     for first, (label, mean) in zip(one, means.items(), strict=True):
