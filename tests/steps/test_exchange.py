@@ -99,10 +99,13 @@ def test_a_file_of_something_else_is_told(tmp_path):
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["weights"] = np.zeros(3)
     blind = a_libero_file(tmp_path / "blind.hdf5", pictures="wrist")
+    with h5py.File(a_libero_file(tmp_path / "idle.hdf5"), "a") as file:
+        del file["data/demo_9/rewards"]
     for file, complaint in (
         ("text", "cannot be opened"),
         ("other", "no group `data`"),
         ("blind", "demo_9 has none of"),
+        ("idle", "neither rewards"),
     ):
         with pytest.raises(ArtifactError, match=complaint):
             import_episodes([tmp_path / f"{file}.hdf5"], out=tmp_path / "never", steps=4, split=Split.DEMONSTRATION)

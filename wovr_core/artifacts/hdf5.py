@@ -40,6 +40,8 @@ def read_hdf5(path: Path, *, instruction: str | None = None) -> list[Episode]:
 def _episode(demo: Any, where: str, instruction: str, *, after: bool) -> Episode:
     """One demonstration; `after` says that each picture was seen after its action, where there are no others."""
     camera, pose = (_first(demo, names, where) for names in (CAMERAS, POSES))
+    if "actions" not in demo or not {"rewards", "dones"} & set(demo):
+        raise ArtifactError(f"{where} has no actions, or neither rewards nor dones: it cannot be told what was done")
 
     def seen(name: str) -> np.ndarray:
         values = np.asarray(demo[f"obs/{name}"])

@@ -59,9 +59,7 @@ def open_world_model(path: Path, *, dreaming: bool = True) -> DiffusionWorldMode
     read_manifest(path, Kind.WORLD_MODEL)
     cfg = WorldModelSettings.model_validate(load_json(path, "world_model"))
     weights = finite_weights(path, "world_model")
-    model = _empty(
-        cfg, action_dim=len(weights["statistics.q01"]), pose_dim=len(weights["statistics.reach"])
-    )  # fmt: skip
+    model = _empty(cfg, action_dim=len(weights["statistics.q01"]), pose_dim=len(weights["statistics.reach"]))
     model.load_state_dict(weights)
     return for_dreaming(model) if dreaming else model
 
