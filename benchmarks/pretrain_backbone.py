@@ -102,27 +102,31 @@ OWN_DREAMS = 0.6  # share of the windows that go on from the model's own dream o
 class Walk:
     """Windows one after the other along play episodes, so that a dream can go on; each begins where something happens.
 
-    `draw` also says which windows go on from those drawn before, in the same place of the batch.
+    `draw` also says which windows go on from those drawn before, in the same place of the batch, and the episodes and
+    steps at which they begin.
     """
 
-    def __init__(self, footage: Footage, cfg: WorldModel, count: int, generator: torch.Generator) -> None:
-        self.cfg, self.generator = cfg, generator
-        self.episode, self.step = torch.zeros(count, dtype=torch.long), torch.full((count,), CHUNKS * 8)
+    def __init__(
+        self, footage: Footage, cfg: WorldModel, count: int, generator: torch.Generator, *, steps: int = CHUNKS * 8
+    ) -> None:
+        self.cfg, self.generator, self.steps = cfg, generator, steps
+        self.episode, self.step = torch.zeros(count, dtype=torch.long), torch.full((count,), steps)
         self.over(footage)
 
     def over(self, footage: Footage, shifted: int = 0) -> None:
         """Go on over this footage, in which episodes have moved `shifted` rows forward."""
         self.sampler = WindowSampler(footage, self.cfg, generator=self.generator)
         self.episode = self.episode - shifted
-        self.step = torch.where(self.episode < 0, CHUNKS * 8, self.step)
+        self.step = torch.where(self.episode < 0, self.steps, self.step)
 
-    def draw(self) -> tuple[Window, torch.Tensor]:
-        ended = self.step + 8 > CHUNKS * 8
+    def draw(self) -> tuple[Window, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        ended = self.step + 8 > self.steps
         episode, step = self.sampler.places(len(ended))
         self.episode, self.step = torch.where(ended, episode, self.episode), torch.where(ended, step, self.step)
-        window = window_at(self.sampler.footage, self.episode, self.step)
+        place = self.episode, self.step
+        window = window_at(self.sampler.footage, *place)
         self.step = self.step + 8
-        return window, ~ended
+        return window, ~ended, place
 
 
 def train_transformer(
@@ -138,9 +142,11 @@ def train_transformer(
         footage = stream.at(step)
         if footage is not walk.sampler.footage:
             walk.over(footage, shifted=stream.fresh)
-        window, goes_on = walk.draw()
+        window, goes_on, _ = walk.draw()
         own = goes_on & (torch.rand(len(goes_on), generator=generator) < OWN_DREAMS)
-        value, dreamt = model.learn(window, generator=generator, dreamt=dreamt, own=own)
+        value, dreamt = model.learn(
+            model.encode(window), window.actions, window.pose, generator=generator, dreamt=dreamt, own=own
+        )
         return value
 
     recent: list[float] = []

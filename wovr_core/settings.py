@@ -101,6 +101,8 @@ class Policy(Section):
     demonstrations: PositiveInt = 10
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
+    every: PositiveInt = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
+    kernel: PositiveInt = 1  # of the second convolution, an odd number: 1 sees things by their colour, 5 by their look
     steps: PositiveInt = 1000
     batch: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
@@ -133,7 +135,7 @@ class Architecture(Section):
     action_tokens: bool = True
     first_frame_anchor: bool = True
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
-    pose_map: bool = True  # tell each token where the gripper will be; tiny profile only
+    pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
 
     @model_validator(mode="after")
     def _gates_need_samples(self) -> Self:
@@ -158,7 +160,7 @@ class WorldModel(Section):
     memory_noise: Share = 0.2  # largest noise level on the memory latent during training; 0 switches noisy context off
     memory_noise_when_dreaming: Share = 0.0
     train_precision: Literal["float32", "bfloat16"] = "float32"  # of the transformer's arithmetic; weights stay float32
-    dream_precision: Literal["float32", "bfloat16"] = "bfloat16"
+    dream_precision: Literal["float32", "bfloat16"] = "bfloat16"  # float32 on a CPU that has no AVX-512, here as below
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
     contact_weight: PositiveFloat = 5.0  # how much likelier a window with a gripper event is drawn
@@ -328,10 +330,11 @@ class Settings(Section):
         if self.grpo.mirror and not self.task.mirror:
             raise ValueError("grpo.mirror is on, but task.mirror is off: set grpo.mirror to false too")
         if self.world_model.architecture.pose_map and self.task.environment != "tabletop":
-            raise ValueError(
-                "world_model.architecture.pose_map knows a table seen from above alone: set it to false for "
-                f"{self.task.environment}"
-            )
+            if self.world_model.pretrained == "none":
+                raise ValueError(
+                    "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a "
+                    f"backbone: with pretrained: none, set it to false for {self.task.environment}"
+                )
         if self.grpo.keyframe_horizon % self.task.chunk:
             raise ValueError(
                 f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of task.chunk {self.task.chunk}"

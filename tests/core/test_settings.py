@@ -43,7 +43,10 @@ def test_there_are_shipped_configs():
         ({"task": {"environment": "libero"}}, ["task.action_dim is 3", "set it to 7"]),
         ({"task": {"environment": "libero", "action_dim": 7}}, ["task.mirror", "set it to false"]),
         (LIBERO, ["grpo.mirror", "set grpo.mirror to false"]),
-        (LIBERO | {"grpo": {"mirror": False}}, ["pose_map", "set it to false for libero"]),
+        (
+            LIBERO | {"grpo": {"mirror": False}, "world_model": {"pretrained": "none"}},
+            ["pose_map", "set it to false for libero"],
+        ),
         ({"task": {"libero": {"tasks": [10]}}}, ["task.libero.tasks", "less than or equal to 9"]),
         ({"reward": {"every": 3}}, ["reward.every is 3", "use 1, 2, 4 or 8"]),
         ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),

@@ -80,7 +80,8 @@ def test_a_window_leaves_as_memory_what_a_dream_would_leave_and_goes_on_from_a_g
     given = model.autoencoder.encode(to_unit(window.frames[:, :5]))[:, :, 1]
 
     def learn(dreamt, own):
-        return model.learn(window, generator=torch.Generator().manual_seed(3), dreamt=dreamt, own=own)
+        told, dice = (window.actions, window.pose), torch.Generator().manual_seed(3)
+        return model.learn(model.encode(window), *told, generator=dice, dreamt=dreamt, own=own)
 
     everyone, nobody = torch.ones(4).bool(), torch.zeros(4).bool()
     loss, left = learn(None, None)

@@ -7,7 +7,8 @@ everything that learns or is measured together, which is why `task.rendering` st
 
 Each task has 50 initial states of LIBERO's own. The splits share them out, so that none serves two purposes: states
 0-4 for demonstrations, 5-19 for collection, 20-24 for keyframes, 25-49 for evaluation. The ids of a split go through
-its tasks and states in turn; after the last one they begin again, with other dice of the policy.
+its tasks and states in turn; after the last one they begin again, with other dice of the policy. Play needs none of them:
+there things lie anew wherever the task's description lets them, another way for every id.
 """
 
 import multiprocessing
@@ -38,6 +39,7 @@ STATES = {
     Split.KEYFRAMES: range(20, 25),
     Split.EVALUATION: range(25, 50),
 }
+STORED = 50  # initial states of a task
 SETTLE = 10  # steps without a motion, while objects come to rest
 CAMERA = "agentview"
 PATIENCE = 180.0  # seconds for an answer of a process; the first reset of a task takes some 10
@@ -49,12 +51,10 @@ class LiberoError(RuntimeError):
 
 
 def place(init_state: int, tasks: Sequence[int]) -> tuple[int, int]:
-    """Task of the suite, and LIBERO's own initial state, behind an id."""
+    """Task of the suite, and LIBERO's own initial state, behind an id; from `STORED` on, the seed of another one."""
     split = split_of(init_state)
-    if split not in STATES:
-        raise LiberoError(f"LIBERO has no initial states for {split.name.lower()}")
     turn, task = divmod(init_state % SPLIT_SIZE, len(tasks))
-    return tasks[task], STATES[split][turn % len(STATES[split])]
+    return tasks[task], STORED + turn if split is Split.PLAY else STATES[split][turn % len(STATES[split])]
 
 
 class Libero:
@@ -246,7 +246,8 @@ class _Environment:
             self._open(task)
         np.random.seed(state)  # where the fixtures stand is drawn anew at every reset, and no part of the state
         self.env.reset()
-        self.env.set_init_state(self.init_states[state])
+        if state < STORED:
+            self.env.set_init_state(self.init_states[state])
         for robot in self.env.env.robots:  # what an episode before has left in controller and gripper
             robot.controller.update(force=True)
             robot.controller.reset_goal()

@@ -16,15 +16,15 @@ from wovr_core.trajectory import Episode, to_unit
 def clone(
     policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, mirrors: bool, generator: torch.Generator
 ) -> list[float]:
-    """Maximise the likelihood of what the demonstrations did at the start of every chunk; returns the losses.
+    """Maximise the likelihood of what the demonstrations did next, seen every `cfg.every` steps; returns the losses.
 
     Frames are shifted a little and, where `mirrors` are scenes too, mirrored, motions with them, to learn more from
     the few demonstrations there are.
     """
     chunk = policy.shape.chunk
-    frames = torch.cat([episode.frames[:-1:chunk] for episode in episodes])
-    actions = torch.cat([episode.actions.unflatten(0, (-1, chunk)) for episode in episodes])
-    said = [episode.instruction for episode in episodes for _ in range(len(episode.actions) // chunk)]
+    frames = torch.cat([episode.frames[:-chunk : cfg.every] for episode in episodes])
+    actions = torch.cat([episode.actions.unfold(0, chunk, cfg.every).transpose(1, 2) for episode in episodes])
+    said = [episode.instruction for episode in episodes for _ in range(0, len(episode.frames) - chunk, cfg.every)]
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(frames), (cfg.batch,), generator=generator)

@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wovr_core.policy.tiny_vla import LanguageKeypoints, Shape
+from wovr_core.training.precision import autocast
 from wovr_core.trajectory import to_unit
 
 
@@ -22,7 +23,7 @@ class SuccessClassifier(nn.Module):
         self.members = nn.ModuleList(Member(shape) for _ in range(members))
 
     def logits(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, "member b"]:
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with autocast(self.precision, frames.device):
             return torch.stack([member(frames, instructions) for member in self.members]).float()
 
     def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from wovr_core.settings import Reward
 from wovr_core.training.augmentation import mirror
 from wovr_core.training.loop import train
+from wovr_core.training.precision import autocast
 from wovr_core.trajectory import to_unit
 
 CELL = 6  # pixels: the side of the neighbourhood in which an error is averaged
@@ -32,7 +33,7 @@ class HallucinationDetector(nn.Module):
 
     def forward(self, frames: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Logits: the strongest evidence anywhere in the frame."""
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with autocast(self.precision, frames.device):
             evidence = self.local(torch.cat([frames, references], 1)).float()
         return evidence.flatten(1).logsumexp(-1) - 3
 

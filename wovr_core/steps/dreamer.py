@@ -10,6 +10,7 @@ from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.settings import Task
 from wovr_core.settings import WorldModel as WorldModelSettings
 from wovr_core.steps.models import finite_weights, open_detector, open_reward
+from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 
@@ -28,12 +29,15 @@ def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
             f"world_model.pretrained is {cfg.pretrained!r}, but the package ships {', '.join(known) or 'no backbone'}"
         )
     weights = {name: value.float() for name, value in load_weights(folder, "weights").items()}
-    missing, _unused = model.load_state_dict(weights, strict=False)
+    try:
+        missing, _unused = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # shapes
+        missing = [str(error).splitlines()[-1].strip()]
     # a mechanism switched off leaves its weights unused; a weight that is missing is another architecture
     if missing:
         raise ArtifactError(
-            f"the backbone {cfg.pretrained!r} does not fit world_model.architecture: it lacks {missing[0]} and "
-            f"{len(missing) - 1} more; use its own architecture ({folder.name}/provenance.json) or pretrained: none"
+            f"the backbone {cfg.pretrained!r} does not fit world_model.architecture or task.environment: it lacks "
+            f"{missing[0]} and {len(missing) - 1} more; use its own ({folder.name}/provenance.json) or pretrained: none"
         )
     return model
 
@@ -72,5 +76,5 @@ def open_simulator(world_model: Path, reward: Path, *, monitor: bool = True) -> 
 
 def for_dreaming(model: DiffusionWorldModel) -> DiffusionWorldModel:
     model.requires_grad_(False).eval()
-    model.transformer.to(getattr(torch, model.cfg.dream_precision))
+    model.transformer.to(computed_in(model.cfg.dream_precision, model.statistics.reach.device))
     return model

@@ -40,8 +40,9 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     vocabulary, words = vocabulary_of([episode.instruction for episode in good])
     torch.manual_seed(task.seed)  # initial weights
     shape = Shape(
-        vocabulary=vocabulary, words=words, image_size=task.image_size, action_dim=task.action_dim, chunk=task.chunk
-    )
+        vocabulary=vocabulary, words=words, image_size=task.image_size, action_dim=task.action_dim, chunk=task.chunk,
+        kernel=cfg.kernel,
+    )  # fmt: skip
     policy = TinyVLA(shape)
     with writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft:
         losses = clone(policy, good, cfg, mirrors=task.mirror, generator=generator)

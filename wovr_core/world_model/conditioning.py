@@ -45,24 +45,26 @@ class ActionTokens(nn.Module):
 class PoseMap(nn.Module):
     """Where the gripper is at each frame, seen from each token: Fourier features of the offset, added to the token.
 
-    The pose is the arm's own: measured at the start of a dream, then integrated from the actions. Nothing about the
-    objects enters. It spares a small transformer from having to find the gripper and to add up its motion.
+    The pose is the arm's own: measured at the start of a dream, then integrated from the actions; a calibrated camera
+    says where in the picture that is, and what the picture does not tell (the height) every token hears. Nothing about
+    the objects enters. It spares a small transformer from having to find the gripper and to add up its motion.
     """
 
     OCTAVES = (1.0, 2.0, 4.0, 8.0)
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, pose_dim: int, width: int) -> None:
         super().__init__()
-        features = 4 * (2 + 4 * len(self.OCTAVES) + 1)
+        features = 4 * (pose_dim * (1 + 2 * len(self.OCTAVES)) + 1)
         self.net = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(
-        self, pose: Float[Tensor, "b 13 2"], gripper: Float[Tensor, "b 13"], grid: tuple[int, int]
+        self, pose: Float[Tensor, "b 13 p"], gripper: Float[Tensor, "b 13"], grid: tuple[int, int]
     ) -> Float[Tensor, "b 4 tokens d"]:
         rows, columns = grid
         y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
         centre = torch.stack([x.flatten(), y.flatten()], -1).to(pose)  # (token, 2)
-        offset = per_latent(pose)[:, :, None] - centre[:, None]  # (b, latent, token, 4, 2)
+        at = per_latent(pose)[:, :, None].expand(-1, -1, len(centre), -1, -1)
+        offset = torch.cat([at[..., :2] - centre[:, None], at[..., 2:]], -1)  # (b, latent, token, 4, p)
         waves = [f(math.pi * octave * offset) for octave in self.OCTAVES for f in (torch.sin, torch.cos)]
         command = per_latent(gripper[..., None])[:, :, None].expand(*offset.shape[:-1], 1)
         return self.net(torch.cat([offset, *waves, command], -1).flatten(-2))

@@ -24,7 +24,7 @@ class Conditions:
     """What a window is conditioned on, per frame of its 13."""
 
     actions: Float[Tensor, "b 13 a"]  # normalised; the first is the null action
-    pose: Float[Tensor, "b 13 p"]  # gripper position at each frame
+    pose: Float[Tensor, "b 13 p"]  # of the gripper at each frame: where in the picture, and what that does not say
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Context:
 class WorldModelTransformer(nn.Module):
     """Predicts the flow velocity of the future latents of a window."""
 
-    def __init__(self, cfg: Architecture, *, action_dim: int) -> None:
+    def __init__(self, cfg: Architecture, *, action_dim: int, pose_dim: int = 2) -> None:
         super().__init__()
         self.cfg = cfg
         width = cfg.heads * cfg.head_dim
@@ -59,11 +59,11 @@ class WorldModelTransformer(nn.Module):
         del self.backbone.condition_embedder.text_embedder  # actions take the place of words
         self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
         self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
-        self.pose_map = PoseMap(width) if cfg.pose_map else None
-        self.keep_gates = nn.Linear(width, 2) if cfg.keep_gates else None
+        self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
+        self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates else None
         if self.keep_gates is not None:
             nn.init.zeros_(self.keep_gates.weight)
-            self.keep_gates.bias.data = torch.tensor([3.0, -3.0])  # at first: the last frame stays
+            self.keep_gates.bias.data = torch.tensor([3.0, -3.0]).repeat(cfg.patch**2)  # at first: the last frame stays
             nn.init.zeros_(self.backbone.proj_out.weight)
             nn.init.zeros_(self.backbone.proj_out.bias)
 
@@ -124,15 +124,11 @@ class WorldModelTransformer(nn.Module):
         if self.cfg.prediction == "velocity":
             return output
         if self.keep_gates is not None:
-            grid = (noisy.shape[-2] // self.cfg.patch, noisy.shape[-1] // self.cfg.patch)
-            gates = (
-                self.keep_gates(x).float().sigmoid().transpose(2, 3).unflatten(-1, grid)
-            )  # (b, latent, 2, rows, columns)
-            gates = gates.repeat_interleave(self.cfg.patch, -1).repeat_interleave(self.cfg.patch, -2)[:, None]
+            gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
             output = (
                 output
-                + gates[:, :, :, 0] * context.last[:, :, None]
-                + gates[:, :, :, 1] * context.reference[:, :, None]
+                + gates[:, :1] * context.last[:, :, None]
+                + gates[:, 1:] * context.reference[:, :, None]
             )
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 

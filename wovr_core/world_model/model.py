@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from wovr_core.protocols import DreamState
 from wovr_core.settings import WorldModel as Settings
+from wovr_core.training.precision import autocast
 from wovr_core.trajectory import InitState, to_pixels, to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
@@ -32,6 +33,8 @@ class ActionStatistics(nn.Module):
         self.register_buffer("reach", torch.ones(pose_dim))  # pose units per unit of action
         self.register_buffer("pose_low", torch.zeros(pose_dim))
         self.register_buffer("pose_high", torch.ones(pose_dim))
+        self.camera: Tensor  # (3, pose_dim + 1): a pose and 1 to (u w, v w, w), with u, v in [0, 1] from the top left
+        self.register_buffer("camera", torch.eye(3, pose_dim + 1))
 
     @torch.no_grad()
     def fit(self, footage: Footage) -> None:
@@ -50,6 +53,12 @@ class ActionStatistics(nn.Module):
         motion = 2 * (actions - self.q01) / (self.q99 - self.q01).clamp(min=1e-3) - 1
         return torch.cat([motion[..., :-1].clamp(-1.5, 1.5), actions[..., -1:]], -1)
 
+    def in_picture(self, pose: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
+        """Where the camera sees the hand (u, v in [0, 1]); then whatever a pose has beyond two numbers, in [0, 1]."""
+        seen = torch.cat([pose, torch.ones_like(pose[..., :1])], -1) @ self.camera.T
+        beyond = (pose - self.pose_low) / (self.pose_high - self.pose_low)
+        return torch.cat([seen[..., :2] / seen[..., 2:], beyond[..., 2:]], -1)
+
     def integrate(self, pose: Float[Tensor, "b p"], actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t p"]:
         """Where the arm will be after each action."""
         path = []
@@ -66,7 +75,7 @@ class DiffusionWorldModel(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.autoencoder = autoencoder.requires_grad_(False)
-        self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim)
+        self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim, pose_dim=pose_dim)
         self.statistics = ActionStatistics(action_dim, pose_dim)
 
     # ---------------------------------------------------------------------------------------------- learning
@@ -76,26 +85,34 @@ class DiffusionWorldModel(nn.Module):
 
         Of these `rows` of the windows alone, if named; what is drawn at random is the same for all of them.
         """
-        return self.learn(window, generator=generator, rows=rows)[0]
+        some = Window(window.frames[rows], window.actions[rows], window.pose[rows])
+        told = some.actions, some.pose
+        return self.learn(self.encode(some), *told, generator=generator, rows=rows, among=len(window.frames))[0]
+
+    @torch.no_grad()
+    def encode(self, window: Window) -> Float[Tensor, "b c 4 y x"]:
+        """The latents of windows."""
+        return self.autoencoder.encode(to_unit(window.frames))
 
     def learn(
         self,
-        window: Window,
+        latents: Float[Tensor, "b c 4 y x"],
+        actions: Float[Tensor, "b 13 a"],
+        pose: Float[Tensor, "b 13 p"],
         *,
         generator: torch.Generator,
         dreamt: Float[Tensor, "b c y x"] | None = None,
         own: Bool[Tensor, " b"] | None = None,
         rows: slice = slice(None),
+        among: int | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "b c y x"]]:
         """The loss, and what this window's prediction would leave as memory to a dream that went on from it.
 
         Handed in again as `dreamt` with the windows eight frames later, the prediction is the memory of those marked
-        `own`: so the model learns to go on from its own dreams (self-rollout training), at no further cost.
+        `own`: so the model learns to go on from its own dreams (self-rollout training), at no further cost. These
+        windows may be some `rows` `among` more.
         """
-        batch = len(window.frames)
-        window = Window(window.frames[rows], window.actions[rows], window.pose[rows])
-        with torch.no_grad():
-            latents = self.autoencoder.encode(to_unit(window.frames))
+        batch = len(latents) if among is None else among
         reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
         if dreamt is not None and own is not None:
             memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
@@ -112,12 +129,16 @@ class DiffusionWorldModel(nn.Module):
         level = flow.shifted(u, self.cfg.shift)
         noise = normal(future)
         noisy = flow.noised(future, noise, level)
-        conditions = Conditions(self.statistics.normalise(window.actions) * _acts(window.actions), window.pose)
-        with torch.autocast(future.device.type, torch.bfloat16, enabled=self.cfg.train_precision == "bfloat16"):
+        conditions = self._conditions(actions, pose)
+        with autocast(self.cfg.train_precision, future.device):
             context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
             velocity = self.transformer(noisy, level, context)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
         return (velocity - (noise - future)).square().mean(), predicted[:, :, 1]
+
+    def _conditions(self, actions: Tensor, pose: Tensor) -> Conditions:
+        acts = (actions != 0).any(-1, keepdim=True)  # null actions stay null when normalised
+        return Conditions(self.statistics.normalise(actions) * acts, self.statistics.in_picture(pose))
 
     # ---------------------------------------------------------------------------------------------- dreaming
 
@@ -154,7 +175,7 @@ class DiffusionWorldModel(nn.Module):
         """A dream without chance: `noise` is what `flow.dream_noise` drew. `cached` is for the test."""
         path = self.statistics.integrate(state.pose[:, -1], actions)
         every = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
-        conditions = Conditions(self.statistics.normalise(every) * _acts(every), torch.cat([state.pose, path], 1))
+        conditions = self._conditions(every, torch.cat([state.pose, path], 1))
         quiet = torch.full((len(state.memory),), self.cfg.memory_noise_when_dreaming)
         memory = state.memory
         if self.noisy_memory:
@@ -178,15 +199,10 @@ class DiffusionWorldModel(nn.Module):
     def look(self, state: DreamState, frames: Sequence[int] = range(FUTURE)) -> UInt8[Tensor, "b frames c h w"]:
         """The pixels of the chosen frames of the chunk just dreamt."""
         window = torch.cat([state.reference[:, :, None], state.before[:, :, None], state.future], 2)
-        with torch.autocast(window.device.type, torch.bfloat16, enabled=self.cfg.dream_precision == "bfloat16"):
+        with autocast(self.cfg.dream_precision, window.device):
             return to_pixels(self.autoencoder.decode_future(window, frames=list(frames)))
 
     def _reencoded(self, state: DreamState, future: Tensor) -> Tensor:
         window = torch.cat([state.reference[:, :, None], state.memory[:, :, None], future], 2)
         frames = self.autoencoder.decode_future(window, LATENTS)  # the reference first, as in training
         return self.autoencoder.encode(torch.cat([frames[:, :1], frames[:, -MEMORY:]], 1))[:, :, 1]
-
-
-def _acts(actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t 1"]:
-    """0 for null actions, which stay null when normalised; 1 for others."""
-    return (actions != 0).any(-1, keepdim=True).float()

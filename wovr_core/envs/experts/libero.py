@@ -1,4 +1,4 @@
-"""A scripted demonstrator for LIBERO's tasks of picking things up and putting them somewhere.
+"""A scripted demonstrator for LIBERO's tasks of picking things up and putting them somewhere, and task-free play.
 
 It looks at the simulator's state and at the meshes; it makes demonstrations, and never runs during or after
 reinforcement learning. The grasp comes from the thing's own shape, from above: across its narrow side if that fits
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wovr_core.envs.libero import Libero, LiberoError
+from wovr_core.envs.libero import CAMERA, Libero, LiberoError
 
 MOVES = ("in", "on")  # goals that picking up and putting down fulfils
 WIDEST = 0.074  # metres between open fingers
@@ -36,9 +36,29 @@ def demonstrate(env: Libero, *, noise: float, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(env.call(_next, *told))).float()[:, None]
 
 
-def _next(env: Any, memory: dict[str, Any], noise: float, seed: int) -> np.ndarray:
+def play(env: Libero, *, seed: int) -> Tensor:
+    """The next action (env, 1, 7) of hands that grasp at whatever lies there, often beside it, and drop it anywhere."""
+    return torch.from_numpy(np.stack(env.call(_next, [None] * len(env), range(seed, seed + len(env))))).float()[:, None]
+
+
+def camera(env: Libero) -> Tensor:
+    """What the camera makes of a place (x, y, z, 1): (u w, v w, w), with u and v in [0, 1] from the top left; (3, 4)."""
+    return torch.from_numpy(env.call(_projection)[0]).float()
+
+
+def _projection(env: Any, memory: dict[str, Any]) -> np.ndarray:
+    sim = env.env.sim
+    which = sim.model.camera_name2id(CAMERA)
+    turn, place = sim.data.cam_xmat[which].reshape(3, 3), sim.data.cam_xpos[which]
+    right, up, back = np.column_stack([turn.T, -turn.T @ place])
+    zoom = 1 / np.tan(np.deg2rad(sim.model.cam_fovy[which]) / 2)
+    return np.stack([-0.5 * back + 0.5 * zoom * right, -0.5 * back - 0.5 * zoom * up, -back])
+
+
+def _next(env: Any, memory: dict[str, Any], noise: float | None, seed: int) -> np.ndarray:
     if "expert" not in memory:
-        memory["expert"] = fulfil(env.env, noise=noise, rng=np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        memory["expert"] = fulfil(env.env, noise=noise, rng=rng) if noise is not None else fool_about(env.env, rng=rng)
     return next(memory["expert"])
 
 
@@ -52,6 +72,41 @@ def fulfil(scene: Any, *, noise: float, rng: np.random.Generator) -> Iterator[np
         yield from put(arm, goal)
     while True:
         yield arm.rest()
+
+
+def fool_about(scene: Any, *, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Play: take up one thing after the other, or miss it, and let go over the basket or elsewhere; wander between."""
+    things = [name for name in scene.objects_dict if "basket" not in name]
+    baskets = [name for name in scene.objects_dict if "basket" in name]
+    while True:
+        arm = Arm(scene, noise=0.5 * rng.random() ** 2, rng=rng)
+        thing = things[rng.integers(len(things))]
+        grasp = plan_grasps(scene, thing, baskets[0] if baskets else thing)[0][0]
+        aside = rng.normal(size=3) * rng.choice([0.0, 0.01, 0.02, 0.04]) * [1, 1, 0.4]
+        point, turn = grasp.point + aside, grasp.turn @ _about_z(rng.normal() * rng.choice([0.0, 0.2]))
+        yield from arm.go(lambda at=point: at + [0, 0, 0.08], turn, OPEN, steps=50, near=0.02, straight=0.2)
+        if rng.random() < 0.15:
+            continue
+        yield from arm.go(lambda at=point: at, turn, OPEN, steps=int(rng.integers(8, 25)), near=0.008, speed=0.6)
+        yield from arm.go(lambda at=point: at, turn, SHUT, steps=int(rng.integers(5, 11)), speed=0.3)
+        into = bool(baskets) and rng.random() < 0.7
+        over = scene.sim.data.body_xpos[scene.obj_body_id[baskets[0]]][:2] if into else arm.hand[:2]
+        over = over + rng.normal(size=2) * (0.04 if into else 0.12)
+        high = (rim_of(scene, baskets[0])[0] if baskets else point[2]) + 0.04 + 0.1 * rng.random()
+        yield from arm.go(lambda at=point, z=high: np.array([*at[:2], z]), turn, SHUT, steps=30, near=0.03)
+        if rng.random() < 0.1:  # dropped on the way
+            for _ in range(4):
+                yield arm.rest()
+            continue
+        yield from arm.go(lambda at=over, z=high: np.array([*at, z]), turn, SHUT, steps=60, near=0.02)
+        for _ in range(int(rng.integers(3, 8))):
+            yield arm.rest()
+        yield from arm.go(lambda at=over, z=high: np.array([*at, z + 0.06]), turn, OPEN, steps=8)
+
+
+def _about_z(angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def unknown(goals: Sequence[Sequence[str]]) -> str:

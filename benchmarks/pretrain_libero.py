@@ -1,0 +1,254 @@
+"""Pretrain a codec and a video transformer for LIBERO on task-free play: `record`, then `codec`, then `transformer`.
+
+    python benchmarks/pretrain_libero.py record --episodes 400
+    python benchmarks/pretrain_libero.py codec --steps 4000
+    python benchmarks/pretrain_libero.py transformer --steps 6000 --out wovr_core/world_model/pretrained/libero-play
+
+Hands grasp at whatever lies there, often beside it, and drop it anywhere; things lie where no stored initial state puts
+them (`Split.PLAY`); no instruction, no outcome is seen. The latents of all play are computed once, so a step of training
+the transformer costs no codec. Every stage goes on where it was stopped.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pretrain_backbone import OWN_DREAMS, Walk
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wovr_core.envs.experts.libero import camera, play
+from wovr_core.envs.libero import Libero
+from wovr_core.envs.splits import Split
+from wovr_core.settings import Architecture, Settings, WorldModel
+from wovr_core.training.loop import counting, train
+from wovr_core.training.precision import autocast
+from wovr_core.trajectory import to_unit
+from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.windows import Footage
+
+STEPS = 128  # of an episode of play
+CROP = 64  # pixels, of the pictures a codec learns from
+
+
+def record(given: argparse.Namespace) -> None:
+    """Play, two episodes at a time, a file each; those that are there already are kept."""
+    folder = given.work / "play"
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = given.tasks
+    ids = [i for i in Split.PLAY.ids(given.episodes, start=given.first) if not (folder / f"{i}.npz").exists()]
+    with Libero(given.suite, tasks, image_size=128, processes=2) as env, counting("play", len(ids)) as watch:
+        for rows in env.batches(ids):
+            seen = env.reset([ids[row] for row in rows], Split.PLAY)
+            frames, pose, actions = [seen.frames], [seen.pose], []
+            for _ in range(STEPS):
+                action = play(env, seed=ids[rows[0]])[:, 0]
+                env.step(action)
+                seen = env.observe()
+                frames.append(seen.frames)
+                pose.append(seen.pose)
+                actions.append(action)
+            made = [torch.stack(column, 1).numpy() for column in (frames, pose, actions)]
+            for i, row in enumerate(rows):
+                file = folder / f"{ids[row]}.part.npz"
+                np.savez(file, frames=made[0][i], pose=made[1][i], actions=made[2][i])
+                file.rename(folder / f"{ids[row]}.npz")
+            if not (file := given.work / "camera.npy").exists():
+                np.save(file, camera(env).numpy())
+            watch(len(rows))
+
+
+def recorded(work: Path, limit: int | None = None) -> Footage:
+    """All play there is, oldest first."""
+    files = sorted((work / "play").glob("*[0-9].npz"), key=lambda file: int(file.stem))[:limit]
+    made = [np.load(file) for file in files]
+    return Footage(*(torch.from_numpy(np.stack([one[name] for one in made])) for name in ("frames", "actions", "pose")))
+
+
+def train_codec(given: argparse.Namespace) -> None:
+    """Reconstruct crops of play; what moved counts more, and the decoder must bear a little noise on the latents."""
+    footage, generator = recorded(given.work), torch.Generator().manual_seed(1)
+    torch.manual_seed(0)
+    codec = PatchAutoencoder()
+    recent: list[float] = []
+
+    def draw(count: int) -> Tensor:
+        episode = torch.randint(len(footage), (count,), generator=generator)
+        step = torch.randint(4, STEPS + 1, (count,), generator=generator)
+        y, x = (8 * torch.randint(0, (128 - CROP) // 8 + 1, (2, count), generator=generator)).tolist()
+        return torch.stack(
+            [
+                footage.frames[e, [0, *range(s - 3, s + 1)], :, v : v + CROP, u : u + CROP]
+                for e, s, v, u in zip(episode.tolist(), step.tolist(), y, x, strict=True)
+            ]
+        )
+
+    def loss(step: int) -> Tensor:
+        frames = to_unit(draw(given.batch))
+        with autocast("bfloat16", torch.device("cpu")):
+            latents = codec.encode(frames).float()
+            spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
+            latents = latents + 0.08 * spread * torch.randn(latents.shape, generator=generator)
+            seen = [codec.decode_future(latents[:, :, :1], 1, frames=[0]), codec.decode_future(latents, 1)]
+        moved = ((frames - frames[:, :1]).abs().amax(2, keepdim=True) > 0.1).float()
+        error = (torch.cat(seen, 1).float() - frames) * (1 + 2 * moved)
+        return error.square().mean() + 0.1 * error.abs().mean()
+
+    def note(step: int, value: float) -> None:
+        recent.append(value)
+        if step % 200 == 199:
+            tell(given.work, codec=step + 1, loss=sum(recent[-200:]) / 200)
+
+    train(codec, loss, name="codec", steps=given.steps, learning_rate=given.learning_rate or 2e-3, generator=generator,
+          ema=0.998, checkpoint=given.work / "codec-checkpoint.safetensors", checkpoint_every=250,
+          on_step=note)  # fmt: skip
+    with torch.no_grad():
+        some = torch.cat([codec.encode(to_unit(footage.frames[i : i + 1, :33])) for i in range(0, len(footage), 4)])
+        codec.latents_mean += some.mean((0, 2, 3, 4)) * codec.latents_std
+        codec.latents_std *= some.std((0, 2, 3, 4))
+        frames = to_unit(footage.frames[-8:, 60:69].flip(0))
+        shown = codec.decode_future(codec.encode(frames))
+        error = (shown - frames[:, 1:]).square().mean((0, 1, 2, 3, 4))
+    tell(given.work, codec_psnr=10 * float(torch.log10(4 / error)))
+    save_file(codec.state_dict(), given.work / "codec.safetensors")
+
+
+def tell(work: Path, **entry: object) -> None:
+    with (work / "log.jsonl").open("a") as log:
+        log.write(json.dumps(entry | {"time": round(time.time())}) + "\n")
+
+
+class Latents:
+    """The latent of every four frames of an episode, and of every first frame: what windows of latents are made of."""
+
+    def __init__(self, codec: PatchAutoencoder, frames: Tensor) -> None:
+        every: list[Tensor] = []
+        with torch.no_grad(), counting("latents", len(frames)) as watch:
+            for film in frames:
+                shown = torch.cat([film[:1].expand(4, -1, -1, -1), film])  # before the start nothing moved
+                features = codec.encoder(to_unit(shown))
+                offsets = [codec._merge(torch.cat([features[:1], features[1 + o :][: (len(film) + 3 - o) // 4 * 4]])[None])
+                           for o in range(4)]  # fmt: skip
+                rows = torch.stack([offsets[t % 4][0, :, 1 + t // 4] for t in range(len(film))])  # frames t-3 .. t
+                scale = [values[:, None, None] for values in (codec.latents_mean, codec.latents_std)]
+                every.append(((rows.float() - scale[0]) / scale[1]).half())
+                watch(1)
+        self.every = torch.stack(every)  # (episode, t+1, c, y, x)
+
+    def at(self, episode: Tensor, step: Tensor) -> Tensor:
+        """(b, c, 4, y, x): reference, memory up to `step`, and eight frames after it."""
+        when = torch.stack([torch.zeros_like(step), step, step + 4, step + 8], 1)
+        return self.every[episode[:, None], when].float().transpose(1, 2)
+
+
+def architecture(given: argparse.Namespace) -> Architecture:
+    return Architecture(heads=4, head_dim=given.width // 4, layers=given.layers, ffn_dim=4 * given.width, patch=2)
+
+
+def train_transformer(given: argparse.Namespace) -> None:
+    footage, generator = recorded(given.work), torch.Generator().manual_seed(2)
+    torch.manual_seed(0)
+    settings: WorldModel = Settings().world_model.model_copy(
+        update={
+            "architecture": architecture(given), "lowest_noise": 1.0, "train_precision": "bfloat16",
+            "batch": given.batch, "sampler_steps": 1,
+        }
+    )  # fmt: skip
+    codec = PatchAutoencoder()
+    codec.load_state_dict(load_file(given.work / "codec.safetensors"))
+    model = DiffusionWorldModel(settings, codec, action_dim=7, pose_dim=3)
+    if given.start is not None:
+        model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
+    model.statistics.fit(footage)
+    model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
+    latents = Latents(codec, footage.frames[: len(footage) - given.held_out])
+    begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))
+    held_out = Footage(*(value[len(latents.every) :] for value in vars(footage).values()))
+    walk = Walk(training, settings, given.batch, generator, steps=STEPS)
+    dreamt, recent = torch.zeros(()), list[float]()
+
+    def loss(step: int) -> Tensor:
+        nonlocal dreamt
+        window, goes_on, places = walk.draw()
+        own = goes_on & (torch.rand(len(goes_on), generator=generator) < OWN_DREAMS)
+        value, dreamt = model.learn(
+            latents.at(*places), window.actions, window.pose, generator=generator, dreamt=dreamt, own=own
+        )
+        return value
+
+    def note(step: int, value: float) -> None:
+        recent.append(value)
+        if step % 100 == 99:
+            tell(given.work, transformer=step + 1, loss=sum(recent[-100:]) / 100)
+
+    train(model.transformer, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
+          generator=generator, ema=0.999, warmup=200, checkpoint=given.work / "transformer-checkpoint.safetensors",
+          checkpoint_every=250, on_step=note)  # fmt: skip
+    tell(given.work, **{f"psnr_{depth}": value for depth, value in fidelity(model, held_out).items()})
+    given.out.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()},
+              given.out / "weights.safetensors")  # fmt: skip
+    provenance = {
+        "command": f"python benchmarks/pretrain_libero.py transformer --steps {given.steps} --batch {given.batch}",
+        "suite": given.suite, "play_episodes": len(training), "play_frames": len(training) * (STEPS + 1),
+        "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
+        "architecture": settings.architecture.model_dump(),
+    }  # fmt: skip
+    (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def fidelity(model: DiffusionWorldModel, held_out: Footage, depths: Sequence[int] = (1, 4, 8, 16)) -> dict[int, object]:
+    """PSNR in dB of a dream of play nobody learnt from, and of holding its first frame, by chunks of depth."""
+    from wovr_core.imagination.replay import replay
+    from wovr_core.steps.dreamer import for_dreaming
+    from wovr_core.trajectory import Episode
+
+    none = torch.zeros(STEPS + 1, dtype=torch.bool)
+    episodes = [
+        Episode(instruction="", init_state=0, frames=f, pose=p, success=none, actions=a)
+        for f, a, p in zip(held_out.frames, held_out.actions, held_out.pose, strict=True)
+    ]
+    shown = replay(for_dreaming(model), episodes, generator=torch.Generator().manual_seed(0), batch=16)
+
+    def psnr(seen: Tensor, real: Tensor) -> float:
+        error = (seen.float() - real.float()).square().mean((2, 3, 4)) / 255**2
+        return round(float(-10 * error.clamp(min=1e-8).log10().mean()), 2)
+
+    found: dict[int, object] = {}
+    for depth in depths:
+        part = slice(8 * depth - 8, 8 * depth)
+        real = shown.real[:, part]
+        found[8 * depth] = [psnr(shown.imagined[:, part], real), psnr(shown.first[:, None].expand_as(real), real)]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("record", "codec", "transformer"))
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain-libero"), help="play, checkpoints and log")
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrain-libero/backbone"))
+    parser.add_argument("--suite", default="libero_object")
+    parser.add_argument("--tasks", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--episodes", type=int, default=400, help="to record")
+    parser.add_argument("--first", type=int, default=0, help="id of the first episode to record")
+    parser.add_argument("--held-out", type=int, default=16, help="episodes that the transformer does not learn from")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--start", type=Path, help="weights to go on from, with a fresh schedule")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    given.work.mkdir(parents=True, exist_ok=True)
+    {"record": record, "codec": train_codec, "transformer": train_transformer}[given.stage](given)
+
+
+if __name__ == "__main__":
+    main()
