@@ -6,13 +6,11 @@ terminal, so that progress bars are bars; it dies with the run, so that nothing 
 took and made is written down. That holds for tasks that are processes and for those in containers.
 """
 
-import ctypes
 import fcntl
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from getpass import getuser
 from hashlib import sha256
 from itertools import dropwhile
+from multiprocessing import forkserver
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +39,7 @@ from rich.markup import escape
 
 from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import arguments_of, pipeline_named
+from pipelines.forked import FORKS, work
 from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.settings import Settings
@@ -48,12 +48,10 @@ if TYPE_CHECKING:
     from pipelines.containers import Containers
 
 CHECKOUT = Path(__file__).parents[1]
-QUIET = (
-    "import logging; logging.disable(logging.INFO); from kfp.dsl.executor_main import executor_main; executor_main()"
-)
-CONTAINED = (  # the same where the task's source cannot be handed over as a file
-    "import sys; from pathlib import Path; file = Path('/tmp/task.py'); file.write_text(sys.argv.pop(1)); "
-    f"sys.argv[1:1] = ['--component_module_path', str(file)]; {QUIET}"
+CONTAINED = (  # in a container, where the task's source cannot be handed over as a file
+    "import logging, sys; from pathlib import Path; logging.disable(logging.INFO); file = Path('/tmp/task.py'); "
+    "file.write_text(sys.argv.pop(1)); sys.argv[1:1] = ['--component_module_path', str(file)]; "
+    "from kfp.dsl.executor_main import executor_main; executor_main()"
 )
 
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")  # of a private authority, for S3 and for MLflow
@@ -140,6 +138,8 @@ def run_pipeline(
         )
         attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout), storage, containers)
         attendant.fetch_lost()
+        with patch.dict(os.environ, _environment(folder)):  # threads are counted when torch is imported
+            forkserver.ensure_running()
         with (
             patch.object(task_executor, "execute_single_task", attendant.execute(task_executor.execute_single_task)),
             patch.object(subprocess_task_handler, "run_local_subprocess", attendant.spawn),
@@ -228,16 +228,15 @@ class Attendant:
     def spawn(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Stands in for kfp's start of a process; `full_command` is a shell's, and carries the task's source."""
         _, _, _, source, *arguments = full_command
-        with self._watched() as log, tempfile.TemporaryDirectory(prefix="wovr-") as place, log.open("w") as errors:
+        environment = {**self._inherited(), **_environment(self.run.folder), **(env_vars or {})}
+        with self._watched() as log, tempfile.TemporaryDirectory(prefix="wovr-") as place:
             module = Path(place) / "task.py"
             module.write_text(source)
-            code = subprocess.run(
-                [sys.executable, "-c", QUIET, "--component_module_path", str(module), *arguments],
-                env={**self._inherited(), **_environment(self.run.folder), **(env_vars or {})},
-                stderr=errors,
-                preexec_fn=_die_with_parent,
-            ).returncode
-        return self._ended(log, code)
+            told = ["--component_module_path", str(module), *arguments]
+            process = FORKS.Process(target=work, args=(told, environment, log))
+            process.start()
+            process.join()
+        return self._ended(log, process.exitcode)
 
     def contain(self, client: Any, image: str, command: list[str], volumes: Any, **given: Any) -> int:
         """Stands in for kfp's start of a container, which takes a container that is gone for one that succeeded."""
@@ -345,9 +344,3 @@ def _alone(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise RunError(f"another run is at work in {folder}: wait for it, or choose another folder") from error
         yield
-
-
-def _die_with_parent() -> None:
-    """Between fork and exec: have Linux kill this process when the run is killed."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
 
 from wovr_core.artifacts.episodes import read_episodes
-from wovr_core.envs.experts.libero import unknown
+from wovr_core.envs.experts.libero import camera, play, unknown
 from wovr_core.envs.libero import STATES, SUITES, Libero, LiberoError, place
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import EnvironmentLostError
@@ -32,6 +32,15 @@ def replay(env: Libero, ids: list[int], steps: int) -> tuple[torch.Tensor, list[
     return torch.stack(frames), env.states()
 
 
+def fool_about(env: Libero) -> torch.Tensor:
+    """What is seen of a few steps of play."""
+    frames = [env.reset(Split.PLAY.ids(2), Split.PLAY).frames]
+    for _ in range(4):
+        env.step(play(env, seed=0)[:, 0])
+        frames.append(env.observe().frames)
+    return torch.stack(frames)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
@@ -47,6 +56,12 @@ def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
         assert all(np.array_equal(one, two) for one, two in zip(states, ended, strict=True))
 
         if suite == "libero_object":
+            film = [fool_about(env) for _ in range(2)]
+            assert torch.equal(*film), "play, too, is a function of its id"
+            assert not torch.equal(film[0][0], frames[0]), "things lie where no stored state puts them"
+            hand = torch.cat([env.observe().pose, torch.ones(2, 1)], 1) @ camera(env).T
+            assert ((hand[:, :2] / hand[:, 2:] > 0.05) & (hand[:, :2] / hand[:, 2:] < 0.95)).all(), "it sees the hand"
+
             os.kill(env._workers[1].process.pid, signal.SIGKILL)
             with pytest.raises(EnvironmentLostError, match="died"):
                 replay(env, COLLECTION, 6)
@@ -98,8 +113,8 @@ def test_no_initial_state_serves_two_purposes():
     assert all(len(places) == 3 * len(STATES[split]) for split, places in seen.items()), "each of them has its turn"
     every = [p for places in seen.values() for p in places]
     assert len(every) == len(set(every)) == 150
-    with pytest.raises(LiberoError, match="play"):
-        place(Split.PLAY.ids(1)[0], (0,))
+    for_play = {place(i, (0, 3, 7)) for i in Split.PLAY.ids(600)}
+    assert len(for_play) == 600 and not for_play & set(every)
 
 
 def test_what_cannot_be_is_told():

@@ -7,6 +7,7 @@ from torch import nn
 from wovr_core.training import checkpoint as on_disk
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
 from wovr_core.training.loop import TrainingError, tell_loss, train
+from wovr_core.training.precision import autocast, computed_in
 
 
 @pytest.fixture
@@ -17,6 +18,19 @@ def model() -> nn.Linear:
 
 def fit(model: nn.Module, loss, generator, **kwargs) -> list[float]:
     return train(model, loss, name="toy", steps=6, learning_rate=0.1, generator=generator, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("capability", "asked", "computed"),
+    [("AVX2", "bfloat16", torch.float32), ("AVX512", "bfloat16", torch.bfloat16), ("AVX512", "float32", torch.float32)],
+)
+def test_bfloat16_is_computed_where_that_saves_time(capability, asked, computed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    cpu, x = torch.device("cpu"), torch.ones(2, 2)
+    assert computed_in(asked, cpu) is computed
+    with autocast(asked, cpu):
+        assert (x @ x).dtype is computed
+    assert computed_in("bfloat16", torch.device("meta")) is torch.bfloat16, "a CPU's matter"
 
 
 def test_training_lowers_the_loss(model, generator):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from wovr_core.protocols import DreamState
-from wovr_core.settings import Architecture
+from wovr_core.settings import Architecture, WorldModel
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
-from wovr_core.world_model.autoencoder import Autoencoder
-from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder
+from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler, window_at
 
 
@@ -91,6 +91,34 @@ def test_a_window_leaves_as_memory_what_a_dream_would_leave_and_goes_on_from_a_g
     assert not torch.allclose(left[0], left_elsewhere[0]) and torch.allclose(left[1:], left_elsewhere[1:], atol=1e-6)
     assert not torch.allclose(loss, other)
     assert not left.requires_grad
+
+
+def test_the_hand_is_where_a_pinhole_camera_sees_it():
+    statistics = ActionStatistics(7, 3)
+    statistics.pose_low.copy_(torch.tensor([-1.0, -1.0, 0.0]))
+    # two metres above the table's middle, looking down: the picture is two metres wide at the table
+    statistics.camera.copy_(torch.tensor([[1.0, 0, -0.5, 1], [0, 1, -0.5, 1], [0, 0, -1, 2]]))
+    seen = statistics.in_picture(torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, -0.5, 1], [0.25, 0.25, 0.5]]))
+    wanted = torch.tensor([[0.5, 0.5, 0], [1, 0.5, 0], [0.5, 0, 1], [2 / 3, 2 / 3, 0.5]])
+    assert torch.allclose(seen, wanted, atol=1e-6)
+
+    flat = ActionStatistics(3, 2)  # a table seen from above: a pose is a place in the picture
+    pose = torch.rand(4, 13, 2)
+    assert torch.equal(flat.in_picture(pose), pose)
+
+
+def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
+    """At first every pixel stays as it was remembered, whatever the size of a patch."""
+    architecture = Architecture(
+        latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, text_dim=8, patch=2, pose_map=False
+    )
+    cfg = WorldModel(architecture=architecture, pretrained="none", sampler_steps=1, dream_precision="float32")
+    model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
+    state = a_state(model)
+    mix = torch.sigmoid(torch.tensor([3.0, -3.0]))
+    stays = mix[0] * state.memory + mix[1] * state.reference
+    dreamt = dream_of(model, state, torch.rand(3, 8, 3)).future
+    assert torch.allclose(dreamt, stays[:, :, None].expand_as(dreamt), atol=1e-5)
 
 
 @pytest.mark.parametrize("off", ["action_modulation", "action_tokens", "first_frame_anchor", "keep_gates", "pose_map"])
