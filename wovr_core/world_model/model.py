@@ -147,8 +147,9 @@ class DiffusionWorldModel(nn.Module):
         """The state of dreams that begin at these moments of real episodes."""
         frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
         latents = self.autoencoder.encode(to_unit(frames))
+        memory = latents[:, :, 1].contiguous()  # as it is in a state that was sent: the last bits depend on the layout
         return DreamState(
-            reference=latents[:, :, 0], memory=latents[:, :, 1], before=latents[:, :, 1], future=latents[:, :, 1:1],
+            reference=latents[:, :, 0].contiguous(), memory=memory, before=memory, future=latents[:, :, 1:1],
             actions=torch.stack([start.actions for start in starts]),
             pose=torch.stack([start.pose for start in starts]),
         )  # fmt: skip
@@ -191,7 +192,7 @@ class DiffusionWorldModel(nn.Module):
             future = future + (after - now) * velocity
         next_memory = future[:, :, 1] if self.cfg.context == "latent" else self._reencoded(state, future)
         return DreamState(
-            reference=state.reference, memory=next_memory, before=state.memory, future=future,
+            reference=state.reference, memory=next_memory.contiguous(), before=state.memory, future=future.contiguous(),
             actions=actions[:, -MEMORY:], pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
         )  # fmt: skip
 
