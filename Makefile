@@ -15,7 +15,7 @@ TRITON := .venv-triton/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton libero quickstart test stack stack-down images sbom lint format compile clean
+.PHONY: help setup triton libero quickstart test test-all stack stack-down images sbom lint format compile clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,10 @@ libero: $(READY)  ## add LIBERO (MuJoCo, 400 MB of meshes) and try its four suit
 quickstart: $(READY)  ## run the whole loop on the tabletop profile: verdict and report (2 cores, some minutes)
 	$(BIN)/wovr run tabletop
 
-test: $(READY) $(TRITON)  ## run all tests, two files at a time (PYTEST_FLAGS="-k keyframes" for some)
+test: $(READY) $(TRITON)  ## run the tests, two files at a time (PYTEST_FLAGS="-k keyframes" for some)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_FLAGS)
+
+test-all: $(READY) $(TRITON)  ## run all tests, the long ones too (servers that are killed in the middle, again and again)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 stack: $(READY) $(TRITON)  ## start S3, MLflow and Triton on this machine; what they keep lies in .stack

@@ -191,6 +191,7 @@ def test_a_version_that_dreams_otherwise_than_it_was_trained_is_withdrawn(stack,
     assert put(stack, minds(3), Serve(instances=1, tolerance=0.01)) in versions(served), "unless so much is well"
 
 
+@pytest.mark.long
 def test_no_more_versions_than_are_kept_and_one_that_is_gone_is_told(stack, minds, served, monkeypatch):
     first = put(stack, minds(4))
     asks = client(stack, first)
@@ -205,6 +206,7 @@ def test_no_more_versions_than_are_kept_and_one_that_is_gone_is_told(stack, mind
         dreams_in(asks)
 
 
+@pytest.mark.long
 def test_deployments_at_once_do_not_disturb_each_other(stack, minds):
     parts = [minds(seed) for seed in (7, 8, 7)]
     with ThreadPoolExecutor(3) as pool:
@@ -284,6 +286,7 @@ class Interrupted:
         return self.served.imagine(*args, **kwargs)
 
 
+@pytest.mark.long
 def test_a_server_killed_in_the_middle_of_a_rollout_and_started_again_is_not_even_noticed(
     stack, minds, lesson, tmp_path, monkeypatch
 ):
@@ -300,6 +303,7 @@ def test_a_server_killed_in_the_middle_of_a_rollout_and_started_again_is_not_eve
     assert served.read_bytes() == lesson("here", None).read_bytes()
 
 
+@pytest.mark.long
 def test_a_server_that_is_restarted_in_the_middle_is_waited_for(stack, minds, lesson, tmp_path, monkeypatch):
     """Politely: it unloads its models before it closes, and for a moment knows nothing of the version."""
     simulator = client(stack, put(stack, minds(1)))
@@ -333,6 +337,7 @@ def test_code_of_another_day_is_not_asked_for_todays_dreams(stack, minds, served
         put(stack, minds(1))
 
 
+@pytest.mark.long
 def test_a_server_that_is_gone_for_good_ends_the_learning_and_nothing_half_learnt_is_left(
     stack, minds, lesson, tmp_path
 ):

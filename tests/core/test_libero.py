@@ -44,7 +44,8 @@ def fool_about(env: Libero) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
-    with Libero(suite, [0, 1]) as env:
+    tasks = [0, 1] if suite == "libero_object" else [0]  # to change between tasks takes ten seconds a time
+    with Libero(suite, tasks) as env:
         frames, states = replay(env, COLLECTION, 6)
         assert frames.shape == (7, 2, 3, 128, 128)
         assert frames[0].float().std() > 10, "a picture, not a blank"

@@ -38,7 +38,7 @@ TASK = Task(image_size=32)
 BASE = Policy(demonstrations=300, steps=600, batch=48, learning_rate=3e-3)
 LEARNING = Grpo(
     groups=12, group_size=8, max_draws=1, informative=(0, 1), kir_ratio=0, epochs=2, minibatch=256,
-    learning_rate=1e-3, temperature=1.0, max_imagined_gain=1.0, snapshot_every=11,
+    learning_rate=1e-3, temperature=1.0, max_imagined_gain=1.0, snapshot_every=15,
     monitor=False,
 )  # fmt: skip
 REWARD = Reward(batch=64)
@@ -138,7 +138,7 @@ def shelf(tmp_path_factory) -> Shelf:
     return made
 
 
-def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 22) -> dict[str, Any]:
+def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 30) -> dict[str, Any]:
     """Learn in a dream, evaluate for real, and judge; returns what the verdict says."""
     world = shelf.dream(flawed=flawed)
     with writing(out / "world_model", Kind.WORLD_MODEL, settings={}) as draft:
@@ -163,7 +163,7 @@ def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 
 def test_a_policy_that_learnt_to_exploit_its_world_model_is_held_and_the_report_says_so(shelf, tmp_path, monkeypatch):
     verdict = learn(shelf, tmp_path, monkeypatch, flawed=True)
     before, after = verdict["imagined_success"]
-    assert after > before + 0.25, "in dreams it got much better"
+    assert after > before + 0.15, "in dreams it got much better"
     assert verdict["candidate"]["successes"] <= verdict["baseline"]["successes"], "and really it did not"
     assert not verdict["promote"]
     assert verdict["exploited"]

@@ -28,8 +28,8 @@ def test_a_run_that_fails_and_then_is_killed_goes_on_where_it_was(tmp_path):
 
     config.write_text(SMOKE.read_text())
     run = start(config, out)
-    wait_until(lambda: "train-world-model" in finished(out) and children(run.pid), seconds=180)
-    (task,) = children(run.pid)
+    wait_until(lambda: "train-world-model" in finished(out) and tasks(run.pid), seconds=180)
+    (task,) = tasks(run.pid)
     run.send_signal(signal.SIGKILL)
     end(run)
     wait_until(lambda: not Path(f"/proc/{task}").exists(), seconds=5)  # nothing goes on unseen
@@ -76,6 +76,11 @@ def end(run: subprocess.Popen) -> tuple[str, int]:
 def finished(out: Path) -> dict[str, dict]:
     record = out / "run.json"
     return json.loads(record.read_text()) if record.exists() else {}
+
+
+def tasks(run: int) -> list[int]:
+    """Processes that were forked for a task, by the one that a run keeps for that."""
+    return [task for helper in children(run) for task in children(helper)]
 
 
 def children(pid: int) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from mlflow import MlflowClient
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 from typer.testing import CliRunner
 
 from components.platform.storage import Storage
@@ -115,6 +116,7 @@ def test_what_runs_is_left_alone(everything):
     assert everything.status() == before
 
 
+@pytest.mark.long
 def test_what_died_comes_back_at_its_old_address(everything):
     before = {health.service: health for health in everything.status()}
     everything.kill("triton")
@@ -128,10 +130,16 @@ def test_what_died_comes_back_at_its_old_address(everything):
     assert wovr("status", "--folder", str(everything.folder)).exit_code == 0
 
 
+@retry(retry=retry_if_exception_type(OSError), stop=stop_after_delay(20), wait=wait_fixed(0.2), reraise=True)
+def take(host: str, port: int) -> socket.socket:
+    """Listen there, as soon as whoever was killed has let go."""
+    return socket.create_server((host, port))
+
+
 def test_a_server_whose_port_was_taken_moves_and_those_that_use_it_follow(everything, tmp_path, monkeypatch):
     host, port = everything.status(["s3"])[0].address.split(":")
     everything.kill("s3")
-    with socket.create_server((host, int(port))):
+    with take(host, int(port)):
         everything.up(["s3"])
     assert everything.status(["s3"])[0].address != f"{host}:{port}"
     assert all(not health.complaint for health in everything.status())
