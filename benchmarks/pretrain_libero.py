@@ -4,9 +4,9 @@
     python benchmarks/pretrain_libero.py codec --steps 4000
     python benchmarks/pretrain_libero.py transformer --steps 6000 --out wovr_core/world_model/pretrained/libero-play
 
-Hands grasp at whatever lies there, often beside it, and drop it anywhere; things lie where no stored initial state puts
-them (`Split.PLAY`); no instruction, no outcome is seen. The latents of all play are computed once, so a step of training
-the transformer costs no codec. Every stage goes on where it was stopped.
+Hands grasp at whatever lies there, often beside it, and drop it anywhere; things lie where no stored initial state
+puts them (`Split.PLAY`); no instruction, no outcome is seen. The latents of all play are computed once, so a step of
+training the transformer costs no codec. Every stage goes on where it was stopped.
 """
 
 import argparse
@@ -132,9 +132,12 @@ class Latents:
             for film in frames:
                 shown = torch.cat([film[:1].expand(4, -1, -1, -1), film])  # before the start nothing moved
                 features = codec.encoder(to_unit(shown))
-                offsets = [codec._merge(torch.cat([features[:1], features[1 + o :][: (len(film) + 3 - o) // 4 * 4]])[None])
-                           for o in range(4)]  # fmt: skip
-                rows = torch.stack([offsets[t % 4][0, :, 1 + t // 4] for t in range(len(film))])  # frames t-3 .. t
+                fours = []  # that begin at frame 0, 1, 2, 3 of those shown, and every four frames from there
+                for first in range(4):
+                    count = (len(film) + 3 - first) // 4 * 4
+                    some = torch.cat([features[:1], features[1 + first :][:count]])
+                    fours.append(codec.from_features(some[None])[0])
+                rows = torch.stack([fours[t % 4][:, 1 + t // 4] for t in range(len(film))])  # of frames t-3 .. t
                 scale = [values[:, None, None] for values in (codec.latents_mean, codec.latents_std)]
                 every.append(((rows.float() - scale[0]) / scale[1]).half())
                 watch(1)

@@ -13,8 +13,11 @@ from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["kfp.dsl.executor_main", "mlflow", "components.platform.registry", "wovr_core.steps.pace", "wovr_core.steps.report"]
-)
+    [
+        "kfp.dsl.executor_main", "mlflow", "components.platform.registry", "wovr_core.steps.pace",
+        "wovr_core.steps.report",
+    ]
+)  # fmt: skip
 
 
 def work(arguments: list[str], environment: dict[str, str], log: Path) -> None:

@@ -329,12 +329,12 @@ class Settings(Section):
             )
         if self.grpo.mirror and not self.task.mirror:
             raise ValueError("grpo.mirror is on, but task.mirror is off: set grpo.mirror to false too")
-        if self.world_model.architecture.pose_map and self.task.environment != "tabletop":
-            if self.world_model.pretrained == "none":
-                raise ValueError(
-                    "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a "
-                    f"backbone: with pretrained: none, set it to false for {self.task.environment}"
-                )
+        untaught = self.task.environment != "tabletop" and self.world_model.pretrained == "none"
+        if self.world_model.architecture.pose_map and untaught:
+            raise ValueError(
+                "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
+                f"with pretrained: none, set it to false for {self.task.environment}"
+            )
         if self.grpo.keyframe_horizon % self.task.chunk:
             raise ValueError(
                 f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of task.chunk {self.task.chunk}"

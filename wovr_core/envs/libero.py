@@ -7,8 +7,8 @@ everything that learns or is measured together, which is why `task.rendering` st
 
 Each task has 50 initial states of LIBERO's own. The splits share them out, so that none serves two purposes: states
 0-4 for demonstrations, 5-19 for collection, 20-24 for keyframes, 25-49 for evaluation. The ids of a split go through
-its tasks and states in turn; after the last one they begin again, with other dice of the policy. Play needs none of them:
-there things lie anew wherever the task's description lets them, another way for every id.
+its tasks and states in turn; after the last one they begin again, with other dice of the policy. Play needs none of
+them, for there things lie wherever the task's description lets them, another way for every id.
 """
 
 import multiprocessing

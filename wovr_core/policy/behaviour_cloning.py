@@ -22,7 +22,7 @@ def clone(
     the few demonstrations there are.
     """
     chunk = policy.shape.chunk
-    frames = torch.cat([episode.frames[:-chunk : cfg.every] for episode in episodes])
+    frames = torch.cat([episode.frames[: -chunk : cfg.every] for episode in episodes])
     actions = torch.cat([episode.actions.unfold(0, chunk, cfg.every).transpose(1, 2) for episode in episodes])
     said = [episode.instruction for episode in episodes for _ in range(0, len(episode.frames) - chunk, cfg.every)]
 

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
-
 from wovr_core.artifacts import ArtifactError, Kind, load_json, load_weights, read_manifest, save_json, save_weights
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.settings import Task

@@ -60,9 +60,12 @@ class PatchAutoencoder(Autoencoder):
     def encode(self, frames: Float[Tensor, "b frames 3 h w"]) -> Float[Tensor, "b c latents y x"]:
         b, count = frames.shape[:2]
         features = self.encoder(frames.flatten(0, 1)).unflatten(0, (b, count))  # (b, frames, width, y, x)
-        return (self._merge(features) - self._per_channel(self.latents_mean)) / self._per_channel(self.latents_std)
+        return (self.from_features(features) - self._per_channel(self.latents_mean)) / self._per_channel(
+            self.latents_std
+        )
 
-    def _merge(self, features: Tensor) -> Tensor:
+    def from_features(self, features: Float[Tensor, "b frames width y x"]) -> Float[Tensor, "b c latents y x"]:
+        """What the encoder made of 1 + 4n frames to 1 + n latents, not standardised yet."""
         first = features[:, :1].repeat_interleave(FRAMES_PER_LATENT, 1)
         groups = torch.cat([first, features[:, 1:]], 1).unflatten(
             1, (-1, FRAMES_PER_LATENT)

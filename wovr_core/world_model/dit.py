@@ -125,11 +125,7 @@ class WorldModelTransformer(nn.Module):
             return output
         if self.keep_gates is not None:
             gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
-            output = (
-                output
-                + gates[:, :1] * context.last[:, :, None]
-                + gates[:, 1:] * context.reference[:, :, None]
-            )
+            output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 
     @property

@@ -42,7 +42,7 @@ def play(env: Libero, *, seed: int) -> Tensor:
 
 
 def camera(env: Libero) -> Tensor:
-    """What the camera makes of a place (x, y, z, 1): (u w, v w, w), with u and v in [0, 1] from the top left; (3, 4)."""
+    """The (3, 4) matrix of the camera: (x, y, z, 1) to (u w, v w, w), with u, v in [0, 1] from the top left."""
     return torch.from_numpy(env.call(_projection)[0]).float()
 
 
@@ -76,6 +76,10 @@ def fulfil(scene: Any, *, noise: float, rng: np.random.Generator) -> Iterator[np
 
 def fool_about(scene: Any, *, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Play: take up one thing after the other, or miss it, and let go over the basket or elsewhere; wander between."""
+
+    def to(point: np.ndarray) -> Callable[[], np.ndarray]:
+        return lambda: point
+
     things = [name for name in scene.objects_dict if "basket" not in name]
     baskets = [name for name in scene.objects_dict if "basket" in name]
     while True:
@@ -84,24 +88,24 @@ def fool_about(scene: Any, *, rng: np.random.Generator) -> Iterator[np.ndarray]:
         grasp = plan_grasps(scene, thing, baskets[0] if baskets else thing)[0][0]
         aside = rng.normal(size=3) * rng.choice([0.0, 0.01, 0.02, 0.04]) * [1, 1, 0.4]
         point, turn = grasp.point + aside, grasp.turn @ _about_z(rng.normal() * rng.choice([0.0, 0.2]))
-        yield from arm.go(lambda at=point: at + [0, 0, 0.08], turn, OPEN, steps=50, near=0.02, straight=0.2)
+        yield from arm.go(to(point + np.array([0, 0, 0.08])), turn, OPEN, steps=50, near=0.02, straight=0.2)
         if rng.random() < 0.15:
             continue
-        yield from arm.go(lambda at=point: at, turn, OPEN, steps=int(rng.integers(8, 25)), near=0.008, speed=0.6)
-        yield from arm.go(lambda at=point: at, turn, SHUT, steps=int(rng.integers(5, 11)), speed=0.3)
+        yield from arm.go(to(point), turn, OPEN, steps=int(rng.integers(8, 25)), near=0.008, speed=0.6)
+        yield from arm.go(to(point), turn, SHUT, steps=int(rng.integers(5, 11)), speed=0.3)
         into = bool(baskets) and rng.random() < 0.7
         over = scene.sim.data.body_xpos[scene.obj_body_id[baskets[0]]][:2] if into else arm.hand[:2]
         over = over + rng.normal(size=2) * (0.04 if into else 0.12)
         high = (rim_of(scene, baskets[0])[0] if baskets else point[2]) + 0.04 + 0.1 * rng.random()
-        yield from arm.go(lambda at=point, z=high: np.array([*at[:2], z]), turn, SHUT, steps=30, near=0.03)
+        yield from arm.go(to(np.array([*point[:2], high])), turn, SHUT, steps=30, near=0.03)
         if rng.random() < 0.1:  # dropped on the way
             for _ in range(4):
                 yield arm.rest()
             continue
-        yield from arm.go(lambda at=over, z=high: np.array([*at, z]), turn, SHUT, steps=60, near=0.02)
+        yield from arm.go(to(np.array([*over, high])), turn, SHUT, steps=60, near=0.02)
         for _ in range(int(rng.integers(3, 8))):
             yield arm.rest()
-        yield from arm.go(lambda at=over, z=high: np.array([*at, z + 0.06]), turn, OPEN, steps=8)
+        yield from arm.go(to(np.array([*over, high + 0.06])), turn, OPEN, steps=8)
 
 
 def _about_z(angle: float) -> np.ndarray:
