@@ -177,6 +177,7 @@ def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(
     assert same(dreams_in(client(stack, good)), dreams_in(open_simulator(**minds(1))))
 
 
+@pytest.mark.long
 def test_a_version_that_dreams_otherwise_than_it_was_trained_is_withdrawn(stack, minds, served, monkeypatch):
     good, known = put(stack, minds(1)), triton.known_dream
 
@@ -321,6 +322,7 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for(stack, minds, le
     assert served.read_bytes() == lesson("here", None).read_bytes()
 
 
+@pytest.mark.long
 def test_a_version_whose_process_died_is_loaded_again(stack, minds):
     """Triton goes on calling it ready and answers nothing."""
     simulator = client(stack, put(stack, minds(1)))
@@ -330,6 +332,7 @@ def test_a_version_whose_process_died_is_loaded_again(stack, minds):
     assert same(dreams_in(simulator), dreams_in(open_simulator(**minds(1))))
 
 
+@pytest.mark.long
 def test_code_of_another_day_is_not_asked_for_todays_dreams(stack, minds, served, monkeypatch):
     """Triton imports the method when it loads a version; another checkout would answer something else."""
     monkeypatch.setattr(triton, "code_that_dreams", lambda: "wovr_core of another day")

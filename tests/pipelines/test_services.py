@@ -67,6 +67,7 @@ def test_services_that_will_not_do_are_told_one_by_one_with_what_to_do(stack: St
     assert not [secret for secret in ("another", "hunter2") if secret in str([*told.values()])]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_through_services_is_the_run_without_them_and_what_is_lost_here_is_fetched(
     stack: Stack, tmp_path, monkeypatch

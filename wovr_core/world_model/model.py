@@ -56,7 +56,7 @@ class ActionStatistics(nn.Module):
     def in_picture(self, pose: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
         """Where the camera sees the hand (u, v in [0, 1]); then whatever a pose has beyond two numbers, in [0, 1]."""
         seen = torch.cat([pose, torch.ones_like(pose[..., :1])], -1) @ self.camera.T
-        beyond = (pose - self.pose_low) / (self.pose_high - self.pose_low)
+        beyond = (pose - self.pose_low) / (self.pose_high - self.pose_low).clamp(min=1e-6)
         return torch.cat([seen[..., :2] / seen[..., 2:], beyond[..., 2:]], -1)
 
     def integrate(self, pose: Float[Tensor, "b p"], actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t p"]:
