@@ -12,7 +12,6 @@ training the transformer costs no codec. Every stage goes on where it was stoppe
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,12 @@ from torch import Tensor
 from wovr_core.envs.experts.libero import camera, play
 from wovr_core.envs.libero import Libero
 from wovr_core.envs.splits import Split
+from wovr_core.evaluation.fidelity import as_rows
 from wovr_core.settings import Architecture, Settings, WorldModel
+from wovr_core.steps.world_model import measure
 from wovr_core.training.loop import counting, train
 from wovr_core.training.precision import autocast
-from wovr_core.trajectory import to_unit
+from wovr_core.trajectory import Episode, to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage
@@ -63,9 +64,9 @@ def record(given: argparse.Namespace) -> None:
             watch(len(rows))
 
 
-def recorded(work: Path, limit: int | None = None) -> Footage:
+def recorded(work: Path) -> Footage:
     """All play there is, oldest first."""
-    files = sorted((work / "play").glob("*[0-9].npz"), key=lambda file: int(file.stem))[:limit]
+    files = sorted((work / "play").glob("*[0-9].npz"), key=lambda file: int(file.stem))
     made = [np.load(file) for file in files]
     return Footage(*(torch.from_numpy(np.stack([one[name] for one in made])) for name in ("frames", "actions", "pose")))
 
@@ -192,10 +193,10 @@ def train_transformer(given: argparse.Namespace) -> None:
     train(model.transformer, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
           generator=generator, ema=0.999, warmup=200, checkpoint=given.work / "transformer-checkpoint.safetensors",
           checkpoint_every=250, on_step=note)  # fmt: skip
-    tell(given.work, **{f"psnr_{depth}": value for depth, value in fidelity(model, held_out).items()})
+    weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    tell(given.work, fidelity=as_rows(measure(model, as_episodes(held_out), seed=0)))
     given.out.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()},
-              given.out / "weights.safetensors")  # fmt: skip
+    save_file(weights, given.out / "weights.safetensors")
     provenance = {
         "command": f"python benchmarks/pretrain_libero.py transformer --steps {given.steps} --batch {given.batch}",
         "suite": given.suite, "play_episodes": len(training), "play_frames": len(training) * (STEPS + 1),
@@ -205,29 +206,13 @@ def train_transformer(given: argparse.Namespace) -> None:
     (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
 
-def fidelity(model: DiffusionWorldModel, held_out: Footage, depths: Sequence[int] = (1, 4, 8, 16)) -> dict[int, object]:
-    """PSNR in dB of a dream of play nobody learnt from, and of holding its first frame, by chunks of depth."""
-    from wovr_core.imagination.replay import replay
-    from wovr_core.steps.dreamer import for_dreaming
-    from wovr_core.trajectory import Episode
-
-    none = torch.zeros(STEPS + 1, dtype=torch.bool)
-    episodes = [
+def as_episodes(footage: Footage) -> list[Episode]:
+    """Play as episodes, in which nothing was to be achieved."""
+    none = torch.zeros(footage.frames.shape[1], dtype=torch.bool)
+    return [
         Episode(instruction="", init_state=0, frames=f, pose=p, success=none, actions=a)
-        for f, a, p in zip(held_out.frames, held_out.actions, held_out.pose, strict=True)
+        for f, a, p in zip(footage.frames, footage.actions, footage.pose, strict=True)
     ]
-    shown = replay(for_dreaming(model), episodes, generator=torch.Generator().manual_seed(0), batch=16)
-
-    def psnr(seen: Tensor, real: Tensor) -> float:
-        error = (seen.float() - real.float()).square().mean((2, 3, 4)) / 255**2
-        return round(float(-10 * error.clamp(min=1e-8).log10().mean()), 2)
-
-    found: dict[int, object] = {}
-    for depth in depths:
-        part = slice(8 * depth - 8, 8 * depth)
-        real = shown.real[:, part]
-        found[8 * depth] = [psnr(shown.imagined[:, part], real), psnr(shown.first[:, None].expand_as(real), real)]
-    return found
 
 
 def main() -> None:
