@@ -102,7 +102,7 @@ class Policy(Section):
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
     every: PositiveInt = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
-    kernel: PositiveInt = 1  # of the second convolution, an odd number: 1 sees things by their colour, 5 by their look
+    kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
     steps: PositiveInt = 1000
     batch: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3

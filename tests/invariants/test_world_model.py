@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from wovr_core.artifacts import ArtifactError
 from wovr_core.protocols import DreamState
-from wovr_core.settings import Architecture, WorldModel
+from wovr_core.settings import Architecture, Task, WorldModel
+from wovr_core.steps.dreamer import new_world_model
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
@@ -105,6 +107,18 @@ def test_the_hand_is_where_a_pinhole_camera_sees_it():
     flat = ActionStatistics(3, 2)  # a table seen from above: a pose is a place in the picture
     pose = torch.rand(4, 13, 2)
     assert torch.equal(flat.in_picture(pose), pose)
+
+
+@pytest.mark.parametrize(
+    ("task", "architecture", "said"),
+    [
+        (Task(environment="libero", action_dim=7, mirror=False), Architecture(), "size mismatch for"),
+        (Task(), Architecture(layers=5), "it lacks transformer.backbone.blocks.4"),
+    ],
+)
+def test_a_backbone_of_another_shape_is_refused_with_what_differs(task, architecture, said):
+    with pytest.raises(ArtifactError, match=f"does not fit world_model.architecture or task.environment: {said}"):
+        new_world_model(WorldModel(architecture=architecture), task)
 
 
 def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():

@@ -29,13 +29,14 @@ def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
     weights = {name: value.float() for name, value in load_weights(folder, "weights").items()}
     try:
         missing, _unused = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # shapes
-        missing = [str(error).splitlines()[-1].strip()]
+        lacks = f"it lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
+    except RuntimeError as error:
+        lacks = str(error).splitlines()[-1].strip().rstrip(".")  # the last of the shapes that differ
     # a mechanism switched off leaves its weights unused; a weight that is missing is another architecture
-    if missing:
+    if lacks:
         raise ArtifactError(
-            f"the backbone {cfg.pretrained!r} does not fit world_model.architecture or task.environment: it lacks "
-            f"{missing[0]} and {len(missing) - 1} more; use its own ({folder.name}/provenance.json) or pretrained: none"
+            f"the backbone {cfg.pretrained!r} does not fit world_model.architecture or task.environment: {lacks}; "
+            f"use its own ({folder.name}/provenance.json) or pretrained: none"
         )
     return model
 
