@@ -3,6 +3,8 @@
     python benchmarks/pretrain_libero.py record --episodes 400
     python benchmarks/pretrain_libero.py codec --steps 4000
     python benchmarks/pretrain_libero.py transformer --steps 6000 --out wovr_core/world_model/pretrained/libero-play
+    python benchmarks/pretrain_libero.py record --work runs/long --length 512 --first 100000 --episodes 16
+    python benchmarks/pretrain_libero.py measure --work runs/long --start .../libero-play/weights.safetensors
 
 Hands grasp at whatever lies there, often beside it, and drop it anywhere; things lie where no stored initial state
 puts them (`Split.PLAY`); no instruction, no outcome is seen. The latents of all play are computed once, so a step of
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pretrain_backbone import OWN_DREAMS, Walk
+from pretrain_backbone import Walk
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +35,6 @@ from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage
 
-STEPS = 128  # of an episode of play
 CROP = 64  # pixels, of the pictures a codec learns from
 
 
@@ -47,7 +48,7 @@ def record(given: argparse.Namespace) -> None:
         for rows in env.batches(ids):
             seen = env.reset([ids[row] for row in rows], Split.PLAY)
             frames, pose, actions = [seen.frames], [seen.pose], []
-            for _ in range(STEPS):
+            for _ in range(given.length):
                 action = play(env, seed=ids[rows[0]])[:, 0]
                 env.step(action)
                 seen = env.observe()
@@ -76,11 +77,14 @@ def train_codec(given: argparse.Namespace) -> None:
     footage, generator = recorded(given.work), torch.Generator().manual_seed(1)
     torch.manual_seed(0)
     codec = PatchAutoencoder()
+    if given.start is not None:
+        weights = load_file(given.start)
+        codec.load_state_dict({name: weights[f"autoencoder.{name}"].float() for name in codec.state_dict()})
     recent: list[float] = []
 
     def draw(count: int) -> Tensor:
         episode = torch.randint(len(footage), (count,), generator=generator)
-        step = torch.randint(4, STEPS + 1, (count,), generator=generator)
+        step = torch.randint(4, footage.frames.shape[1], (count,), generator=generator)
         y, x = (8 * torch.randint(0, (128 - CROP) // 8 + 1, (2, count), generator=generator)).tolist()
         return torch.stack(
             [
@@ -151,35 +155,42 @@ class Latents:
 
 
 def architecture(given: argparse.Namespace) -> Architecture:
-    return Architecture(heads=4, head_dim=given.width // 4, layers=given.layers, ffn_dim=4 * given.width, patch=2)
+    return Architecture(heads=4, head_dim=given.width // 4, layers=given.layers, ffn_dim=4 * given.width, patch=2,
+                        kinematics=True)  # fmt: skip
 
 
-def train_transformer(given: argparse.Namespace) -> None:
-    footage, generator = recorded(given.work), torch.Generator().manual_seed(2)
-    torch.manual_seed(0)
+def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
+    """With the weights to start from, if there are any."""
     settings: WorldModel = Settings().world_model.model_copy(
         update={
             "architecture": architecture(given), "lowest_noise": 1.0, "train_precision": "bfloat16",
             "batch": given.batch, "sampler_steps": 1,
         }
     )  # fmt: skip
-    codec = PatchAutoencoder()
-    codec.load_state_dict(load_file(given.work / "codec.safetensors"))
-    model = DiffusionWorldModel(settings, codec, action_dim=7, pose_dim=3)
+    model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=7, pose_dim=6)
     if given.start is not None:
         model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
+    return model
+
+
+def train_transformer(given: argparse.Namespace) -> None:
+    footage, generator = recorded(given.work), torch.Generator().manual_seed(2)
+    torch.manual_seed(0)
+    model = world_model(given)
+    if given.start is None:
+        model.autoencoder.load_state_dict(load_file(given.work / "codec.safetensors"))
     model.statistics.fit(footage)
     model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
-    latents = Latents(codec, footage.frames[: len(footage) - given.held_out])
+    latents = Latents(model.autoencoder, footage.frames[: len(footage) - given.held_out])
     begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))
     held_out = Footage(*(value[len(latents.every) :] for value in vars(footage).values()))
-    walk = Walk(training, settings, given.batch, generator, steps=STEPS)
+    walk = Walk(training, model.cfg, given.batch, generator, steps=training.actions.shape[1])
     dreamt, recent = torch.zeros(()), list[float]()
 
     def loss(step: int) -> Tensor:
         nonlocal dreamt
         window, goes_on, places = walk.draw()
-        own = goes_on & (torch.rand(len(goes_on), generator=generator) < OWN_DREAMS)
+        own = goes_on & (torch.rand(len(goes_on), generator=generator) < given.own)
         value, dreamt = model.learn(
             latents.at(*places), window.actions, window.pose, generator=generator, dreamt=dreamt, own=own
         )
@@ -190,7 +201,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         if step % 100 == 99:
             tell(given.work, transformer=step + 1, loss=sum(recent[-100:]) / 100)
 
-    train(model.transformer, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
+    train(model, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
           generator=generator, ema=0.999, warmup=200, checkpoint=given.work / "transformer-checkpoint.safetensors",
           checkpoint_every=250, on_step=note)  # fmt: skip
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
@@ -199,11 +210,19 @@ def train_transformer(given: argparse.Namespace) -> None:
     save_file(weights, given.out / "weights.safetensors")
     provenance = {
         "command": f"python benchmarks/pretrain_libero.py transformer --steps {given.steps} --batch {given.batch}",
-        "suite": given.suite, "play_episodes": len(training), "play_frames": len(training) * (STEPS + 1),
+        "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "play": "ids of Split.PLAY"},
+        "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
         "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
-        "architecture": settings.architecture.model_dump(),
+        "own_dreams": given.own, "architecture": model.cfg.architecture.model_dump(),
     }  # fmt: skip
     (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def measure_play(given: argparse.Namespace) -> None:
+    """All play there is, replayed in the dreams of the weights to start from: PSNR by depth, as JSON."""
+    rows = as_rows(measure(world_model(given), as_episodes(recorded(given.work)), seed=0))
+    tell(given.work, fidelity=rows, of=str(given.start))
+    print(json.dumps(rows, indent=1))
 
 
 def as_episodes(footage: Footage) -> list[Episode]:
@@ -217,25 +236,28 @@ def as_episodes(footage: Footage) -> list[Episode]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("record", "codec", "transformer"))
+    parser.add_argument("stage", choices=("record", "codec", "transformer", "measure"))
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain-libero"), help="play, checkpoints and log")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain-libero/backbone"))
     parser.add_argument("--suite", default="libero_object")
     parser.add_argument("--tasks", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--episodes", type=int, default=400, help="to record")
     parser.add_argument("--first", type=int, default=0, help="id of the first episode to record")
+    parser.add_argument("--length", type=int, default=128, help="steps of an episode to record")
+    parser.add_argument("--own", type=float, default=0.85, help="windows that go on from the model's own dream")
     parser.add_argument("--held-out", type=int, default=16, help="episodes that the transformer does not learn from")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--start", type=Path, help="weights to go on from, with a fresh schedule")
+    parser.add_argument("--start", type=Path, help="weights of codec and transformer to go on from, anew")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    {"record": record, "codec": train_codec, "transformer": train_transformer}[given.stage](given)
+    stages = {"record": record, "codec": train_codec, "transformer": train_transformer, "measure": measure_play}
+    stages[given.stage](given)
 
 
 if __name__ == "__main__":

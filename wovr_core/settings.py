@@ -67,7 +67,7 @@ class Task(Section):
     @property
     def pose_dim(self) -> int:
         """Numbers that tell where the hand is; those an action moves, in the same order."""
-        return {"tabletop": 2, "libero": 3}[self.environment]
+        return {"tabletop": 2, "libero": 6}[self.environment]
 
     @model_validator(mode="after")
     def _of_one_environment(self) -> Self:
@@ -103,6 +103,7 @@ class Policy(Section):
     grasp_offset: Share = 0.02  # where it grasps, in table units
     every: PositiveInt = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
     kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
+    proprioception: bool = False  # reads the arm's own pose beside picture and words
     steps: PositiveInt = 1000
     batch: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
@@ -136,6 +137,7 @@ class Architecture(Section):
     first_frame_anchor: bool = True
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
+    kinematics: bool = False  # learn how actions move the arm; else it moves as told, which the table's does
 
     @model_validator(mode="after")
     def _gates_need_samples(self) -> Self:

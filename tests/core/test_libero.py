@@ -89,7 +89,7 @@ def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp
     policy, shown = tmp_path / "policy", tmp_path / "demonstrations"
     clone_base_policy(Policy(demonstrations=1, steps=2), task, out=policy, demonstrations=shown)
     (soup,) = read_episodes(shown)
-    assert soup.succeeded and soup.frames.shape == (161, 3, 64, 64) and soup.pose.shape == (161, 3)
+    assert soup.succeeded and soup.frames.shape == (161, 3, 64, 64) and soup.pose.shape == (161, 6)
 
     done, step = count(), Libero.step
 

@@ -95,6 +95,33 @@ def test_a_window_leaves_as_memory_what_a_dream_would_leave_and_goes_on_from_a_g
     assert not left.requires_grad
 
 
+def test_an_arm_that_lags_behind_its_commands_is_learnt(generator):
+    """A dream's arm is then where the real one goes; adding up the commands misses it by far more."""
+    actions, hand, speed = torch.rand(64, 40, 3, generator=generator) * 2 - 1, [torch.full((64, 2), 0.5)], 0.0
+    for told in actions[..., :2].unbind(1):
+        speed = 0.7 * speed + 0.004 * told
+        hand.append(hand[-1] + speed)
+    pose = torch.stack(hand, 1)
+    footage = Footage(torch.zeros(64, 41, 3, 16, 16, dtype=torch.uint8), actions, pose)
+    architecture = Architecture(
+        latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, text_dim=8, kinematics=True
+    )
+    cfg = WorldModel(architecture=architecture, pretrained="none")
+    model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
+    model.statistics.fit(footage)
+    sampler = WindowSampler(footage, cfg, generator=generator)
+    train(
+        model, lambda step: model.loss(sampler.draw(32), generator=generator), name="arm", steps=300,
+        learning_rate=3e-3, generator=generator,
+    )  # fmt: skip
+    window = window_at(footage, torch.arange(64), torch.full((64,), 20))
+    begun = dataclasses.replace(a_state(model, 64), actions=window.actions[:, 1:5], pose=window.pose[:, :5])
+    state = dream_of(model, begun, window.actions[:, 5:])
+    added_up = model.statistics.integrate(window.pose[:, 4], window.actions[:, 5:])
+    missed = (state.pose[:, -1] - window.pose[:, -1]).norm(dim=-1).mean()
+    assert missed < 0.3 * (added_up[:, -1] - window.pose[:, -1]).norm(dim=-1).mean()
+
+
 def test_the_hand_is_where_a_pinhole_camera_sees_it():
     statistics = ActionStatistics(7, 3)
     statistics.pose_low.copy_(torch.tensor([-1.0, -1.0, 0.0]))

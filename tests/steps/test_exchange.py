@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from tests.toys import an_episode
 from wovr_core.artifacts import ArtifactError, Kind, read_episodes, read_manifest, write_episodes, writing
 from wovr_core.envs.splits import Split
 from wovr_core.steps.exchange import FIRST, export_episodes, import_episodes, lasting
-from wovr_core.trajectory import Episode
+from wovr_core.trajectory import DOWN, Episode
 
 WORDS = "pick up the soup and place it in the basket"
 
@@ -23,14 +24,18 @@ def an_arm_episode(steps: int = 6, *, seed: int = 0) -> Episode:
     return Episode(
         instruction=WORDS, init_state=seed, actions=torch.rand(steps, 7, generator=g) * 2 - 1,
         frames=torch.randint(0, 256, (steps + 1, 3, 8, 8), generator=g, dtype=torch.uint8),
-        pose=torch.rand(steps + 1, 3, generator=g), success=torch.arange(steps + 1) == steps,
+        pose=torch.rand(steps + 1, 6, generator=g), success=torch.arange(steps + 1) == steps,
     )  # fmt: skip
 
 
 def same(one: Episode, other: Episode) -> bool:
-    return one.instruction == other.instruction and all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("actions", "frames", "pose", "success")
-    )
+    kept = all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("actions", "frames", "success"))
+    return kept and one.instruction == other.instruction and torch.allclose(one.pose, other.pose, atol=1e-6)
+
+
+def absolute(pose: np.ndarray) -> np.ndarray:
+    """Where a hand is and how it is turned, as LIBERO keeps it."""
+    return np.concatenate([pose[:3], (Rotation.from_rotvec(pose[3:]) * DOWN).as_rotvec()])
 
 
 # ------------------------------------------------------------------------------------------------------ HDF5
@@ -50,7 +55,9 @@ def test_what_is_exported_and_imported_again_is_the_same(tmp_path):
     assert (made.summary["episodes"], made.summary["successes"]) == (3, 3)
 
 
-def a_libero_file(path, *, pictures: str = "agentview_rgb", pose: str = "ee_pos", said: object = WORDS):
+def a_libero_file(
+    path, *, pictures: str = "agentview_rgb", pose: str = "ee_pos", turn: str = "ee_ori", said: object = WORDS
+):
     """As many pictures as actions; the k-th picture is of brightness k above and 100 + k below."""
     import h5py
 
@@ -63,6 +70,7 @@ def a_libero_file(path, *, pictures: str = "agentview_rgb", pose: str = "ee_pos"
             seen[:, 2:] += 100
             data[f"{name}/obs/{pictures}"] = seen
             data[f"{name}/obs/{pose}"] = np.zeros((5, 3))
+            data[f"{name}/obs/{turn}"] = np.tile([np.pi, 0, 0] if turn == "ee_ori" else [1, 0, 0, 0], (5, 1))
             data[f"{name}/actions"] = np.arange(5)[:, None] / 10 * np.ones(7) * (1 if name == "demo_9" else -1)
             data[f"{name}/rewards"] = np.array([0, 0, 0, 0, 1], np.uint8)
     return path
@@ -82,7 +90,9 @@ def test_liberos_pictures_are_upside_down_and_seen_after_their_action(tmp_path):
 
 def test_robomimics_are_the_right_way_up_and_seen_before(tmp_path):
     pytest.importorskip("h5py")
-    file = a_libero_file(tmp_path / "lift.hdf5", pictures="agentview_image", pose="robot0_eef_pos", said=None)
+    file = a_libero_file(
+        tmp_path / "lift.hdf5", pictures="agentview_image", pose="robot0_eef_pos", turn="robot0_eef_quat", said=None
+    )
     with pytest.raises(ArtifactError, match="--instruction"):
         import_episodes([file], out=tmp_path / "never", steps=4, split=Split.DEMONSTRATION)
     import_episodes([file], out=tmp_path / "made", steps=4, split=Split.DEMONSTRATION, instruction="lift it")
@@ -128,7 +138,7 @@ def a_trajectory(path, episode: Episode, **more: object):
     moves = [*episode.actions.numpy(), np.zeros(7, np.float32)]
     seen = zip(episode.frames.permute(0, 2, 3, 1).numpy(), moves, episode.pose.numpy(), strict=True)
     frames = [
-        {"image": image, "delta_action": move, "init_ee_pose": np.append(pose, [0, 0, 0]), "instruction": WORDS, **more}
+        {"image": image, "delta_action": move, "init_ee_pose": absolute(pose), "instruction": WORDS, **more}
         for image, move, pose in seen
     ]
     np.save(path, np.array(frames, dtype=object), allow_pickle=True)

@@ -6,23 +6,25 @@ are any, after it; LIBERO's own sets hold what was seen after the action, upside
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from wovr_core.artifacts.manifest import ArtifactError
-from wovr_core.trajectory import Episode
+from wovr_core.trajectory import DOWN, Episode, from_down
 
 CAMERAS = {"agentview_rgb": True, "agentview_image": False}  # LIBERO's name and robomimic's; stored upside down?
 POSES = ("ee_pos", "robot0_eef_pos")
+TURNS = {"ee_ori": Rotation.from_rotvec, "robot0_eef_quat": Rotation.from_quat}  # of the hand, (x, y, z, w)
 
 
 def read_hdf5(path: Path, *, instruction: str | None = None) -> list[Episode]:
-    """The episodes of a file; `instruction` for one that names none. Poses are where the hand is (x, y, z), in metres.
+    """The episodes of a file; `instruction` for one that names none. Poses are as in LIBERO here: metres, radians.
 
     Raises `ArtifactError` where something is missing, naming the demonstration and what it lacks.
     """
@@ -39,7 +41,7 @@ def read_hdf5(path: Path, *, instruction: str | None = None) -> list[Episode]:
 
 def _episode(demo: Any, where: str, instruction: str, *, after: bool) -> Episode:
     """One demonstration; `after` says that each picture was seen after its action, where there are no others."""
-    camera, pose = (_first(demo, names, where) for names in (CAMERAS, POSES))
+    camera, place, turn = (_first(demo, names, where) for names in (CAMERAS, POSES, TURNS))
     if "actions" not in demo or not {"rewards", "dones"} & set(demo):
         raise ArtifactError(f"{where} has no actions, or neither rewards nor dones: it cannot be told what was done")
 
@@ -58,10 +60,11 @@ def _episode(demo: Any, where: str, instruction: str, *, after: bool) -> Episode
         raise ArtifactError(f"{where}: actions reach {np.abs(actions).max():.2f}, but a command lies in [-1, 1]")
     if CAMERAS[camera]:
         frames = frames[:, ::-1]
+    pose = np.concatenate([seen(place), from_down(TURNS[turn](seen(turn)))], 1)
     return Episode(
         instruction=instruction, init_state=0, actions=torch.from_numpy(actions.copy()),
         frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
-        pose=torch.from_numpy(seen(pose).astype(np.float32)), success=torch.from_numpy(success),
+        pose=torch.from_numpy(pose.astype(np.float32)), success=torch.from_numpy(success),
     )  # fmt: skip
 
 
@@ -84,7 +87,9 @@ def write_hdf5(path: Path, episodes: Sequence[Episode]) -> None:
             demo["dones"] = demo["rewards"][:]
             for group, rows in (("obs", slice(None, -1)), ("next_obs", slice(1, None))):
                 demo.create_dataset(f"{group}/agentview_rgb", data=_pictures(episode.frames[rows]), compression="gzip")
-                demo[f"{group}/ee_pos"] = episode.pose[rows].double().numpy()
+                place, turn = np.split(episode.pose[rows].double().numpy(), 2, axis=1)
+                demo[f"{group}/ee_pos"] = place
+                demo[f"{group}/ee_ori"] = (Rotation.from_rotvec(turn) * DOWN).as_rotvec()
     half.replace(path)
 
 
@@ -97,7 +102,7 @@ def _words(told: str | list[str]) -> str:
     return "".join(told).strip().strip('"')
 
 
-def _first(demo: Any, names: Sequence[str] | dict[str, bool], where: str) -> str:
+def _first(demo: Any, names: Iterable[str], where: str) -> str:
     for name in names:
         if f"obs/{name}" in demo:
             return name

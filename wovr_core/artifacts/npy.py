@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.lib import format as npy
+from scipy.spatial.transform import Rotation
 
 from wovr_core.artifacts.manifest import ArtifactError
-from wovr_core.trajectory import Episode
+from wovr_core.trajectory import Episode, from_down
 
 HARMLESS = {
     ("numpy", "dtype"),
@@ -24,7 +25,7 @@ HARMLESS = {
         for name in ("_reconstruct", "scalar")
     ),
 }
-POSES = ("init_ee_pose", "abs_action")  # the first three numbers are where the hand is
+POSES = ("init_ee_pose", "abs_action")  # where the hand is, then how it is turned, a rotation vector
 
 
 def read_npy(path: Path, *, success: bool | None = None) -> Episode:
@@ -47,9 +48,12 @@ def read_npy(path: Path, *, success: bool | None = None) -> Episode:
         held = [frame[known] > 0 if known else False for frame in frames]
         actions = np.stack([np.asarray(frame["delta_action"], np.float32) for frame in frames[:-1]])
         images = np.stack([frame["image"] for frame in frames])
-        poses = np.stack([np.asarray(frame[pose], np.float32)[:3] for frame in frames])
+        hand = np.stack([np.asarray(frame[pose], np.float64)[:6] for frame in frames])
     except KeyError as error:
         raise ArtifactError(f"{path} has a frame without {error.args[0]}") from error
+    if hand.ndim != 2 or hand.shape[1] != 6:
+        raise ArtifactError(f"{path} has poses of shape {hand.shape[1:]}, but six numbers are read: place and turn")
+    poses = np.concatenate([hand[:, :3], from_down(Rotation.from_rotvec(hand[:, 3:]))], 1).astype(np.float32)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ArtifactError(f"{path} has pictures of {images.dtype} {images.shape[1:]}, but (h, w, 3) bytes are read")
     if np.abs(actions).max(initial=0) > 1:

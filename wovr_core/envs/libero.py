@@ -24,12 +24,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.protocols import EnvironmentLostError
 from wovr_core.settings import SuiteName
-from wovr_core.trajectory import Observation
+from wovr_core.trajectory import Observation, from_down
 
 SUITES = get_args(SuiteName)
 MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520}  # as the field uses
@@ -61,7 +62,7 @@ class Libero:
     """As many LIBERO environments at once as there are processes; what one resets and steps, the others do too."""
 
     action_dim = 7
-    pose_dim = 3  # the hand in metres (x, y, z)
+    pose_dim = 6  # the hand in metres (x, y, z), and how it is turned from pointing down: a rotation vector, in rad
 
     def __init__(
         self,
@@ -280,7 +281,7 @@ class _Environment:
     def _show(self, seen: dict[str, np.ndarray]) -> None:
         if self.rendering != "none":
             self.frame[:] = seen[f"{CAMERA}_image"][::-1]  # MuJoCo's pictures arrive upside down
-        self._pose = np.array(seen["robot0_eef_pos"])
+        self._pose = np.concatenate([seen["robot0_eef_pos"], from_down(Rotation.from_quat(seen["robot0_eef_quat"]))])
 
     def _open(self, task: int) -> None:
         self.close()

@@ -23,13 +23,17 @@ def clone(
     """
     chunk = policy.shape.chunk
     frames = torch.cat([episode.frames[: -chunk : cfg.every] for episode in episodes])
+    pose = torch.cat([episode.pose[: -chunk : cfg.every] for episode in episodes])
+    if policy.shape.pose_dim:
+        policy.pose_mean.copy_(pose.mean(0))
+        policy.pose_std.copy_(pose.std(0))
     actions = torch.cat([episode.actions.unfold(0, chunk, cfg.every).transpose(1, 2) for episode in episodes])
     said = [episode.instruction for episode in episodes for _ in range(0, len(episode.frames) - chunk, cfg.every)]
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
         seen, turned = mirror(jitter(to_unit(frames[rows]), generator=generator), step if mirrors else 0)
-        motion, gripper = policy(seen, [said[row] for row in rows.tolist()])
+        motion, gripper = policy(seen, [said[row] for row in rows.tolist()], pose[rows])
         wanted = to_tokens(mirrored(actions[rows], turned))
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())

@@ -32,6 +32,7 @@ class Shape(BaseModel):
     keypoints: int = 32
     hidden: int = 128
     kernel: int = 1  # of the second convolution
+    pose_dim: int = 0  # numbers of the arm's own pose that it reads; 0: it goes by pictures and words alone
 
 
 def vocabulary_of(instructions: Sequence[str]) -> tuple[tuple[str, ...], int]:
@@ -92,16 +93,25 @@ class TinyVLA(nn.Module):
         self.shape = shape
         self.trunk = LanguageKeypoints(shape)
         motions = shape.action_dim - 1
+        if shape.pose_dim:
+            self.pose_mean: Tensor
+            self.pose_std: Tensor
+            self.register_buffer("pose_mean", torch.zeros(shape.pose_dim))
+            self.register_buffer("pose_std", torch.ones(shape.pose_dim))
         self.head = nn.Sequential(
-            nn.Linear(self.trunk.width, shape.hidden), nn.GELU(), nn.Linear(shape.hidden, shape.hidden), nn.GELU(),
+            nn.Linear(self.trunk.width + shape.pose_dim, shape.hidden), nn.GELU(),
+            nn.Linear(shape.hidden, shape.hidden), nn.GELU(),
             nn.Linear(shape.hidden, shape.chunk * (2 * motions + 1)),
         )  # fmt: skip
 
     def forward(
-        self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]
+        self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str], pose: Float[Tensor, "b p"]
     ) -> tuple[Float[Tensor, "b chunk motions bins"], Float[Tensor, "b chunk 2"]]:
         """Logits of every motion's bins, and of the gripper opening or closing."""
-        output = self.head(self.trunk(frames, instructions)).unflatten(-1, (self.shape.chunk, -1))
+        known = self.trunk(frames, instructions)
+        if self.shape.pose_dim:
+            known = torch.cat([known, (pose - self.pose_mean) / self.pose_std], -1)
+        output = self.head(known).unflatten(-1, (self.shape.chunk, -1))
         motions = self.shape.action_dim - 1
         middle, width, gripper = output.split([motions, motions, 1], -1)
         width = F.softplus(width - 0.5) + 0.08
@@ -111,7 +121,7 @@ class TinyVLA(nn.Module):
     def act(self, seen: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
         """Draw a chunk; temperature 0 takes the likeliest choices (with log-probabilities at temperature 1)."""
         with torch.no_grad():
-            motion, gripper = self(to_unit(seen.frames), seen.instructions)
+            motion, gripper = self(to_unit(seen.frames), seen.instructions, seen.pose)
             if temperature == 0:
                 tokens = torch.cat([motion.argmax(-1), gripper.argmax(-1, keepdim=True)], -1)
             else:
@@ -129,7 +139,7 @@ class TinyVLA(nn.Module):
         self, seen: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
     ) -> Float[Tensor, "b chunk a"]:
         """Exact log-probability of each choice."""
-        motion, gripper = self(to_unit(seen.frames), seen.instructions)
+        motion, gripper = self(to_unit(seen.frames), seen.instructions, seen.pose)
         return _gather(motion, gripper, tokens, temperature)
 
 

@@ -62,8 +62,10 @@ def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
     """One HDF5 file for each instruction, named after it, in a folder."""
     read_manifest(episodes, Kind.EPISODES)
     told = read_episodes(episodes)
-    if told[0].pose.shape[1] != 3:
-        raise ArtifactError(f"{episodes} has poses of {told[0].pose.shape[1]} numbers, but HDF5 keeps x, y and z")
+    if told[0].pose.shape[1] != 6:
+        raise ArtifactError(
+            f"{episodes} has poses of {told[0].pose.shape[1]} numbers, but HDF5 keeps six: where a hand is, how turned"
+        )
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for words in sorted({episode.instruction for episode in told}):

@@ -15,6 +15,7 @@ from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
+from wovr_core.world_model.kinematics import UNIT, Kinematics
 from wovr_core.world_model.windows import Footage, Window
 
 
@@ -56,8 +57,11 @@ class ActionStatistics(nn.Module):
     def in_picture(self, pose: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
         """Where the camera sees the hand (u, v in [0, 1]); then whatever a pose has beyond two numbers, in [0, 1]."""
         seen = torch.cat([pose, torch.ones_like(pose[..., :1])], -1) @ self.camera.T
-        beyond = (pose - self.pose_low) / (self.pose_high - self.pose_low).clamp(min=1e-6)
-        return torch.cat([seen[..., :2] / seen[..., 2:], beyond[..., 2:]], -1)
+        return torch.cat([seen[..., :2] / seen[..., 2:], self.share(pose)[..., 2:]], -1)
+
+    def share(self, pose: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
+        """Of the range seen, in [0, 1]."""
+        return (pose - self.pose_low) / (self.pose_high - self.pose_low).clamp(min=1e-6)
 
     def integrate(self, pose: Float[Tensor, "b p"], actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t p"]:
         """Where the arm will be after each action."""
@@ -77,6 +81,7 @@ class DiffusionWorldModel(nn.Module):
         self.autoencoder = autoencoder.requires_grad_(False)
         self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim, pose_dim=pose_dim)
         self.statistics = ActionStatistics(action_dim, pose_dim)
+        self.kinematics = Kinematics(action_dim, pose_dim) if cfg.architecture.kinematics else None
 
     # ---------------------------------------------------------------------------------------------- learning
 
@@ -134,7 +139,20 @@ class DiffusionWorldModel(nn.Module):
             context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
             velocity = self.transformer(noisy, level, context)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
-        return (velocity - (noise - future)).square().mean(), predicted[:, :, 1]
+        error = (velocity - (noise - future)).square().mean()
+        if self.kinematics is not None:
+            share, seen = self.statistics.share(pose), 1 + MEMORY
+            path = self.kinematics(share[:, 1:seen], actions[:, 1:seen], actions[:, seen:])
+            error = error + ((path - share[:, seen:]) / UNIT).square().mean()
+        return error, predicted[:, :, 1]
+
+    def _path(self, state: DreamState, actions: Float[Tensor, "b 8 a"]) -> Float[Tensor, "b 8 p"]:
+        """Where the arm will be after each action."""
+        if self.kinematics is None:
+            return self.statistics.integrate(state.pose[:, -1], actions)
+        low, high = self.statistics.pose_low, self.statistics.pose_high
+        share = self.kinematics(self.statistics.share(state.pose[:, 1:]), state.actions, actions)
+        return low + share.clamp(0, 1) * (high - low)
 
     def _conditions(self, actions: Tensor, pose: Tensor) -> Conditions:
         acts = (actions != 0).any(-1, keepdim=True)  # null actions stay null when normalised
@@ -174,7 +192,7 @@ class DiffusionWorldModel(nn.Module):
         cached: bool = True,
     ) -> DreamState:
         """A dream without chance: `noise` is what `flow.dream_noise` drew. `cached` is for the test."""
-        path = self.statistics.integrate(state.pose[:, -1], actions)
+        path = self._path(state, actions)
         every = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
         conditions = self._conditions(every, torch.cat([state.pose, path], 1))
         quiet = torch.full((len(state.memory),), self.cfg.memory_noise_when_dreaming)

@@ -42,8 +42,9 @@ def play(env: Libero, *, seed: int) -> Tensor:
 
 
 def camera(env: Libero) -> Tensor:
-    """The (3, 4) matrix of the camera: (x, y, z, 1) to (u w, v w, w), with u, v in [0, 1] from the top left."""
-    return torch.from_numpy(env.call(_projection)[0]).float()
+    """The (3, 7) matrix of the camera: a pose and 1 to (u w, v w, w), with u, v in [0, 1] from the top left."""
+    place, one = np.split(env.call(_projection)[0], [3], axis=1)
+    return torch.from_numpy(np.concatenate([place, np.zeros((3, 3)), one], 1)).float()  # a turn moves it nowhere
 
 
 def _projection(env: Any, memory: dict[str, Any]) -> np.ndarray:
