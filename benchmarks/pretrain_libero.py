@@ -32,6 +32,7 @@ from wovr_core.training.loop import counting, train
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import Episode, to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage
 
@@ -181,6 +182,10 @@ def train_transformer(given: argparse.Namespace) -> None:
         model.autoencoder.load_state_dict(load_file(given.work / "codec.safetensors"))
     model.statistics.fit(footage)
     model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
+    fit_kinematics(
+        model.kinematics, model.statistics.share(footage.pose)[: -given.held_out], footage.actions[: -given.held_out],
+        steps=3000, generator=generator, checkpoint=given.work / "kinematics-checkpoint.safetensors",
+    )  # fmt: skip
     latents = Latents(model.autoencoder, footage.frames[: len(footage) - given.held_out])
     begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))
     held_out = Footage(*(value[len(latents.every) :] for value in vars(footage).values()))
@@ -201,7 +206,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         if step % 100 == 99:
             tell(given.work, transformer=step + 1, loss=sum(recent[-100:]) / 100)
 
-    train(model, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
+    train(model.learns, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
           generator=generator, ema=0.999, warmup=200, checkpoint=given.work / "transformer-checkpoint.safetensors",
           checkpoint_every=250, on_step=note)  # fmt: skip
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}

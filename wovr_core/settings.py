@@ -102,6 +102,7 @@ class Policy(Section):
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
     every: PositiveInt = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
+    stride: Literal[2, 4] = 2  # of the first convolution: 4 where pictures are large
     kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
     proprioception: bool = False  # reads the arm's own pose beside picture and words
     steps: PositiveInt = 1000
@@ -137,7 +138,7 @@ class Architecture(Section):
     first_frame_anchor: bool = True
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
-    kinematics: bool = False  # learn how actions move the arm; else it moves as told, which the table's does
+    kinematics: bool = False  # learn how actions move the arm, and to see where it is; the table's moves as told
 
     @model_validator(mode="after")
     def _gates_need_samples(self) -> Self:
@@ -152,6 +153,7 @@ class WorldModel(Section):
     architecture: Architecture = Architecture()
     pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
     steps: PositiveInt = 20  # few: fitted longer, the shipped backbone forgets contact (docs/results/tabletop.md)
+    kinematics_steps: NonNegativeInt = 500  # before those, where architecture.kinematics is on
     batch: PositiveInt = 32
     learning_rate: PositiveFloat = 2e-5
     ema: Share = 0.99

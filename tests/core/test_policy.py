@@ -42,7 +42,7 @@ def test_the_log_probability_of_an_act_is_the_one_recomputed(policy, generator, 
 def test_a_policy_may_read_the_arm_or_go_by_the_picture_alone(policy, generator):
     film = torch.zeros(17, 3, 16, 16, dtype=torch.uint8)
     told = [replace(an_episode(steps=16), frames=film, pose=torch.rand(17, 2, generator=generator)) for _ in range(2)]
-    arm = TinyVLA(policy.shape.model_copy(update={"pose_dim": 2}))
+    arm = TinyVLA(policy.shape.model_copy(update={"pose_dim": 2, "stride": 4}))
     clone(arm, told, Policy(steps=1, batch=4, every=1), mirrors=False, generator=generator)
     assert torch.allclose(arm.pose_mean, torch.cat([one.pose[:9] for one in told]).mean(0))
     tokens = torch.zeros(6, 8, 3, dtype=torch.long)

@@ -31,6 +31,7 @@ class Shape(BaseModel):
     features: int = 32
     keypoints: int = 32
     hidden: int = 128
+    stride: int = 2  # of the first convolution, over twice as many pixels
     kernel: int = 1  # of the second convolution
     pose_dim: int = 0  # numbers of the arm's own pose that it reads; 0: it goes by pictures and words alone
 
@@ -49,7 +50,8 @@ class LanguageKeypoints(nn.Module):
         self.shape = shape
         self.words = {word: i for i, word in enumerate(shape.vocabulary)}
         c, k = shape.features, shape.keypoints
-        layers = nn.Conv2d(3, c, 4, stride=2, padding=1), nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2)
+        first = nn.Conv2d(3, c, 2 * shape.stride, stride=shape.stride, padding=shape.stride // 2)
+        layers = first, nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2)
         self.look = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
         for layer in layers:  # as He et al. (arXiv 1502.01852): torch's own is a lottery here
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -60,7 +62,7 @@ class LanguageKeypoints(nn.Module):
         )  # the last is for words never heard, and for silence
         self.language = nn.Sequential(nn.Linear(16 * shape.words, 64), nn.GELU())
         self.query = nn.Linear(64, k * c)
-        axis = torch.linspace(-1, 1, shape.image_size // 2)
+        axis = torch.linspace(-1, 1, shape.image_size // shape.stride)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         self.places: Tensor
         self.register_buffer("places", torch.stack([x.flatten(), y.flatten()], -1), persistent=False)

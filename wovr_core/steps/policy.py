@@ -41,7 +41,7 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     torch.manual_seed(task.seed)  # initial weights
     shape = Shape(
         vocabulary=vocabulary, words=words, image_size=task.image_size, action_dim=task.action_dim, chunk=task.chunk,
-        kernel=cfg.kernel, pose_dim=task.pose_dim if cfg.proprioception else 0,
+        stride=cfg.stride, kernel=cfg.kernel, pose_dim=task.pose_dim if cfg.proprioception else 0,
     )  # fmt: skip
     policy = TinyVLA(shape)
     with writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft:

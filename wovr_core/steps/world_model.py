@@ -17,6 +17,7 @@ from wovr_core.training.checkpoint import scratch
 from wovr_core.training.distributed import gathered, put_together, share_out
 from wovr_core.training.loop import tell_loss, train
 from wovr_core.trajectory import Episode
+from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler
 
@@ -66,12 +67,17 @@ def fit_world_model(
     generator = torch.Generator().manual_seed(seed)
     sampler = WindowSampler(footage, cfg, generator=generator, share=share)
     with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as kept, gathered() as team:
+        if model.kinematics is not None:
+            fit_kinematics(
+                model.kinematics, model.statistics.share(footage.pose), footage.actions, steps=cfg.kinematics_steps,
+                generator=torch.Generator().manual_seed(seed), checkpoint=kept / "kinematics.safetensors",
+            )  # fmt: skip
         learner, rows = model, team.rows(cfg.batch)
         if team.size > 1:
             learner = deepcopy(model)
             share_out(learner, learns="learn", whole=[learner.autoencoder])
         train(
-            learner, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
+            learner.learns, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
             name=name, steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
             checkpoint=kept / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
             on_step=tell_loss(tracker, "world_model/loss"), team=team,

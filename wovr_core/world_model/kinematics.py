@@ -1,19 +1,26 @@
-"""How actions move the arm, learnt; one that moves exactly as told needs only `ActionStatistics.integrate`."""
+"""How actions move the arm and where a picture shows it, learnt; an arm that moves exactly as told needs neither.
+
+Poses here are shares of their range.
+"""
+
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wovr_core.training.loop import train
 from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
+BATCH, AHEAD = 256, 24  # rows, and steps ahead, of its training
 
 
 class Kinematics(nn.Module):
-    """A small recurrent network over the arm's own encoders: where was it, what was it told, and so where it goes.
+    """A small recurrent network over the arm's own encoders: where it was, what it was told, and so where it goes.
 
     An arm under an impedance controller lags behind its commands, swings through, and moves when it only turns: to add
-    up the commands is centimetres off after one chunk (docs/results/libero.md). Poses are shares of their range.
+    up the commands is centimetres off after one chunk (docs/results/libero.md).
     """
 
     def __init__(self, action_dim: int, pose_dim: int, *, hidden: int = 96) -> None:
@@ -34,3 +41,49 @@ class Kinematics(nn.Module):
             pose = pose + UNIT * self.moves(state)
             path.append(pose)
         return torch.stack(path, 1)
+
+
+class HandReader(nn.Module):
+    """Where a latent shows the hand, at the last of its four frames: so small errors of a dream's arm do not add up."""
+
+    def __init__(self, channels: int, pose_dim: int, *, width: int = 64, keypoints: int = 32) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(width, 2 * keypoints, 1),
+        )  # fmt: skip
+        self.pose = nn.Sequential(nn.Linear(3 * keypoints, 128), nn.SiLU(), nn.Linear(128, pose_dim))
+
+    def forward(self, latent: Float[Tensor, "b c y x"]) -> Float[Tensor, "b p"]:
+        heat, values = self.look(latent).flatten(2).chunk(2, 1)
+        y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in latent.shape[-2:]), indexing="ij")
+        found = torch.cat([torch.stack([x.flatten(), y.flatten()]).expand(len(latent), -1, -1), values], 1)
+        weight = heat.softmax(-1)
+        places, told = weight @ found[:, :2].transpose(1, 2), (weight * values).sum(-1)
+        return self.pose(torch.cat([places.flatten(1), told], -1))
+
+
+def fit_kinematics(
+    kinematics: Kinematics,
+    pose: Float[Tensor, "episode t+1 p"],
+    actions: Float[Tensor, "episode t a"],
+    *,
+    steps: int,
+    generator: torch.Generator,
+    checkpoint: Path | None = None,
+) -> list[float]:
+    """Learn from whole episodes, a few chunks of each at a time; returns the losses (squared, in units of `UNIT`)."""
+    ahead = min(AHEAD, actions.shape[1] - MEMORY)
+
+    def loss(step: int) -> Tensor:
+        episode = torch.randint(len(pose), (BATCH, 1), generator=generator)
+        at = torch.randint(MEMORY - 1, actions.shape[1] - ahead + 1, (BATCH, 1), generator=generator)
+        past, future = at + torch.arange(1 - MEMORY, 1), at + torch.arange(ahead)
+        done = actions[episode, (past - 1).clamp(min=0)] * (past > 0)[..., None]
+        path = kinematics(pose[episode, past], done, actions[episode, future])
+        return ((path - pose[episode, future + 1]) / UNIT).square().mean()
+
+    return train(
+        kinematics, loss, name="kinematics", steps=steps, learning_rate=2e-3, generator=generator, ema=0.99,
+        checkpoint=checkpoint,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.kinematics import UNIT, Kinematics
+from wovr_core.world_model.kinematics import HandReader, Kinematics
 from wovr_core.world_model.windows import Footage, Window
 
 
@@ -63,6 +63,10 @@ class ActionStatistics(nn.Module):
         """Of the range seen, in [0, 1]."""
         return (pose - self.pose_low) / (self.pose_high - self.pose_low).clamp(min=1e-6)
 
+    def pose_of(self, share: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
+        """The pose at these shares of the range."""
+        return self.pose_low + share * (self.pose_high - self.pose_low)
+
     def integrate(self, pose: Float[Tensor, "b p"], actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t p"]:
         """Where the arm will be after each action."""
         path = []
@@ -81,7 +85,14 @@ class DiffusionWorldModel(nn.Module):
         self.autoencoder = autoencoder.requires_grad_(False)
         self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim, pose_dim=pose_dim)
         self.statistics = ActionStatistics(action_dim, pose_dim)
-        self.kinematics = Kinematics(action_dim, pose_dim) if cfg.architecture.kinematics else None
+        learnt = cfg.architecture.kinematics
+        self.kinematics = Kinematics(action_dim, pose_dim) if learnt else None
+        self.reader = HandReader(cfg.architecture.latent_channels, pose_dim) if learnt else None
+
+    @property
+    def learns(self) -> nn.Module:
+        """The parts that `learn` teaches; the codec and the kinematics are learnt before."""
+        return nn.ModuleList([part for part in (self.transformer, self.reader) if part is not None])
 
     # ---------------------------------------------------------------------------------------------- learning
 
@@ -134,25 +145,29 @@ class DiffusionWorldModel(nn.Module):
         level = flow.shifted(u, self.cfg.shift)
         noise = normal(future)
         noisy = flow.noised(future, noise, level)
-        conditions = self._conditions(actions, pose)
+        told = pose
+        if self.kinematics is not None:  # not where the arm went, but where a dream will think it goes
+            seen = 1 + MEMORY
+            told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
+        conditions = self._conditions(actions, told)
         with autocast(self.cfg.train_precision, future.device):
             context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
             velocity = self.transformer(noisy, level, context)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
         error = (velocity - (noise - future)).square().mean()
-        if self.kinematics is not None:
-            share, seen = self.statistics.share(pose), 1 + MEMORY
-            path = self.kinematics(share[:, 1:seen], actions[:, 1:seen], actions[:, seen:])
-            error = error + ((path - share[:, seen:]) / UNIT).square().mean()
+        if self.reader is not None:
+            error = error + (self.reader(predicted[:, :, 1]) - self.statistics.share(pose[:, -1])).square().mean()
         return error, predicted[:, :, 1]
 
-    def _path(self, state: DreamState, actions: Float[Tensor, "b 8 a"]) -> Float[Tensor, "b 8 p"]:
+    def _path(
+        self, pose: Float[Tensor, "b 5 p"], done: Float[Tensor, "b 4 a"], actions: Float[Tensor, "b 8 a"]
+    ) -> Float[Tensor, "b 8 p"]:
         """Where the arm will be after each action."""
         if self.kinematics is None:
-            return self.statistics.integrate(state.pose[:, -1], actions)
-        low, high = self.statistics.pose_low, self.statistics.pose_high
-        share = self.kinematics(self.statistics.share(state.pose[:, 1:]), state.actions, actions)
-        return low + share.clamp(0, 1) * (high - low)
+            return self.statistics.integrate(pose[:, -1], actions)
+        with torch.no_grad():
+            path = self.kinematics(self.statistics.share(pose[:, 1:]), done, actions)
+        return self.statistics.pose_of(path.clamp(0, 1))
 
     def _conditions(self, actions: Tensor, pose: Tensor) -> Conditions:
         acts = (actions != 0).any(-1, keepdim=True)  # null actions stay null when normalised
@@ -192,7 +207,7 @@ class DiffusionWorldModel(nn.Module):
         cached: bool = True,
     ) -> DreamState:
         """A dream without chance: `noise` is what `flow.dream_noise` drew. `cached` is for the test."""
-        path = self._path(state, actions)
+        path = self._path(state.pose, state.actions, actions)
         every = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
         conditions = self._conditions(every, torch.cat([state.pose, path], 1))
         quiet = torch.full((len(state.memory),), self.cfg.memory_noise_when_dreaming)
@@ -208,6 +223,8 @@ class DiffusionWorldModel(nn.Module):
         for now, after in pairwise(levels):
             velocity = self.transformer(future, now.expand(len(memory)), kept if cached else context())
             future = future + (after - now) * velocity
+        if self.reader is not None:  # what the picture shows is where the arm is
+            path = path + (self.statistics.pose_of(self.reader(future[:, :, 1])) - path[:, -1])[:, None]
         next_memory = future[:, :, 1] if self.cfg.context == "latent" else self._reencoded(state, future)
         return DreamState(
             reference=state.reference, memory=next_memory.contiguous(), before=state.memory, future=future.contiguous(),
