@@ -70,7 +70,7 @@ def fit_world_model(
         if model.kinematics is not None:
             fit_kinematics(
                 model.kinematics, model.statistics.share(footage.pose), footage.actions, steps=cfg.kinematics_steps,
-                generator=torch.Generator().manual_seed(seed), checkpoint=kept / "kinematics.safetensors",
+                generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
         learner, rows = model, team.rows(cfg.batch)
         if team.size > 1:

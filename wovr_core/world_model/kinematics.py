@@ -3,8 +3,6 @@
 Poses here are shares of their range.
 """
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from wovr_core.training.loop import train
 from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
+GAIN = 0.3  # how far a dream believes what its picture shows of the hand, against what the motors were told
 BATCH, AHEAD = 256, 24  # rows, and steps ahead, of its training
 
 
@@ -70,7 +69,6 @@ def fit_kinematics(
     *,
     steps: int,
     generator: torch.Generator,
-    checkpoint: Path | None = None,
 ) -> list[float]:
     """Learn from whole episodes, a few chunks of each at a time; returns the losses (squared, in units of `UNIT`)."""
     ahead = min(AHEAD, actions.shape[1] - MEMORY)
@@ -83,7 +81,4 @@ def fit_kinematics(
         path = kinematics(pose[episode, past], done, actions[episode, future])
         return ((path - pose[episode, future + 1]) / UNIT).square().mean()
 
-    return train(
-        kinematics, loss, name="kinematics", steps=steps, learning_rate=2e-3, generator=generator, ema=0.99,
-        checkpoint=checkpoint,
-    )  # fmt: skip
+    return train(kinematics, loss, name="kinematics", steps=steps, learning_rate=2e-3, generator=generator, ema=0.99)

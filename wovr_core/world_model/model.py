@@ -15,7 +15,7 @@ from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.kinematics import HandReader, Kinematics
+from wovr_core.world_model.kinematics import GAIN, HandReader, Kinematics
 from wovr_core.world_model.windows import Footage, Window
 
 
@@ -224,7 +224,7 @@ class DiffusionWorldModel(nn.Module):
             velocity = self.transformer(future, now.expand(len(memory)), kept if cached else context())
             future = future + (after - now) * velocity
         if self.reader is not None:  # what the picture shows is where the arm is
-            path = path + (self.statistics.pose_of(self.reader(future[:, :, 1])) - path[:, -1])[:, None]
+            path = path + GAIN * (self.statistics.pose_of(self.reader(future[:, :, 1])) - path[:, -1])[:, None]
         next_memory = future[:, :, 1] if self.cfg.context == "latent" else self._reencoded(state, future)
         return DreamState(
             reference=state.reference, memory=next_memory.contiguous(), before=state.memory, future=future.contiguous(),
