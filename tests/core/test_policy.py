@@ -53,6 +53,24 @@ def test_a_policy_may_read_the_arm_or_go_by_the_picture_alone(policy, generator)
         assert torch.equal(here, there) != reads
 
 
+def test_what_a_demonstration_does_after_its_success_is_left_out(policy, generator):
+    """Until frame 12 it moves right, and then left: who hears nothing of the rest never moves left."""
+    told = an_episode(steps=40, success_at=12)
+    actions = torch.zeros(40, 3)
+    actions[:, 0] = torch.where(torch.arange(40) < 20, 1.0, -1.0)
+    told = replace(told, frames=torch.zeros(41, 3, 16, 16, dtype=torch.uint8), actions=actions)
+    left = to_tokens(torch.tensor([-1.0, 0, 0])).expand(1, 8, 3)
+    view = Observation(frames=told.frames[:1], instructions=(told.instruction,), pose=told.pose[:1])
+
+    def moves_left(keep: int | None) -> float:
+        """Mean log-probability, once that has been cloned."""
+        cfg = Policy(steps=60, batch=16, every=1, after_success=keep)
+        clone(policy, [told], cfg, mirrors=False, generator=generator)
+        return float(policy.log_prob(view, left, temperature=1.0)[..., 0].mean().detach())
+
+    assert moves_left(8) < moves_left(None) - 2
+
+
 def test_probabilities_of_all_choices_sum_to_one(policy):
     for dim, choices in ((0, BINS), (1, BINS), (2, 2)):
         total = torch.zeros(6, 8)

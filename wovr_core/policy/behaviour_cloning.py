@@ -1,6 +1,7 @@
 """The base policy: imitate demonstrations, chunk by chunk."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +23,8 @@ def clone(
     the few demonstrations there are.
     """
     chunk = policy.shape.chunk
+    if cfg.after_success is not None:
+        episodes = [_without_its_rest(episode, cfg.after_success) for episode in episodes]
     frames = torch.cat([episode.frames[: -chunk : cfg.every] for episode in episodes])
     pose = torch.cat([episode.pose[: -chunk : cfg.every] for episode in episodes])
     if policy.shape.pose_dim:
@@ -42,3 +45,12 @@ def clone(
         policy, loss, name="base policy", steps=cfg.steps, learning_rate=cfg.learning_rate, generator=generator,
         weight_decay=1e-3,
     )  # fmt: skip
+
+
+def _without_its_rest(episode: Episode, keep: int) -> Episode:
+    """The episode until it has succeeded, and some steps more."""
+    if episode.success_step is None:
+        return episode
+    end = episode.success_step + keep
+    kept = {name: getattr(episode, name)[: end + 1] for name in ("frames", "pose", "success")}
+    return replace(episode, actions=episode.actions[:end], **kept)
