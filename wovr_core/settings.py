@@ -104,7 +104,7 @@ class Policy(Section):
     every: PositiveInt = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
     stride: Literal[2, 4] = 2  # of the first convolution: 4 where pictures are large
     kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
-    after_success: NonNegativeInt | None = None  # steps to learn from once a demonstration has succeeded; none: all
+    after_success: NonNegativeInt = 1000  # steps to learn from once a demonstration has succeeded; so many are all
     proprioception: bool = False  # reads the arm's own pose beside picture and words
     steps: PositiveInt = 1000
     batch: PositiveInt = 64

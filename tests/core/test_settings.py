@@ -26,6 +26,7 @@ def test_there_are_shipped_configs():
         "tabletop.yaml",
         "tabletop-smoke.yaml",
         "libero-smoke.yaml",
+        "libero-cpu.yaml",
         "paper-scale.yaml",
     }
 

@@ -23,8 +23,7 @@ def clone(
     the few demonstrations there are.
     """
     chunk = policy.shape.chunk
-    if cfg.after_success is not None:
-        episodes = [_without_its_rest(episode, cfg.after_success) for episode in episodes]
+    episodes = [_without_its_rest(episode, cfg.after_success) for episode in episodes]
     frames = torch.cat([episode.frames[: -chunk : cfg.every] for episode in episodes])
     pose = torch.cat([episode.pose[: -chunk : cfg.every] for episode in episodes])
     if policy.shape.pose_dim:

@@ -11,7 +11,7 @@ from wovr_core.training.loop import train
 from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
-GAIN = 0.3  # how far a dream believes what its picture shows of the hand, against what the motors were told
+GAIN = 0.15  # how far a dream believes what its picture shows of the hand, against what the motors were told
 BATCH, AHEAD = 256, 24  # rows, and steps ahead, of its training
 
 
