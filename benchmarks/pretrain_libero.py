@@ -13,6 +13,8 @@ training the transformer costs no codec. Every stage goes on where it was stoppe
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from wovr_core.envs.experts.libero import camera, play
 from wovr_core.envs.libero import Libero
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.fidelity import as_rows
+from wovr_core.imagination.replay import init_state
 from wovr_core.settings import Architecture, Settings, WorldModel
 from wovr_core.steps.world_model import measure
 from wovr_core.training.loop import counting, train
@@ -214,7 +217,7 @@ def train_transformer(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     save_file(weights, given.out / "weights.safetensors")
     provenance = {
-        "command": f"python benchmarks/pretrain_libero.py transformer --steps {given.steps} --batch {given.batch}",
+        "command": f"python benchmarks/pretrain_libero.py {shlex.join(sys.argv[1:])}",
         "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "kinematics": 3, "play": "ids of Split.PLAY"},
         "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
         "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
@@ -224,10 +227,21 @@ def train_transformer(given: argparse.Namespace) -> None:
 
 
 def measure_play(given: argparse.Namespace) -> None:
-    """All play there is, replayed in the dreams of the weights to start from: PSNR by depth, as JSON."""
-    rows = as_rows(measure(world_model(given), as_episodes(recorded(given.work)), seed=0))
+    """The newest play, replayed in dreams of the weights to start from: PSNR, and how far off the hand is, by depth."""
+    model, play = world_model(given), recorded(given.work)
+    play = Footage(*(value[-given.held_out :] for value in vars(play).values()))
+    episodes, generator = as_episodes(play), torch.Generator().manual_seed(0)
+    rows = as_rows(measure(model, episodes, seed=0))
+    starts = [init_state(one, 0, index=0, steps_left=8, rule="measure") for one in episodes]
+    state, added_up = model.begin(starts), model.statistics.integrate(play.pose[:, 0], play.actions)
+    for row in rows:
+        depth = int(row["depth"])
+        state = model.imagine(state, play.actions[:, depth - 8 : depth], generator=generator)
+        for name, pose in (("hand_mm", state.pose[:, -1]), ("hand_mm_added_up", added_up[:, depth - 1])):
+            row[name] = 1000 * float((pose - play.pose[:, depth])[:, :3].norm(dim=-1).median())
     tell(given.work, fidelity=rows, of=str(given.start))
-    print(json.dumps(rows, indent=1))
+    for row in rows:
+        print({name: round(value, 1) for name, value in row.items()}, flush=True)
 
 
 def as_episodes(footage: Footage) -> list[Episode]:
@@ -250,7 +264,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="id of the first episode to record")
     parser.add_argument("--length", type=int, default=128, help="steps of an episode to record")
     parser.add_argument("--own", type=float, default=0.85, help="windows that go on from the model's own dream")
-    parser.add_argument("--held-out", type=int, default=16, help="episodes that the transformer does not learn from")
+    parser.add_argument("--held-out", type=int, default=16, help="newest episodes, to measure on, not to learn from")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float)

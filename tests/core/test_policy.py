@@ -54,7 +54,7 @@ def test_a_policy_may_read_the_arm_or_go_by_the_picture_alone(policy, generator)
 
 
 def test_what_a_demonstration_does_after_its_success_is_left_out(policy, generator):
-    """Until frame 12 it moves right, and then left: who hears nothing of the rest never moves left."""
+    """It moves right until step 20, eight after its success, and then left: who hears nothing of that does not."""
     told = an_episode(steps=40, success_at=12)
     actions = torch.zeros(40, 3)
     actions[:, 0] = torch.where(torch.arange(40) < 20, 1.0, -1.0)

@@ -86,6 +86,7 @@ def test_liberos_pictures_are_upside_down_and_seen_after_their_action(tmp_path):
     assert first.actions[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4]), "that led to the pictures after them"
     assert first.success.tolist() == [False] * 4 + [True]
     assert first.instruction == WORDS
+    assert first.pose.abs().max() < 1e-6, "the hand points down"
 
 
 def test_robomimics_are_the_right_way_up_and_seen_before(tmp_path):
@@ -101,6 +102,7 @@ def test_robomimics_are_the_right_way_up_and_seen_before(tmp_path):
     assert one.actions[:, 0].tolist() == pytest.approx([0, 0.1, 0.2, 0.3])
     assert not one.success.any(), "its last action is not known to have led to a picture"
     assert one.instruction == "lift it"
+    assert one.pose.abs().max() < 1e-6, "the hand points down"
 
 
 def test_a_file_of_something_else_is_told(tmp_path):
