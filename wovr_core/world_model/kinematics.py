@@ -19,7 +19,7 @@ class Kinematics(nn.Module):
     """A small recurrent network over the arm's own encoders: where it was, what it was told, and so where it goes.
 
     An arm under an impedance controller lags behind its commands, swings through, and moves when it only turns: to add
-    up the commands is centimetres off after one chunk (docs/results/libero.md).
+    up the commands is centimetres off after one chunk (docs/decisions/015-where-the-arm-is.md).
     """
 
     def __init__(self, action_dim: int, pose_dim: int, *, hidden: int = 96) -> None:
