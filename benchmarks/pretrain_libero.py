@@ -37,8 +37,11 @@ from wovr_core.trajectory import Episode, to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage
+from wovr_core.world_model.windows import Footage, Window
 
+ROWS: dict[str, dict[str, object]] = {  # what a dream is given, and the paper's ablations of it; see `architecture`
+    "all": {}, "no-anchor": {}, "single-frame": {"context": "frame"}, "no-noise": {"memory_noise": 0.0}
+}  # fmt: skip
 CROP = 64  # pixels, of the pictures a codec learns from
 
 
@@ -160,7 +163,7 @@ class Latents:
 
 def architecture(given: argparse.Namespace) -> Architecture:
     return Architecture(heads=4, head_dim=given.width // 4, layers=given.layers, ffn_dim=4 * given.width, patch=2,
-                        kinematics=True)  # fmt: skip
+                        first_frame_anchor=given.row != "no-anchor", carry=True, kinematics=True)  # fmt: skip
 
 
 def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
@@ -168,8 +171,8 @@ def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
     settings: WorldModel = Settings().world_model.model_copy(
         update={
             "architecture": architecture(given), "lowest_noise": 1.0, "train_precision": "bfloat16",
-            "batch": given.batch, "sampler_steps": 1,
-        }
+            "batch": given.batch, "sampler_steps": 1, "contact_weight": 20.0,
+        } | ROWS[given.row]
     )  # fmt: skip
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=7, pose_dim=6)
     if given.start is not None:
@@ -199,8 +202,11 @@ def train_transformer(given: argparse.Namespace) -> None:
         nonlocal dreamt
         window, goes_on, places = walk.draw()
         own = goes_on & (torch.rand(len(goes_on), generator=generator) < given.own)
+        seen = latents.at(*places)
+        if model.cfg.context == "frame":
+            seen[:, :, :2] = model.encode(Window(window.frames[:, :5], window.actions, window.pose))
         value, dreamt = model.learn(
-            latents.at(*places), window.actions, window.pose, generator=generator, dreamt=dreamt, own=own
+            seen, window.actions, window.pose, generator=generator, dreamt=dreamt, own=own
         )
         return value
 
@@ -221,7 +227,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "kinematics": 3, "play": "ids of Split.PLAY"},
         "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
         "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
-        "own_dreams": given.own, "architecture": model.cfg.architecture.model_dump(),
+        "own_dreams": given.own, "row": given.row, "architecture": model.cfg.architecture.model_dump(),
     }  # fmt: skip
     (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
@@ -270,6 +276,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--row", choices=ROWS, default="all", help="train, and measure, an ablation")
     parser.add_argument("--start", type=Path, help="weights of codec and transformer to go on from, anew")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()

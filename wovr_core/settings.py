@@ -139,12 +139,15 @@ class Architecture(Section):
     first_frame_anchor: bool = True
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
+    carry: bool = False  # the last frame moved as the hand moves, too: what is held; tiny profile only
     kinematics: bool = False  # learn how actions move the arm, and to see where it is; the table's moves as told
 
     @model_validator(mode="after")
     def _gates_need_samples(self) -> Self:
         if self.keep_gates and self.prediction == "velocity":
             raise ValueError("world_model.architecture.keep_gates mixes frames, so it needs prediction: sample")
+        if self.carry and not (self.keep_gates and self.pose_map):
+            raise ValueError("world_model.architecture.carry needs keep_gates and pose_map: set both to true")
         return self
 
 
@@ -169,7 +172,7 @@ class WorldModel(Section):
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
     contact_weight: PositiveFloat = 5.0  # how much likelier a window with a gripper event is drawn
-    context: Literal["latent", "reencode"] = "latent"  # what a dream carries from chunk to chunk
+    context: Literal["latent", "reencode", "frame"] = "latent"  # carried from chunk to chunk; frame: only the last one
     checkpoint_every: PositiveInt = 100
     minimum_psnr_gain: float = 0.0  # gate: dB above holding the last frame, at every depth
 

@@ -124,7 +124,7 @@ def test_a_window_of_thirteen_frames_is_four_latents():
     assert all(torch.isfinite(p.grad).all() for p in world.transformer.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("context", ["latent", "reencode"])
+@pytest.mark.parametrize("context", ["latent", "reencode", "frame"])
 def test_wans_classes_dream_chunk_after_chunk(context):
     world, footage = small_world(context=context), some_footage()
     state, g = world.begin(starts(footage)), torch.Generator().manual_seed(1)

@@ -14,6 +14,7 @@ from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder
+from wovr_core.world_model.dit import moved_along
 from wovr_core.world_model.kinematics import GAIN, fit_kinematics
 from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler, window_at
@@ -180,6 +181,39 @@ def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
     assert torch.allclose(dreamt, stays[:, :, None].expand_as(dreamt), atol=1e-5)
 
 
+def test_what_is_held_moves_as_the_hand_does_in_the_picture():
+    memory = torch.zeros(2, 1, 8, 8)
+    memory[:, :, 2, 3] = 1
+    pose = torch.zeros(2, 13, 2)
+    pose[0, 5:9] = torch.tensor([1 / 8, 2 / 8])  # one latent pixel to the right, two down
+    pose[0, 9:] = torch.tensor([-2 / 8, 0])
+    moved = moved_along(memory, pose)
+    assert moved.shape == (2, 1, 2, 8, 8)
+    assert torch.allclose(moved[0, 0, 0, 4, 4], torch.ones(()), atol=1e-5)
+    assert torch.allclose(moved[0, 0, 1, 2, 1], torch.ones(()), atol=1e-5)
+    assert torch.allclose(moved[1], memory[1][:, None].expand(-1, 2, -1, -1), atol=1e-5)
+
+
+def test_a_model_that_carries_begins_as_one_that_does_not(tiny_world_model):
+    """The moved picture is given to it, and weighs little until it has learnt what is held."""
+    torch.manual_seed(0)
+    shape = tiny_world_model.cfg.architecture.model_dump() | {"carry": True}
+    cfg = tiny_world_model.cfg.model_copy(update={"architecture": Architecture(**shape)})
+    model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
+    state, actions = a_state(model), torch.rand(3, 8, 3)
+    dreamt = dream_of(model, state, actions).future
+    gates = model.transformer.keep_gates
+    with torch.no_grad():
+        gates.bias[2::3] = -1e4
+    without = dream_of(model, state, actions).future
+    assert 0 < (dreamt - without).abs().mean() < 0.1 * without.abs().mean()
+    with torch.no_grad():
+        gates.bias.copy_(torch.tensor([-1e4, -1e4, 1e4]).repeat(len(gates.bias) // 3))
+    told = torch.cat([state.pose, model.statistics.integrate(state.pose[:, -1], actions)], 1)
+    moved = moved_along(state.memory, model.statistics.in_picture(told))
+    assert torch.allclose(dream_of(model, state, actions).future, moved, atol=1e-4)
+
+
 @pytest.mark.parametrize("off", ["action_modulation", "action_tokens", "first_frame_anchor", "keep_gates", "pose_map"])
 def test_every_mechanism_can_be_switched_off(tiny_world_model, off, generator):
     shape = tiny_world_model.cfg.architecture.model_dump() | {off: False}
@@ -225,6 +259,21 @@ def test_latent_resident_and_reencoding_rollouts_agree_for_a_lossless_codec(tiny
             state = model.imagine(state, torch.full((3, 8, 3), 0.3), generator=g)
         futures.append(state.future)
     assert torch.allclose(*futures, atol=1e-4)
+
+
+def test_a_single_frame_is_remembered_as_if_nothing_had_moved_before(tiny_world_model, generator):
+    cfg = tiny_world_model.cfg.model_copy(update={"context": "frame"})
+    model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
+    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    latents = model.encode(window)
+    still = model.autoencoder.encode(to_unit(window.frames[:, 4:5]))
+    assert torch.allclose(latents[:, :, 1], still[:, :, 0], atol=1e-5)
+    assert not torch.allclose(latents[:, :, 1], tiny_world_model.encode(window)[:, :, 1], atol=1e-2)
+    assert torch.equal(latents[:, :, 2:], tiny_world_model.encode(window)[:, :, 2:])
+    assert torch.isfinite(model.loss(window, generator=generator))
+    after = dream_of(model, a_state(model), torch.rand(3, 8, 3))
+    last = model.autoencoder.decode_future(torch.cat([after.before[:, :, None], after.future], 2))[:, -1:]
+    assert torch.allclose(after.memory, model.autoencoder.encode(last)[:, :, 0], atol=1e-4)
 
 
 def test_train_stop_resume_is_train(tiny_world_model, tmp_path):

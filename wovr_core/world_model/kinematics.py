@@ -12,6 +12,7 @@ from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
 GAIN = 0.15  # how far a dream believes what its picture shows of the hand, against what the motors were told
+DRIFT = 0.1  # of the range: how far off the told poses of a window may all be in training, as they are deep in a dream
 BATCH, AHEAD = 256, 24  # rows, and steps ahead, of its training
 
 

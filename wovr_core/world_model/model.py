@@ -15,7 +15,7 @@ from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.kinematics import GAIN, HandReader, Kinematics
+from wovr_core.world_model.kinematics import DRIFT, GAIN, HandReader, Kinematics
 from wovr_core.world_model.windows import Footage, Window
 
 
@@ -108,7 +108,13 @@ class DiffusionWorldModel(nn.Module):
     @torch.no_grad()
     def encode(self, window: Window) -> Float[Tensor, "b c 4 y x"]:
         """The latents of windows."""
-        return self.autoencoder.encode(to_unit(window.frames))
+        return self._encode(to_unit(window.frames))
+
+    def _encode(self, frames: Float[Tensor, "b frames c h w"]) -> Float[Tensor, "b c latents y x"]:
+        if self.cfg.context == "frame":  # the last frame alone is remembered, as if nothing had moved before
+            last = frames[:, MEMORY : MEMORY + 1].expand(-1, MEMORY, -1, -1, -1)
+            frames = torch.cat([frames[:, :1], last, frames[:, 1 + MEMORY :]], 1)
+        return self.autoencoder.encode(frames)
 
     def learn(
         self,
@@ -148,7 +154,10 @@ class DiffusionWorldModel(nn.Module):
         told = pose
         if self.kinematics is not None:  # not where the arm went, but where a dream will think it goes
             seen = 1 + MEMORY
-            told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
+            path = self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])
+            drift = DRIFT * uniform()[:, None, None] * normal(pose[:, :1])
+            drift = self.statistics.pose_of(drift) - self.statistics.pose_low
+            told = torch.cat([pose[:, :1], drift + torch.cat([pose[:, 1:seen], path], 1)], 1)
         conditions = self._conditions(actions, told)
         with autocast(self.cfg.train_precision, future.device):
             context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
@@ -157,7 +166,7 @@ class DiffusionWorldModel(nn.Module):
         error = (velocity - (noise - future)).square().mean()
         if self.reader is not None:
             error = error + (self.reader(predicted[:, :, 1]) - self.statistics.share(pose[:, -1])).square().mean()
-        return error, predicted[:, :, 1]
+        return error, self._memory(reference, memory, predicted)
 
     def _path(
         self, pose: Float[Tensor, "b 5 p"], done: Float[Tensor, "b 4 a"], actions: Float[Tensor, "b 8 a"]
@@ -179,7 +188,7 @@ class DiffusionWorldModel(nn.Module):
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         """The state of dreams that begin at these moments of real episodes."""
         frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
-        latents = self.autoencoder.encode(to_unit(frames))
+        latents = self._encode(to_unit(frames))
         memory = latents[:, :, 1].contiguous()  # as it is in a state that was sent: the last bits depend on the layout
         return DreamState(
             reference=latents[:, :, 0].contiguous(), memory=memory, before=memory, future=latents[:, :, 1:1],
@@ -225,9 +234,9 @@ class DiffusionWorldModel(nn.Module):
             future = future + (after - now) * velocity
         if self.reader is not None:  # what the picture shows is where the arm is
             path = path + GAIN * (self.statistics.pose_of(self.reader(future[:, :, 1])) - path[:, -1])[:, None]
-        next_memory = future[:, :, 1] if self.cfg.context == "latent" else self._reencoded(state, future)
+        next_memory = self._memory(state.reference, state.memory, future).contiguous()
         return DreamState(
-            reference=state.reference, memory=next_memory.contiguous(), before=state.memory, future=future.contiguous(),
+            reference=state.reference, memory=next_memory, before=state.memory, future=future.contiguous(),
             actions=actions[:, -MEMORY:], pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
         )  # fmt: skip
 
@@ -238,7 +247,11 @@ class DiffusionWorldModel(nn.Module):
         with autocast(self.cfg.dream_precision, window.device):
             return to_pixels(self.autoencoder.decode_future(window, frames=list(frames)))
 
-    def _reencoded(self, state: DreamState, future: Tensor) -> Tensor:
-        window = torch.cat([state.reference[:, :, None], state.memory[:, :, None], future], 2)
+    @torch.no_grad()
+    def _memory(self, reference: Tensor, before: Tensor, future: Tensor) -> Tensor:
+        """What a dream remembers (b, c, y, x) of the future it has just seen."""
+        if self.cfg.context == "latent":
+            return future[:, :, 1]
+        window = torch.cat([reference[:, :, None], before[:, :, None], future], 2)
         frames = self.autoencoder.decode_future(window, LATENTS)  # the reference first, as in training
-        return self.autoencoder.encode(torch.cat([frames[:, :1], frames[:, -MEMORY:]], 1))[:, :, 1]
+        return self._encode(torch.cat([frames[:, :1], frames[:, -MEMORY:]], 1))[:, :, 1]

@@ -87,7 +87,7 @@ def fool_about(scene: Any, *, rng: np.random.Generator) -> Iterator[np.ndarray]:
         arm = Arm(scene, noise=0.5 * rng.random() ** 2, rng=rng)
         thing = things[rng.integers(len(things))]
         grasp = plan_grasps(scene, thing, baskets[0] if baskets else thing)[0][0]
-        aside = rng.normal(size=3) * rng.choice([0.0, 0.01, 0.02, 0.04]) * [1, 1, 0.4]
+        aside = rng.normal(size=3) * rng.choice([0.0, 0.0, 0.0, 0.01, 0.02, 0.04]) * [1, 1, 0.4]
         point, turn = grasp.point + aside, grasp.turn @ _about_z(rng.normal() * rng.choice([0.0, 0.2]))
         yield from arm.go(to(point + np.array([0, 0, 0.08])), turn, OPEN, steps=50, near=0.02, straight=0.2)
         if rng.random() < 0.15:
