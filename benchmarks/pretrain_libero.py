@@ -205,9 +205,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         seen = latents.at(*places)
         if model.cfg.context == "frame":
             seen[:, :, :2] = model.encode(Window(window.frames[:, :5], window.actions, window.pose))
-        value, dreamt = model.learn(
-            seen, window.actions, window.pose, generator=generator, dreamt=dreamt, own=own
-        )
+        value, dreamt = model.learn(seen, window.actions, window.pose, generator=generator, dreamt=dreamt, own=own)
         return value
 
     def note(step: int, value: float) -> None:

@@ -173,17 +173,26 @@ def fidelity(
     reward: Annotated[Path | None, typer.Option(help="A RewardModel artifact: do imagined outcomes agree?")] = None,
     limit: Annotated[int, typer.Option(help="Episodes, at most.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the dreams' dice.")] = 0,
+    official: Annotated[
+        list[str] | None,
+        typer.Option(help="lpips=FILE@SHA256, fid=... or fvd=...: a published network that you have, as TorchScript."),
+    ] = None,
 ) -> None:
     """Say how long the dreams of a world model stay like reality.
 
     Held-out episodes are dreamt again from their first frames, with their own actions. By depth (8, 16, 32 ... frames):
     PSNR, SSIM, LPIPS-E, FloLPIPS-E (where OpenCV is installed: `make libero`), FID-E and FVD-E, beside holding the
     first frame and, for the last two, other real episodes. Videos show reality, the dream and their difference.
+
+    An E says that EfficientNet looked, whose weights come along: such figures stand beside no published ones. For those
+    give the published networks, the TorchScript files of StyleGAN2-ADA and StyleGAN-V, each with the hash you trust:
+
+        wovr fidelity runs/mine/world_model runs/mine/episodes --out told --official fid=inception-2015-12-05.pt@6f..
     """
     with plainly():
         from wovr_core.steps.fidelity import measure_fidelity
 
-        measure_fidelity(world_model, episodes, out=out, reward=reward, limit=limit, seed=seed)
+        measure_fidelity(world_model, episodes, out=out, reward=reward, limit=limit, seed=seed, official=official or ())
         console.print(Markdown((out / "fidelity.md").read_text()))
         console.print(f"videos: {out}", soft_wrap=True)
 

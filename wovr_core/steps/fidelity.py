@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import UInt8
@@ -16,6 +18,7 @@ from wovr_core.artifacts import ArtifactError, Kind, read_manifest
 from wovr_core.artifacts.manifest import code_version
 from wovr_core.evaluation.clips import with_difference
 from wovr_core.evaluation.fidelity import outcomes, psnr
+from wovr_core.evaluation.official import Official
 from wovr_core.evaluation.perceptual import Extractor, flolpips, frechet, lpips, motion_features
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import CHUNK, Judge
@@ -40,6 +43,7 @@ class Look:
     flolpips: float | None
     fid: float
     fvd: float
+    official: dict[str, float] = field(default_factory=dict)  # by the networks the user named, where they can tell
 
 
 def measure_fidelity(
@@ -51,12 +55,14 @@ def measure_fidelity(
     limit: int = 64,
     seed: int = 0,
     fps: int = 10,
+    official: Sequence[str] = (),
 ) -> dict[str, object]:
     """Replay held-out episodes from their first frames; writes fidelity.json, fidelity.md and videos.
 
     FID-E and FVD-E compare sets, so the episodes are halved: the dreams of one half stand against the reality of the
     other. Two real halves give the floor, with the same n.
     """
+    published = Official(official)  # first: what is wrong with a name is told before an hour is spent
     held_out = open_episodes(episodes).held_out[:limit]
     if len(held_out) < FEWEST:
         raise ArtifactError(f"fidelity: {len(held_out)} held-out episodes are too few to compare sets: give {FEWEST}")
@@ -66,12 +72,13 @@ def measure_fidelity(
     depths = depths_of(shown.real.shape[1])
     with counting("fidelity", len(depths)) as watch:
         for depth in depths:
-            rows += look(extractor, shown.real, shown.imagined, shown.first, depth)
+            rows += look(extractor, shown.real, shown.imagined, shown.first, depth, published)
             watch(1)
     facts: dict[str, object] = {
         "n": len(held_out), "seed": seed, "date": date.today().isoformat(), "code_version": code_version(),
         "world_model": digest_at(world_model), "episodes": [digest_at(path) for path in episodes],
-        "extractor": {"name": extractor.name, "sha256": extractor.digest}, "looks": [asdict(row) for row in rows],
+        "extractor": {"name": extractor.name, "sha256": extractor.digest}, "official": published.digests,
+        "looks": [asdict(row) for row in rows],
     }  # fmt: skip
     if reward is not None:
         cfg = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
@@ -98,8 +105,9 @@ def look(
     imagined: UInt8[Tensor, "n t 3 h w"],
     first: UInt8[Tensor, "n 3 h w"],
     depth: int,
+    official: Official,
 ) -> list[Look]:
-    """The eight frames up to a depth: the last of them as pictures, all of them as a clip."""
+    """The eight frames up to a depth: the last of them as pictures, all of them as a clip (16 for the official FVD)."""
     clip = slice(depth - CHUNK, depth)
     half = len(real) // 2
     truth = real[:, clip]
@@ -110,10 +118,12 @@ def look(
     rows = []
     for who, seen in clips.items():
         mine = pooled[who][:half]
-        sets = {
+        sets: dict[str, Any] = {
             "fid": frechet(mine.flatten(0, 1), others.flatten(0, 1)),
             "fvd": frechet(motion_features(mine), motion_features(others)),
         }
+        film = {"real": real, "dream": imagined}.get(who, first[:, None].expand_as(real))
+        sets["official"] = official.at_depth(depth, film, real)
         if who == "real":
             rows.append(Look(depth, who, None, None, None, None, **sets))
             continue
@@ -136,6 +146,10 @@ def _ssim(seen: UInt8[Tensor, "n 3 h w"], truth: UInt8[Tensor, "n 3 h w"]) -> fl
     return float(value)
 
 
+def _by(kind: str, row: Look) -> float | None:
+    return row.official.get(kind)
+
+
 def as_markdown(facts: dict[str, object], rows: Sequence[Look]) -> str:
     """A table of all depths; what the two rulers are is said below."""
     by = {(row.depth, row.who): row for row in rows}
@@ -144,15 +158,16 @@ def as_markdown(facts: dict[str, object], rows: Sequence[Look]) -> str:
         told = [pick(by[depth, who]) for who in ("dream", "hold", "real")]
         return " / ".join("" if value is None else format(value, form) for value in told).rstrip(" /")
 
-    lines = [
-        "| depth, frames | PSNR, dB | SSIM | LPIPS-E | FloLPIPS-E | FID-E | FVD-E |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    digests = cast("dict[str, str]", facts["official"])
+    published = [partial(_by, kind) for kind in digests]
+    names = ["depth, frames", "PSNR, dB", "SSIM", "LPIPS-E", "FloLPIPS-E", "FID-E", "FVD-E", *map(str.upper, digests)]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for depth in sorted({row.depth for row in rows}):
         cells = [
             cell(depth, lambda row: row.psnr, ".1f"), cell(depth, lambda row: row.ssim, ".3f"),
             cell(depth, lambda row: row.lpips, ".4f"), cell(depth, lambda row: row.flolpips, ".4f"),
             cell(depth, lambda row: row.fid, ".2f"), cell(depth, lambda row: row.fvd, ".2f"),
+            *(cell(depth, pick, ".4g") for pick in published),
         ]  # fmt: skip
         lines.append(f"| {depth} | " + " | ".join(cells) + " |")
     lines += [
@@ -161,6 +176,11 @@ def as_markdown(facts: dict[str, object], rows: Sequence[Look]) -> str:
         f"and FVD-E halves of them, eight frames each. {facts['date']}, {facts['code_version']}. E: seen by "
         f"EfficientNet-Lite0 ({Extractor.digest[:12]}), not to be compared with published figures.",
     ]
+    if digests:
+        lines += [
+            "",
+            f"Without an E: {', '.join(f'{kind.upper()} by {digest[:12]}' for kind, digest in digests.items())}.",
+        ]
     if outcome := facts.get("outcomes"):
         lines += ["", f"Imagined against real outcome: {json.dumps(outcome)}"]
     return "\n".join(lines) + "\n"
