@@ -14,9 +14,10 @@ from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder
-from wovr_core.world_model.dit import moved_along
+from wovr_core.world_model.conditioning import PoseMap
+from wovr_core.world_model.dit import Conditions, moved_along
 from wovr_core.world_model.kinematics import GAIN, fit_kinematics
-from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
+from wovr_core.world_model.model import ActionStatistics, Crop, DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler, window_at
 
 
@@ -192,6 +193,24 @@ def test_what_is_held_moves_as_the_hand_does_in_the_picture():
     assert torch.allclose(moved[0, 0, 0, 4, 4], torch.ones(()), atol=1e-5)
     assert torch.allclose(moved[0, 0, 1, 2, 1], torch.ones(()), atol=1e-5)
     assert torch.allclose(moved[1], memory[1][:, None].expand(-1, 2, -1, -1), atol=1e-5)
+
+
+def test_a_crop_is_told_what_that_part_of_the_whole_picture_is_told():
+    torch.manual_seed(0)
+    whole = Conditions(torch.rand(2, 13, 3), torch.rand(2, 13, 3))
+    crop = Crop(torch.tensor([[0.25, 0.5], [0.0, 0.25]]), share=0.5)
+    pose_map = PoseMap(3, 8)
+    every = pose_map(whole.pose, whole.actions[..., -1], (8, 8)).unflatten(2, (8, 8))
+    part = crop.of(whole)
+    seen = pose_map(part.pose, part.actions[..., -1], (4, 4), share=part.share).unflatten(2, (4, 4))
+    assert torch.allclose(seen[0], every[0][:, 4:, 2:6], atol=1e-5)
+    assert torch.allclose(seen[1], every[1][:, 2:6, :4], atol=1e-5)
+    memory = torch.rand(2, 1, 8, 8)
+    near = Conditions(whole.actions, 0.1 * whole.pose)  # the hand moves less than a latent pixel
+    moved = moved_along(memory, near.pose)[0, :, :, 5:7, 3:5]
+    assert torch.allclose(
+        moved_along(memory[:1, :, 4:, 2:6], crop.of(near).pose[:1])[0, :, :, 1:3, 1:3], moved, atol=1e-5
+    )
 
 
 def test_a_model_that_carries_begins_as_one_that_does_not(tiny_world_model):

@@ -25,6 +25,7 @@ class Conditions:
 
     actions: Float[Tensor, "b 13 a"]  # normalised; the first is the null action
     pose: Float[Tensor, "b 13 p"]  # of the gripper at each frame: where in the picture, and what that does not say
+    share: float = 1.0  # of the whole picture's side, that the picture is: less in training on crops
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class WorldModelTransformer(nn.Module):
         poses = None
         if self.pose_map is not None:
             grid = (memory.shape[-2] // cfg.patch, memory.shape[-1] // cfg.patch)
-            poses = self.pose_map(conditions.pose.to(self.dtype), actions[..., -1], grid)
+            poses = self.pose_map(conditions.pose.to(self.dtype), actions[..., -1], grid, share=conditions.share)
         tokens = self.action_tokens(actions) if self.action_tokens is not None else None
         cross = [
             self._keys_values(block.attn2, tokens) if tokens is not None else None for block in self.backbone.blocks
