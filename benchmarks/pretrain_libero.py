@@ -233,7 +233,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         if step % 100 == 99:
             tell(given.work, transformer=step + 1, loss=sum(recent[-100:]) / 100)
 
-    train(model.learns, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
+    train(model.transformer, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
           generator=generator, ema=0.999, warmup=200, checkpoint=given.work / "transformer-checkpoint.safetensors",
           checkpoint_every=250, on_step=note)  # fmt: skip
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}

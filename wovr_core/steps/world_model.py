@@ -77,7 +77,7 @@ def fit_world_model(
             learner = deepcopy(model)
             share_out(learner, learns="learn", whole=[learner.autoencoder])
         train(
-            learner.learns, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
+            learner.transformer, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
             name=name, steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
             checkpoint=kept / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
             on_step=tell_loss(tracker, "world_model/loss"), team=team,

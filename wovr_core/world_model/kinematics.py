@@ -1,4 +1,4 @@
-"""How actions move the arm and where a picture shows it, learnt; an arm that moves exactly as told needs neither.
+"""How actions move the arm, learnt; an arm that moves exactly as told needs nothing of it.
 
 Poses here are shares of their range.
 """
@@ -11,8 +11,6 @@ from wovr_core.training.loop import train
 from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
-GAIN = 0.15  # how far a dream believes what its picture shows of the hand, against what the motors were told
-DRIFT = 0.1  # of the range: how far off the told poses of a window may all be in training, as they are deep in a dream
 BATCH, AHEAD = 256, 24  # rows, and steps ahead, of its training
 
 
@@ -41,26 +39,6 @@ class Kinematics(nn.Module):
             pose = pose + UNIT * self.moves(state)
             path.append(pose)
         return torch.stack(path, 1)
-
-
-class HandReader(nn.Module):
-    """Where a latent shows the hand, at the last of its four frames: so small errors of a dream's arm do not add up."""
-
-    def __init__(self, channels: int, pose_dim: int, *, width: int = 64, keypoints: int = 32) -> None:
-        super().__init__()
-        self.look = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(width, 2 * keypoints, 1),
-        )  # fmt: skip
-        self.pose = nn.Sequential(nn.Linear(3 * keypoints, 128), nn.SiLU(), nn.Linear(128, pose_dim))
-
-    def forward(self, latent: Float[Tensor, "b c y x"]) -> Float[Tensor, "b p"]:
-        heat, values = self.look(latent).flatten(2).chunk(2, 1)
-        y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in latent.shape[-2:]), indexing="ij")
-        found = torch.cat([torch.stack([x.flatten(), y.flatten()]).expand(len(latent), -1, -1), values], 1)
-        weight = heat.softmax(-1)
-        places, told = weight @ found[:, :2].transpose(1, 2), (weight * values).sum(-1)
-        return self.pose(torch.cat([places.flatten(1), told], -1))
 
 
 def fit_kinematics(

@@ -16,7 +16,7 @@ from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.kinematics import DRIFT, GAIN, HandReader, Kinematics
+from wovr_core.world_model.kinematics import Kinematics
 from wovr_core.world_model.windows import Footage, Window
 
 
@@ -99,14 +99,7 @@ class DiffusionWorldModel(nn.Module):
         self.autoencoder = autoencoder.requires_grad_(False)
         self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim, pose_dim=pose_dim)
         self.statistics = ActionStatistics(action_dim, pose_dim)
-        learnt = cfg.architecture.kinematics
-        self.kinematics = Kinematics(action_dim, pose_dim) if learnt else None
-        self.reader = HandReader(cfg.architecture.latent_channels, pose_dim) if learnt else None
-
-    @property
-    def learns(self) -> nn.Module:
-        """The parts that `learn` teaches; the codec and the kinematics are learnt before."""
-        return nn.ModuleList([part for part in (self.transformer, self.reader) if part is not None])
+        self.kinematics = Kinematics(action_dim, pose_dim) if cfg.architecture.kinematics else None
 
     # ---------------------------------------------------------------------------------------------- learning
 
@@ -147,7 +140,7 @@ class DiffusionWorldModel(nn.Module):
 
         Handed in again as `dreamt` with the windows eight frames later, the prediction is the memory of those marked
         `own`: so the model learns to go on from its own dreams (self-rollout training), at no further cost. These
-        windows may be some `rows` `among` more. The latents may be of a `crop`; the reader of the hand wants all.
+        windows may be some `rows` `among` more. The latents may be of a `crop`.
         """
         batch = len(latents) if among is None else among
         reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
@@ -169,10 +162,7 @@ class DiffusionWorldModel(nn.Module):
         told = pose
         if self.kinematics is not None:  # not where the arm went, but where a dream will think it goes
             seen = 1 + MEMORY
-            path = self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])
-            drift = DRIFT * uniform()[:, None, None] * normal(pose[:, :1])
-            drift = self.statistics.pose_of(drift) - self.statistics.pose_low
-            told = torch.cat([pose[:, :1], drift + torch.cat([pose[:, 1:seen], path], 1)], 1)
+            told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
         conditions = self._conditions(actions, told)
         if crop is not None:
             conditions = crop.of(conditions)
@@ -181,8 +171,6 @@ class DiffusionWorldModel(nn.Module):
             velocity = self.transformer(noisy, level, context)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
         error = (velocity - (noise - future)).square().mean()
-        if self.reader is not None and crop is None:
-            error = error + (self.reader(predicted[:, :, 1]) - self.statistics.share(pose[:, -1])).square().mean()
         return error, self._memory(reference, memory, predicted)
 
     def _path(
@@ -249,8 +237,6 @@ class DiffusionWorldModel(nn.Module):
         for now, after in pairwise(levels):
             velocity = self.transformer(future, now.expand(len(memory)), kept if cached else context())
             future = future + (after - now) * velocity
-        if self.reader is not None:  # what the picture shows is where the arm is
-            path = path + GAIN * (self.statistics.pose_of(self.reader(future[:, :, 1])) - path[:, -1])[:, None]
         next_memory = self._memory(state.reference, state.memory, future).contiguous()
         return DreamState(
             reference=state.reference, memory=next_memory, before=state.memory, future=future.contiguous(),
