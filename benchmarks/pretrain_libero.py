@@ -36,7 +36,7 @@ from wovr_core.training.precision import autocast
 from wovr_core.trajectory import Episode, to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.kinematics import fit_kinematics
-from wovr_core.world_model.model import Crop, DiffusionWorldModel
+from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, Window
 
 ROWS: dict[str, dict[str, object]] = {  # what a dream is given, and the paper's ablations of it; see `architecture`
@@ -162,8 +162,10 @@ class Latents:
 
 
 def architecture(given: argparse.Namespace) -> Architecture:
-    return Architecture(heads=4, head_dim=given.width // 4, layers=given.layers, ffn_dim=4 * given.width, patch=2,
-                        first_frame_anchor=given.row != "no-anchor", carry=True, kinematics=True)  # fmt: skip
+    return Architecture(
+        heads=4, head_dim=given.width // 4, layers=given.layers, ffn_dim=4 * given.width, patch=2, kinematics=True,
+        first_frame_anchor=given.row != "no-anchor",
+    )  # fmt: skip
 
 
 def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
@@ -171,21 +173,13 @@ def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
     settings: WorldModel = Settings().world_model.model_copy(
         update={
             "architecture": architecture(given), "lowest_noise": 1.0, "train_precision": "bfloat16",
-            "batch": given.batch, "sampler_steps": 1, "contact_weight": 20.0,
+            "batch": given.batch, "sampler_steps": 1,
         } | ROWS[given.row]
     )  # fmt: skip
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=7, pose_dim=6)
     if given.start is not None:
         model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
     return model
-
-
-def around(hand: Tensor, side: int, whole: int, generator: torch.Generator) -> tuple[Crop, tuple[Tensor, Tensor]]:
-    """Squares of so many latent cells, the hand somewhere in their middle; and their cells' rows and columns."""
-    moved = torch.randint(-1, 2, hand.shape, generator=generator)
-    corner = (2 * ((whole * hand - side / 2) / 2).round().long() + 2 * moved).clamp(0, whole - side)  # a patch is two
-    x, y = (corner[:, None] + torch.arange(side)[None, :, None]).unbind(-1)
-    return Crop(corner / whole, side / whole), (y[:, :, None], x[:, None, :])
 
 
 def train_transformer(given: argparse.Namespace) -> None:
@@ -198,7 +192,7 @@ def train_transformer(given: argparse.Namespace) -> None:
     model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
     fit_kinematics(
         model.kinematics, model.statistics.share(footage.pose)[: -given.held_out], footage.actions[: -given.held_out],
-        steps=3000 if given.start is None else 500, generator=torch.Generator().manual_seed(3),
+        steps=3000, generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     latents = Latents(model.autoencoder, footage.frames[: len(footage) - given.held_out])
     begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))
@@ -213,19 +207,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         seen = latents.at(*places)
         if model.cfg.context == "frame":
             seen[:, :, :2] = model.encode(Window(window.frames[:, :5], window.actions, window.pose))
-        if dreamt.ndim:
-            seen[:, :, 1] = torch.where(own.view(-1, 1, 1, 1), dreamt, seen[:, :, 1])
-        if not given.crop:
-            value, dreamt = model.learn(seen, window.actions, window.pose, generator=generator)
-            return value
-        hand = model.statistics.in_picture(window.pose[:, 8])[:, :2]
-        crop, cells = around(hand, given.crop, seen.shape[-1], generator)
-        rows = torch.arange(len(seen))[:, None, None]
-        part = seen.movedim((0, 3, 4), (0, 1, 2))[rows, *cells].movedim((1, 2), (3, 4))
-        value, predicted = model.learn(part, window.actions, window.pose, generator=generator, crop=crop)
-        dreamt = seen[:, :, 3].movedim(1, 3).clone()  # of what was not shown, the truth
-        dreamt[rows, *cells] = predicted.movedim(1, 3)
-        dreamt = dreamt.movedim(3, 1)
+        value, dreamt = model.learn(seen, window.actions, window.pose, generator=generator, dreamt=dreamt, own=own)
         return value
 
     def note(step: int, value: float) -> None:
@@ -245,7 +227,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "kinematics": 3, "play": "ids of Split.PLAY"},
         "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
         "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
-        "own_dreams": given.own, "row": given.row, "crop": given.crop,
+        "own_dreams": given.own, "row": given.row,
         "architecture": model.cfg.architecture.model_dump(),
     }  # fmt: skip
     (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
@@ -295,7 +277,6 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--crop", type=int, default=0, help="latent cells, each way, of the part shown; 0: all")
     parser.add_argument("--row", choices=ROWS, default="all", help="train, and measure, an ablation")
     parser.add_argument("--start", type=Path, help="weights of codec and transformer to go on from, anew")
     parser.add_argument("--threads", type=int, default=2)

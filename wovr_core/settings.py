@@ -139,15 +139,12 @@ class Architecture(Section):
     first_frame_anchor: bool = True
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
-    carry: bool = False  # the last frame moved as the hand moves, too: what is held; tiny profile only
     kinematics: bool = False  # learn how actions move the arm, and to see where it is; the table's moves as told
 
     @model_validator(mode="after")
     def _gates_need_samples(self) -> Self:
         if self.keep_gates and self.prediction == "velocity":
             raise ValueError("world_model.architecture.keep_gates mixes frames, so it needs prediction: sample")
-        if self.carry and not (self.keep_gates and self.pose_map):
-            raise ValueError("world_model.architecture.carry needs keep_gates and pose_map: set both to true")
         return self
 
 

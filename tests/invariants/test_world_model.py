@@ -14,10 +14,8 @@ from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder
-from wovr_core.world_model.conditioning import PoseMap
-from wovr_core.world_model.dit import Conditions, moved_along
 from wovr_core.world_model.kinematics import fit_kinematics
-from wovr_core.world_model.model import ActionStatistics, Crop, DiffusionWorldModel
+from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler, window_at
 
 
@@ -177,57 +175,6 @@ def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
     stays = mix[0] * state.memory + mix[1] * state.reference
     dreamt = dream_of(model, state, torch.rand(3, 8, 3)).future
     assert torch.allclose(dreamt, stays[:, :, None].expand_as(dreamt), atol=1e-5)
-
-
-def test_what_is_held_moves_as_the_hand_does_in_the_picture():
-    memory = torch.zeros(2, 1, 8, 8)
-    memory[:, :, 2, 3] = 1
-    pose = torch.zeros(2, 13, 2)
-    pose[0, 5:9] = torch.tensor([1 / 8, 2 / 8])  # one latent pixel to the right, two down
-    pose[0, 9:] = torch.tensor([-2 / 8, 0])
-    moved = moved_along(memory, pose)
-    assert moved.shape == (2, 1, 2, 8, 8)
-    assert torch.allclose(moved[0, 0, 0, 4, 4], torch.ones(()), atol=1e-5)
-    assert torch.allclose(moved[0, 0, 1, 2, 1], torch.ones(()), atol=1e-5)
-    assert torch.allclose(moved[1], memory[1][:, None].expand(-1, 2, -1, -1), atol=1e-5)
-
-
-def test_a_crop_is_told_what_that_part_of_the_whole_picture_is_told():
-    torch.manual_seed(0)
-    whole = Conditions(torch.rand(2, 13, 3), torch.rand(2, 13, 3))
-    crop = Crop(torch.tensor([[0.25, 0.5], [0.0, 0.25]]), share=0.5)
-    pose_map = PoseMap(3, 8)
-    every = pose_map(whole.pose, whole.actions[..., -1], (8, 8)).unflatten(2, (8, 8))
-    part = crop.of(whole)
-    seen = pose_map(part.pose, part.actions[..., -1], (4, 4), share=part.share).unflatten(2, (4, 4))
-    assert torch.allclose(seen[0], every[0][:, 4:, 2:6], atol=1e-5)
-    assert torch.allclose(seen[1], every[1][:, 2:6, :4], atol=1e-5)
-    memory = torch.rand(2, 1, 8, 8)
-    near = Conditions(whole.actions, 0.1 * whole.pose)  # the hand moves less than a latent pixel
-    moved = moved_along(memory, near.pose)[0, :, :, 5:7, 3:5]
-    assert torch.allclose(
-        moved_along(memory[:1, :, 4:, 2:6], crop.of(near).pose[:1])[0, :, :, 1:3, 1:3], moved, atol=1e-5
-    )
-
-
-def test_a_model_that_carries_begins_as_one_that_does_not(tiny_world_model):
-    """The moved picture is given to it, and weighs little until it has learnt what is held."""
-    torch.manual_seed(0)
-    shape = tiny_world_model.cfg.architecture.model_dump() | {"carry": True}
-    cfg = tiny_world_model.cfg.model_copy(update={"architecture": Architecture(**shape)})
-    model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
-    state, actions = a_state(model), torch.rand(3, 8, 3)
-    dreamt = dream_of(model, state, actions).future
-    gates = model.transformer.keep_gates
-    with torch.no_grad():
-        gates.bias[2::3] = -1e4
-    without = dream_of(model, state, actions).future
-    assert 0 < (dreamt - without).abs().mean() < 0.1 * without.abs().mean()
-    with torch.no_grad():
-        gates.bias.copy_(torch.tensor([-1e4, -1e4, 1e4]).repeat(len(gates.bias) // 3))
-    told = torch.cat([state.pose, model.statistics.integrate(state.pose[:, -1], actions)], 1)
-    moved = moved_along(state.memory, model.statistics.in_picture(told))
-    assert torch.allclose(dream_of(model, state, actions).future, moved, atol=1e-4)
 
 
 @pytest.mark.parametrize("off", ["action_modulation", "action_tokens", "first_frame_anchor", "keep_gates", "pose_map"])

@@ -58,18 +58,13 @@ class PoseMap(nn.Module):
         self.net = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(
-        self,
-        pose: Float[Tensor, "b 13 p"],
-        gripper: Float[Tensor, "b 13"],
-        grid: tuple[int, int],
-        *,
-        share: float = 1.0,
+        self, pose: Float[Tensor, "b 13 p"], gripper: Float[Tensor, "b 13"], grid: tuple[int, int]
     ) -> Float[Tensor, "b 4 tokens d"]:
         rows, columns = grid
         y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
         centre = torch.stack([x.flatten(), y.flatten()], -1).to(pose)  # (token, 2)
         at = per_latent(pose)[:, :, None].expand(-1, -1, len(centre), -1, -1)
-        offset = torch.cat([share * (at[..., :2] - centre[:, None]), at[..., 2:]], -1)  # (b, latent, token, 4, p)
+        offset = torch.cat([at[..., :2] - centre[:, None], at[..., 2:]], -1)  # (b, latent, token, 4, p)
         waves = [f(math.pi * octave * offset) for octave in self.OCTAVES for f in (torch.sin, torch.cos)]
         command = per_latent(gripper[..., None])[:, :, None].expand(*offset.shape[:-1], 1)
         return self.net(torch.cat([offset, *waves, command], -1).flatten(-2))

@@ -25,7 +25,6 @@ class Conditions:
 
     actions: Float[Tensor, "b 13 a"]  # normalised; the first is the null action
     pose: Float[Tensor, "b 13 p"]  # of the gripper at each frame: where in the picture, and what that does not say
-    share: float = 1.0  # of the whole picture's side, that the picture is: less in training on crops
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class Context:
     cross_attention: list[Heads | None]  # per block, of the action tokens
     modulation: Tensor  # (b, 4, d), from actions
     poses: Tensor | None  # (b, 2, tokens, d), of the future
-    carried: Tensor | None  # (b, c, 2, y, x), the memory latent moved as the hand moves
 
     @property
     def batch(self) -> int:
@@ -51,9 +49,9 @@ class WorldModelTransformer(nn.Module):
     def __init__(self, cfg: Architecture, *, action_dim: int, pose_dim: int = 2) -> None:
         super().__init__()
         self.cfg = cfg
-        width, patch = cfg.heads * cfg.head_dim, (1, cfg.patch, cfg.patch)
+        width = cfg.heads * cfg.head_dim
         self.backbone = WanTransformer3DModel(
-            patch_size=patch, num_attention_heads=cfg.heads, attention_head_dim=cfg.head_dim,
+            patch_size=(1, cfg.patch, cfg.patch), num_attention_heads=cfg.heads, attention_head_dim=cfg.head_dim,
             in_channels=cfg.latent_channels, out_channels=cfg.latent_channels, text_dim=cfg.text_dim,
             freq_dim=cfg.freq_dim, ffn_dim=cfg.ffn_dim, num_layers=cfg.layers, cross_attn_norm=True,
             qk_norm="rms_norm_across_heads", eps=1e-6, rope_max_seq_len=1024,
@@ -62,14 +60,10 @@ class WorldModelTransformer(nn.Module):
         self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
         self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
         self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
-        kept = [3.0, -3.0, -3.0] if cfg.carry else [3.0, -3.0]  # at first the last frame stays
-        self.keep_gates = nn.Linear(width, len(kept) * cfg.patch**2) if cfg.keep_gates else None
-        self.carried = nn.Conv3d(cfg.latent_channels, width, patch, patch) if cfg.carry else None
-        if self.carried is not None:
-            nn.init.zeros_(self.carried.weight)
+        self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates else None
         if self.keep_gates is not None:
             nn.init.zeros_(self.keep_gates.weight)
-            self.keep_gates.bias.data = torch.tensor(kept).repeat(cfg.patch**2)
+            self.keep_gates.bias.data = torch.tensor([3.0, -3.0]).repeat(cfg.patch**2)  # at first: the last frame stays
             nn.init.zeros_(self.backbone.proj_out.weight)
             nn.init.zeros_(self.backbone.proj_out.bias)
 
@@ -93,7 +87,7 @@ class WorldModelTransformer(nn.Module):
         poses = None
         if self.pose_map is not None:
             grid = (memory.shape[-2] // cfg.patch, memory.shape[-1] // cfg.patch)
-            poses = self.pose_map(conditions.pose.to(self.dtype), actions[..., -1], grid, share=conditions.share)
+            poses = self.pose_map(conditions.pose.to(self.dtype), actions[..., -1], grid)
         tokens = self.action_tokens(actions) if self.action_tokens is not None else None
         cross = [
             self._keys_values(block.attn2, tokens) if tokens is not None else None for block in self.backbone.blocks
@@ -109,16 +103,13 @@ class WorldModelTransformer(nn.Module):
             x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
             kept.append(own)
         future_poses = None if poses is None else poses[:, CONTEXT:]
-        carried = moved_along(memory, conditions.pose) if self.carried is not None else None
-        return Context(reference, memory, kept, cross, modulation, future_poses, carried)
+        return Context(reference, memory, kept, cross, modulation, future_poses)
 
     def forward(
         self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
     ) -> Float[Tensor, "b c 2 y x"]:
         """The velocity `noise - future` at `noisy = (1 - s) future + s noise`, with s the noise level in (0, 1]."""
         x = self._embed(noisy, context.poses)
-        if self.carried is not None and context.carried is not None:
-            x = x + self.carried(context.carried.to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
         level = noise_level[:, None].expand(-1, LATENTS - CONTEXT)
         modulate, temb = self._modulations(level, context.modulation[:, CONTEXT:])
         rope = self._rope(noisy[:, :, 0], slice(CONTEXT, LATENTS))
@@ -133,10 +124,8 @@ class WorldModelTransformer(nn.Module):
         if self.cfg.prediction == "velocity":
             return output
         if self.keep_gates is not None:
-            gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2 or 3, latent, y, x)
-            output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:2] * context.reference[:, :, None]
-            if context.carried is not None:
-                output = output + gates[:, 2:] * context.carried
+            gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
+            output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 
     @property
@@ -212,22 +201,6 @@ class _Shape:
 
     def __init__(self, like: Tensor, device: torch.device) -> None:
         self.shape, self.device, self.dtype = like.shape, device, torch.float32
-
-
-def moved_along(memory: Float[Tensor, "b c y x"], pose: Float[Tensor, "b 13 p"]) -> Float[Tensor, "b c 2 y x"]:
-    """The memory latent moved as far as the hand will have moved in the picture, for either future latent.
-
-    So what is held moves with the hand, and need not be drawn anew (after the advected pixels of Finn et al. 2016,
-    "Unsupervised learning for physical interaction through video prediction").
-    """
-    where = pose[:, 1:, :2].unflatten(1, (LATENTS - 1, -1)).mean(2)  # (b, memory and two of future, u v)
-    way = (where[:, 1:] - where[:, :1]).flatten(0, 1)
-    theta = torch.eye(2, 3, dtype=way.dtype, device=way.device).repeat(len(way), 1, 1)
-    theta[:, :, 2] = -2 * way  # the picture is two wide
-    source = memory.repeat_interleave(LATENTS - CONTEXT, 0)
-    grid = F.affine_grid(theta, list(source.shape), align_corners=False)
-    moved = F.grid_sample(source.float(), grid.float(), padding_mode="border", align_corners=False)
-    return moved.unflatten(0, (len(memory), -1)).transpose(1, 2)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The world model: transformer, codec and action statistics together, dreaming chunk after chunk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -77,19 +76,6 @@ class ActionStatistics(nn.Module):
         return torch.stack(path, 1)
 
 
-@dataclass(frozen=True)
-class Crop:
-    """A square of a picture, all that is shown of it in training: what happens is at the hand."""
-
-    corner: Float[Tensor, "b 2"]  # its upper left, (u, v) in [0, 1]
-    share: float  # of the picture's side
-
-    def of(self, whole: Conditions) -> Conditions:
-        """The conditions of a whole picture, as seen from this part."""
-        where = (whole.pose[..., :2] - self.corner[:, None]) / self.share
-        return Conditions(whole.actions, torch.cat([where, whole.pose[..., 2:]], -1), self.share)
-
-
 class DiffusionWorldModel(nn.Module):
     """Dreams what the camera will see if the arm does this (the `WorldModel` protocol)."""
 
@@ -134,13 +120,12 @@ class DiffusionWorldModel(nn.Module):
         own: Bool[Tensor, " b"] | None = None,
         rows: slice = slice(None),
         among: int | None = None,
-        crop: Crop | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "b c y x"]]:
         """The loss, and what this window's prediction would leave as memory to a dream that went on from it.
 
         Handed in again as `dreamt` with the windows eight frames later, the prediction is the memory of those marked
         `own`: so the model learns to go on from its own dreams (self-rollout training), at no further cost. These
-        windows may be some `rows` `among` more. The latents may be of a `crop`.
+        windows may be some `rows` `among` more.
         """
         batch = len(latents) if among is None else among
         reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
@@ -164,14 +149,14 @@ class DiffusionWorldModel(nn.Module):
             seen = 1 + MEMORY
             told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
         conditions = self._conditions(actions, told)
-        if crop is not None:
-            conditions = crop.of(conditions)
         with autocast(self.cfg.train_precision, future.device):
             context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
             velocity = self.transformer(noisy, level, context)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
         error = (velocity - (noise - future)).square().mean()
-        return error, self._memory(reference, memory, predicted)
+        if self.cfg.context == "frame":
+            return error, self._memory(reference, memory, predicted)
+        return error, predicted[:, :, 1]
 
     def _path(
         self, pose: Float[Tensor, "b 5 p"], done: Float[Tensor, "b 4 a"], actions: Float[Tensor, "b 8 a"]
