@@ -60,7 +60,7 @@ def measure_fidelity(
     """Replay held-out episodes from their first frames; writes fidelity.json, fidelity.md and videos.
 
     FID-E and FVD-E compare sets, so the episodes are halved: the dreams of one half stand against the reality of the
-    other. Two real halves give the floor, with the same n.
+    other. Two real halves give the floor, with the same n. `official` names published networks (see `Official`).
     """
     published = Official(official)  # first: what is wrong with a name is told before an hour is spent
     held_out = open_episodes(episodes).held_out[:limit]
