@@ -34,7 +34,7 @@ from wovr_core.steps.world_model import measure
 from wovr_core.training.loop import counting, train
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import Episode, to_unit
-from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.autoencoder import Autoencoder, ComponentAutoencoder, PatchAutoencoder, tiny_autoencoder
 from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, Window
@@ -51,7 +51,10 @@ def record(given: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tasks = given.tasks
     ids = [i for i in Split.PLAY.ids(given.episodes, start=given.first) if not (folder / f"{i}.npz").exists()]
-    with Libero(given.suite, tasks, image_size=128, processes=2) as env, counting("play", len(ids)) as watch:
+    with (
+        Libero(given.suite, tasks, image_size=given.image_size, processes=given.processes) as env,
+        counting("play", len(ids)) as watch,
+    ):
         for rows in env.batches(ids):
             seen = env.reset([ids[row] for row in rows], Split.PLAY)
             frames, pose, actions = [seen.frames], [seen.pose], []
@@ -82,6 +85,8 @@ def recorded(work: Path) -> Footage:
 def train_codec(given: argparse.Namespace) -> None:
     """Reconstruct crops of play; what moved counts more, and the decoder must bear a little noise on the latents."""
     footage, generator = recorded(given.work), torch.Generator().manual_seed(1)
+    if given.codec == "components":
+        return fit_components(given, footage)
     torch.manual_seed(0)
     codec = PatchAutoencoder()
     if given.start is not None:
@@ -92,7 +97,7 @@ def train_codec(given: argparse.Namespace) -> None:
     def draw(count: int) -> Tensor:
         episode = torch.randint(len(footage), (count,), generator=generator)
         step = torch.randint(4, footage.frames.shape[1], (count,), generator=generator)
-        y, x = (8 * torch.randint(0, (128 - CROP) // 8 + 1, (2, count), generator=generator)).tolist()
+        y, x = (8 * torch.randint((given.image_size - CROP) // 8 + 1, (2, count), generator=generator)).tolist()
         return torch.stack(
             [
                 footage.frames[e, [0, *range(s - 3, s + 1)], :, v : v + CROP, u : u + CROP]
@@ -123,10 +128,25 @@ def train_codec(given: argparse.Namespace) -> None:
         some = torch.cat([codec.encode(to_unit(footage.frames[i : i + 1, :33])) for i in range(0, len(footage), 4)])
         codec.latents_mean += some.mean((0, 2, 3, 4)) * codec.latents_std
         codec.latents_std *= some.std((0, 2, 3, 4))
-        frames = to_unit(footage.frames[-8:, 60:69].flip(0))
-        shown = codec.decode_future(codec.encode(frames))
-        error = (shown - frames[:, 1:]).square().mean((0, 1, 2, 3, 4))
-    tell(given.work, codec_psnr=10 * float(torch.log10(4 / error)))
+    keep_codec(given, codec, footage)
+
+
+def fit_components(given: argparse.Namespace, footage: Footage) -> None:
+    """In closed form, from all but the newest play."""
+    codec = ComponentAutoencoder(channels=given.channels)
+    codec.fit(to_unit(footage.frames[: -given.held_out, 8::12].flatten(0, 1)))
+    keep_codec(given, codec, footage)
+
+
+@torch.no_grad()
+def keep_codec(given: argparse.Namespace, codec: Autoencoder, footage: Footage) -> None:
+    """And say what it loses of the newest play: of the last frame of every four, and there where something moves."""
+    some = to_unit(footage.frames[-given.held_out :])
+    shown = torch.cat([codec.decode_future(codec.encode(film[None]), (len(film) - 1) // 4) for film in some])[:, 3::4]
+    real, before = some[:, 4::4], some[:, 3:-1:4]
+    error, moves = (shown - real).square().mean(2), (real - before).abs().amax(2) > 0.15
+    of = {"codec_psnr": error, "codec_psnr_moving": error[moves]}
+    tell(given.work, **{name: 10 * float(torch.log10(4 / some.mean())) for name, some in of.items()})
     save_file(codec.state_dict(), given.work / "codec.safetensors")
 
 
@@ -138,20 +158,18 @@ def tell(work: Path, **entry: object) -> None:
 class Latents:
     """The latent of every four frames of an episode, and of every first frame: what windows of latents are made of."""
 
-    def __init__(self, codec: PatchAutoencoder, frames: Tensor) -> None:
+    def __init__(self, codec: Autoencoder, frames: Tensor) -> None:
         every: list[Tensor] = []
         with torch.no_grad(), counting("latents", len(frames)) as watch:
             for film in frames:
                 shown = torch.cat([film[:1].expand(4, -1, -1, -1), film])  # before the start nothing moved
-                features = codec.encoder(to_unit(shown))
                 fours = []  # that begin at frame 0, 1, 2, 3 of those shown, and every four frames from there
                 for first in range(4):
                     count = (len(film) + 3 - first) // 4 * 4
-                    some = torch.cat([features[:1], features[1 + first :][:count]])
-                    fours.append(codec.from_features(some[None])[0])
+                    some = torch.cat([shown[:1], shown[1 + first :][:count]])
+                    fours.append(codec.encode(to_unit(some)[None])[0])
                 rows = torch.stack([fours[t % 4][:, 1 + t // 4] for t in range(len(film))])  # of frames t-3 .. t
-                scale = [values[:, None, None] for values in (codec.latents_mean, codec.latents_std)]
-                every.append(((rows.float() - scale[0]) / scale[1]).half())
+                every.append(rows.half())
                 watch(1)
         self.every = torch.stack(every)  # (episode, t+1, c, y, x)
 
@@ -163,7 +181,8 @@ class Latents:
 
 def architecture(given: argparse.Namespace) -> Architecture:
     return Architecture(
-        heads=4, head_dim=given.width // 4, layers=given.layers, ffn_dim=4 * given.width, patch=2, kinematics=True,
+        latent_channels=given.channels, codec=given.codec, patch=given.patch, heads=4, head_dim=given.width // 4,
+        layers=given.layers, ffn_dim=4 * given.width, kinematics=True,
         first_frame_anchor=given.row != "no-anchor",
     )  # fmt: skip
 
@@ -176,7 +195,7 @@ def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
             "batch": given.batch, "sampler_steps": 1,
         } | ROWS[given.row]
     )  # fmt: skip
-    model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=7, pose_dim=6)
+    model = DiffusionWorldModel(settings, tiny_autoencoder(settings.architecture), action_dim=7, pose_dim=6)
     if given.start is not None:
         model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
     return model
@@ -203,7 +222,8 @@ def train_transformer(given: argparse.Namespace) -> None:
     def loss(step: int) -> Tensor:
         nonlocal dreamt
         window, goes_on, places = walk.draw()
-        own = goes_on & (torch.rand(len(goes_on), generator=generator) < given.own)
+        share = given.own * step / given.steps  # at first its own dreams have lost what it is to learn to carry
+        own = goes_on & (torch.rand(len(goes_on), generator=generator) < share)
         seen = latents.at(*places)
         if model.cfg.context == "frame":
             seen[:, :, :2] = model.encode(Window(window.frames[:, :5], window.actions, window.pose))
@@ -270,12 +290,19 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=400, help="to record")
     parser.add_argument("--first", type=int, default=0, help="id of the first episode to record")
     parser.add_argument("--length", type=int, default=128, help="steps of an episode to record")
-    parser.add_argument("--own", type=float, default=0.85, help="windows that go on from the model's own dream")
+    parser.add_argument(
+        "--own", type=float, default=0.85, help="share of windows that go on from the model's own dream, at the end"
+    )
     parser.add_argument("--held-out", type=int, default=16, help="newest episodes, to measure on, not to learn from")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--image-size", type=int, default=64, help="pixels, square, as recorded")
+    parser.add_argument("--processes", type=int, default=2, help="to record with")
+    parser.add_argument("--codec", choices=("components", "convolutional"), default="components")
+    parser.add_argument("--channels", type=int, default=96, help="of a latent; a convolutional codec's are 48")
     parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--patch", type=int, default=1, help="latent pixels, square, to a token")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--row", choices=ROWS, default="all", help="train, and measure, an ablation")
     parser.add_argument("--start", type=Path, help="weights of codec and transformer to go on from, anew")

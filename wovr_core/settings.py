@@ -124,6 +124,7 @@ class Architecture(Section):
     """The diffusion transformer. These are the shipped backbone's; `pipelines/configs/libero-*.yaml` has Wan's."""
 
     latent_channels: PositiveInt = 48
+    codec: Literal["convolutional", "components"] = "convolutional"  # components: sharp, of one frame in four
     patch: PositiveInt = 1  # latent pixels to a token, each way
     heads: PositiveInt = 4
     head_dim: PositiveInt = 40
@@ -339,6 +340,11 @@ class Settings(Section):
             raise ValueError(
                 "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
                 f"with pretrained: none, set it to false for {self.task.environment}"
+            )
+        if self.world_model.architecture.codec == "components" and self.reward.every % 4:
+            raise ValueError(
+                f"reward.every is {self.reward.every}, but world_model.architecture.codec components keeps one frame "
+                f"in four: set it to 4 or 8"
             )
         if self.grpo.keyframe_horizon % self.task.chunk:
             raise ValueError(

@@ -51,6 +51,7 @@ def test_there_are_shipped_configs():
         ({"task": {"libero": {"tasks": [10]}}}, ["task.libero.tasks", "less than or equal to 9"]),
         ({"reward": {"every": 3}}, ["reward.every is 3", "use 1, 2, 4 or 8"]),
         ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),
+        ({"world_model": {"architecture": {"codec": "components"}}}, ["reward.every is 2", "set it to 4 or 8"]),
         ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "task.chunk 8"]),
         ({"grpo": {"keyframe_horizon": 56}}, ["grpo.keyframe_horizon is 56", "task.horizon 48"]),
         ({"collect": {"episodes": "many"}}, ["collect.episodes", "integer", "got 'many'"]),

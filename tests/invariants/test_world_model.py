@@ -13,7 +13,7 @@ from wovr_core.steps.dreamer import new_world_model
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
-from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder
+from wovr_core.world_model.autoencoder import Autoencoder, ComponentAutoencoder, PatchAutoencoder, tiny_autoencoder
 from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler, window_at
@@ -222,6 +222,38 @@ def test_latent_resident_and_reencoding_rollouts_agree_for_a_lossless_codec(tiny
             state = model.imagine(state, torch.full((3, 8, 3), 0.3), generator=g)
         futures.append(state.future)
     assert torch.allclose(*futures, atol=1e-4)
+
+
+def test_components_keep_the_last_of_every_four_frames_and_all_of_it_where_there_are_enough():
+    frames = to_unit(some_footage().frames[:, :13])
+    codec = ComponentAutoencoder(channels=192)
+    codec.fit(frames.flatten(0, 1))
+    latents = codec.encode(frames)
+    assert latents.shape[:3] == (len(frames), 192, 4)
+    assert torch.allclose(codec.decode_future(latents, 4)[:, 3::4], frames[:, ::4], atol=1e-3)
+    seen = codec.decode_future(latents)
+    assert torch.equal(codec.decode_future(latents, frames=[3, 7]), seen[:, [3, 7]])
+    assert torch.equal(seen[:, 0], seen[:, 3])  # what lies between is shown as the last of its four
+    assert torch.equal(codec.encode(frames[:, :1])[:, :, 0], latents[:, :, 0])  # alone or with others
+
+
+def test_of_fewer_components_those_are_kept_that_tell_most():
+    frames = to_unit(some_footage().frames[:, :9])
+    errors = []
+    for channels in (4, 16, 64):
+        codec = ComponentAutoencoder(channels=channels)
+        codec.fit(frames.flatten(0, 1))
+        assert torch.allclose(codec.components @ codec.components.T, torch.eye(channels), atol=1e-4)
+        latents = codec.encode(frames)
+        errors.append(float((codec.decode_future(latents, 3)[:, 3::4] - frames[:, ::4]).square().mean()))
+    assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize(("codec", "kind"), [("components", ComponentAutoencoder), ("convolutional", PatchAutoencoder)])
+def test_the_tiny_codec_is_the_one_asked_for(codec, kind):
+    made = tiny_autoencoder(Architecture(codec=codec, latent_channels=12))
+    assert isinstance(made, kind)
+    assert made.encode(torch.rand(2, 5, 3, 16, 16)).shape == (2, 12, 2, 2, 2)
 
 
 def test_a_single_frame_is_remembered_as_if_nothing_had_moved_before(tiny_world_model, generator):

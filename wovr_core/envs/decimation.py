@@ -15,12 +15,13 @@ import numpy as np
 
 TRIANGLES = 1500  # of a mesh, at most about
 FEWEST = 20  # a mesh that would keep fewer stays as it is
+FINE = 128  # pixels; smaller pictures are drawn with four samples each, for in them a pixel is much of a thing
 
 
 def render_fast(sim: Any, image_size: int) -> None:
     """Have a robosuite simulation draw fast, in pictures of `image_size`; again after every hard reset."""
     model, context = sim.model._model, sim._render_context_offscreen
-    model.vis.quality.offsamples = 0
+    model.vis.quality.offsamples = 0 if image_size >= FINE else 4
     model.vis.global_.offwidth = model.vis.global_.offheight = image_size
     for mesh in _only_looked_at(model):
         _simplify(model, mesh)

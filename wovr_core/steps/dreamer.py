@@ -9,7 +9,7 @@ from wovr_core.settings import Task
 from wovr_core.settings import WorldModel as WorldModelSettings
 from wovr_core.steps.models import finite_weights, open_detector, open_reward
 from wovr_core.training.precision import computed_in
-from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.autoencoder import tiny_autoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 
 PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
@@ -42,7 +42,7 @@ def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
 
 
 def _empty(cfg: WorldModelSettings, *, action_dim: int, pose_dim: int) -> DiffusionWorldModel:
-    codec = PatchAutoencoder(channels=cfg.architecture.latent_channels)
+    codec = tiny_autoencoder(cfg.architecture)
     return DiffusionWorldModel(cfg, codec, action_dim=action_dim, pose_dim=pose_dim)
 
 

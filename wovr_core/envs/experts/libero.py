@@ -76,34 +76,41 @@ def fulfil(scene: Any, *, noise: float, rng: np.random.Generator) -> Iterator[np
 
 
 def fool_about(scene: Any, *, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Play: take up one thing after the other, or miss it, and let go over the basket or elsewhere; wander between."""
+    """Play: take up one thing after the other, or miss it, carry it about, let go over another thing or anywhere."""
 
     def to(point: np.ndarray) -> Callable[[], np.ndarray]:
         return lambda: point
 
-    things = [name for name in scene.objects_dict if "basket" not in name]
-    baskets = [name for name in scene.objects_dict if "basket" in name]
+    places = [name for name in scene.objects_dict if "basket" in name or "plate" in name]  # these stay where they are
+    things = [name for name in scene.objects_dict if name not in places]
     while True:
         arm = Arm(scene, noise=0.5 * rng.random() ** 2, rng=rng)
-        thing = things[rng.integers(len(things))]
-        grasp = plan_grasps(scene, thing, baskets[0] if baskets else thing)[0][0]
+        thing, place = things[rng.integers(len(things))], places[rng.integers(len(places))] if places else None
+        grasps = plan_grasps(scene, thing, place or thing)[0]
+        grasp = grasps[int(rng.random() ** 2 * min(4, len(grasps)))]
         aside = rng.normal(size=3) * rng.choice([0.0, 0.0, 0.0, 0.01, 0.02, 0.04]) * [1, 1, 0.4]
         point, turn = grasp.point + aside, grasp.turn @ _about_z(rng.normal() * rng.choice([0.0, 0.2]))
         yield from arm.go(to(point + np.array([0, 0, 0.08])), turn, OPEN, steps=50, near=0.02, straight=0.2)
         if rng.random() < 0.15:
             continue
-        yield from arm.go(to(point), turn, OPEN, steps=int(rng.integers(8, 25)), near=0.008, speed=0.6)
+        yield from arm.go(to(point), turn, OPEN, steps=int(rng.integers(10, 25)), near=0.008, speed=0.6)
         yield from arm.go(to(point), turn, SHUT, steps=int(rng.integers(5, 11)), speed=0.3)
-        into = bool(baskets) and rng.random() < 0.7
-        over = scene.sim.data.body_xpos[scene.obj_body_id[baskets[0]]][:2] if into else arm.hand[:2]
-        over = over + rng.normal(size=2) * (0.04 if into else 0.12)
-        high = (rim_of(scene, baskets[0])[0] if baskets else point[2]) + 0.04 + 0.1 * rng.random()
+        high = (rim_of(scene, place)[0] if place else point[2]) + 0.04 + 0.1 * rng.random()
         yield from arm.go(to(np.array([*point[:2], high])), turn, SHUT, steps=30, near=0.03)
+        for _ in range(rng.integers(3)):  # about
+            aim = arm.hand[:2] + 0.12 * rng.normal(size=2)
+            yield from arm.go(to(np.array([*aim, high])), turn, SHUT, steps=15, near=0.03)
         if rng.random() < 0.1:  # dropped on the way
             for _ in range(4):
                 yield arm.rest()
             continue
+        into = place is not None and rng.random() < 0.7
+        over = scene.sim.data.body_xpos[scene.obj_body_id[place]][:2] if into else arm.hand[:2]
+        over = over + rng.normal(size=2) * (0.04 if into else 0.12)
         yield from arm.go(to(np.array([*over, high])), turn, SHUT, steps=60, near=0.02)
+        if place is not None and "basket" not in place:  # put down rather than dropped
+            low = point[2] + 0.02 + 0.06 * rng.random() ** 2
+            yield from arm.go(to(np.array([*over, low])), turn, SHUT, steps=20, near=0.012, speed=0.6)
         for _ in range(int(rng.integers(3, 8))):
             yield arm.rest()
         yield from arm.go(to(np.array([*over, high + 0.06])), turn, OPEN, steps=8)
