@@ -207,12 +207,13 @@ def train_transformer(given: argparse.Namespace) -> None:
     model = world_model(given)
     if given.start is None:
         model.autoencoder.load_state_dict(load_file(given.work / "codec.safetensors"))
-    model.statistics.fit(footage)
-    model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
-    fit_kinematics(
-        model.kinematics, model.statistics.share(footage.pose)[: -given.held_out], footage.actions[: -given.held_out],
-        steps=3000, generator=torch.Generator().manual_seed(3),
-    )  # fmt: skip
+        model.statistics.fit(footage)
+        model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
+        share = model.statistics.share(footage.pose)[: -given.held_out]
+        fit_kinematics(
+            model.kinematics, share, footage.actions[: -given.held_out], steps=3000,
+            generator=torch.Generator().manual_seed(3),
+        )  # fmt: skip
     latents = Latents(model.autoencoder, footage.frames[: len(footage) - given.held_out])
     begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))
     held_out = Footage(*(value[len(latents.every) :] for value in vars(footage).values()))
@@ -305,7 +306,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=1, help="latent pixels, square, to a token")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--row", choices=ROWS, default="all", help="train, and measure, an ablation")
-    parser.add_argument("--start", type=Path, help="weights of codec and transformer to go on from, anew")
+    parser.add_argument("--start", type=Path, help="weights to go on from, anew")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
