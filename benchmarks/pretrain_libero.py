@@ -51,10 +51,7 @@ def record(given: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tasks = given.tasks
     ids = [i for i in Split.PLAY.ids(given.episodes, start=given.first) if not (folder / f"{i}.npz").exists()]
-    with (
-        Libero(given.suite, tasks, image_size=given.image_size, processes=given.processes) as env,
-        counting("play", len(ids)) as watch,
-    ):
+    with Libero(given.suite, tasks, image_size=given.image_size) as env, counting("play", len(ids)) as watch:
         for rows in env.batches(ids):
             seen = env.reset([ids[row] for row in rows], Split.PLAY)
             frames, pose, actions = [seen.frames], [seen.pose], []
@@ -97,7 +94,8 @@ def train_codec(given: argparse.Namespace) -> None:
     def draw(count: int) -> Tensor:
         episode = torch.randint(len(footage), (count,), generator=generator)
         step = torch.randint(4, footage.frames.shape[1], (count,), generator=generator)
-        y, x = (8 * torch.randint((given.image_size - CROP) // 8 + 1, (2, count), generator=generator)).tolist()
+        spare = footage.frames.shape[-1] - CROP
+        y, x = (8 * torch.randint(spare // 8 + 1, (2, count), generator=generator)).tolist()
         return torch.stack(
             [
                 footage.frames[e, [0, *range(s - 3, s + 1)], :, v : v + CROP, u : u + CROP]
@@ -298,8 +296,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--image-size", type=int, default=64, help="pixels, square, as recorded")
-    parser.add_argument("--processes", type=int, default=2, help="to record with")
+    parser.add_argument("--image-size", type=int, default=64, help="pixels, square, of the play to record")
     parser.add_argument("--codec", choices=("components", "convolutional"), default="components")
     parser.add_argument("--channels", type=int, default=96, help="of a latent; a convolutional codec's are 48")
     parser.add_argument("--width", type=int, default=192)

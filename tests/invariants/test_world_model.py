@@ -247,6 +247,8 @@ def test_of_fewer_components_those_are_kept_that_tell_most():
         latents = codec.encode(frames)
         errors.append(float((codec.decode_future(latents, 3)[:, 3::4] - frames[:, ::4]).square().mean()))
     assert errors[0] > errors[1] > errors[2]
+    with pytest.raises(ValueError, match="a patch has 192 components"):
+        ComponentAutoencoder(channels=193)
 
 
 @pytest.mark.parametrize(("codec", "kind"), [("components", ComponentAutoencoder), ("convolutional", PatchAutoencoder)])
