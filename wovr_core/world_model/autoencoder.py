@@ -102,7 +102,9 @@ class ComponentAutoencoder(Autoencoder):
         super().__init__()
         self.channels, size = channels, 3 * self.PATCH**2
         if channels > size:
-            raise ValueError(f"architecture.latent_channels is {channels}, but a patch has {size} components: use {size}")
+            raise ValueError(
+                f"architecture.latent_channels is {channels}, but a patch has {size} components: use {size}"
+            )
         self.mean: Tensor
         self.components: Tensor
         self.scale: Tensor
