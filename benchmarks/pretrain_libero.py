@@ -1,7 +1,7 @@
 """Pretrain a codec and a video transformer for LIBERO on task-free play: `record`, then `codec`, then `transformer`.
 
     python benchmarks/pretrain_libero.py record --episodes 400
-    python benchmarks/pretrain_libero.py codec --steps 4000
+    python benchmarks/pretrain_libero.py codec
     python benchmarks/pretrain_libero.py transformer --steps 6000 --out wovr_core/world_model/pretrained/libero-play
     python benchmarks/pretrain_libero.py record --work runs/long --length 512 --first 100000 --episodes 16
     python benchmarks/pretrain_libero.py measure --work runs/long --start .../libero-play/weights.safetensors

@@ -1,6 +1,6 @@
-"""Frames to latents and back: 4 frames of 8 x 8 pixels (tiny) or of 16 x 16 pixels (Wan) to one latent vector.
+"""Frames to latents and back: 4 frames of 8 x 8 pixels (tiny; or their last one) or of 16 x 16 (Wan) to one vector.
 
-Both codecs speak the window of METHOD section 2: 13 frames are 4 latents `[reference | memory | 2 future]`.
+All codecs speak the window of METHOD section 2: 13 frames are 4 latents `[reference | memory | 2 future]`.
 """
 
 from abc import ABC, abstractmethod
