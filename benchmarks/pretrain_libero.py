@@ -180,7 +180,7 @@ class Latents:
 def architecture(given: argparse.Namespace) -> Architecture:
     return Architecture(
         latent_channels=given.channels, codec=given.codec, patch=given.patch, heads=4, head_dim=given.width // 4,
-        layers=given.layers, ffn_dim=4 * given.width, kinematics=True,
+        layers=given.layers, ffn_dim=4 * given.width, kinematics=True, advection=given.codec == "components",
         first_frame_anchor=given.row != "no-anchor",
     )  # fmt: skip
 
@@ -190,7 +190,7 @@ def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
     settings: WorldModel = Settings().world_model.model_copy(
         update={
             "architecture": architecture(given), "lowest_noise": 1.0, "train_precision": "bfloat16",
-            "batch": given.batch, "sampler_steps": 1,
+            "batch": given.batch, "sampler_steps": 1, "memory_noise": 0.0 if given.codec == "components" else 0.2,
         } | ROWS[given.row]
     )  # fmt: skip
     model = DiffusionWorldModel(settings, tiny_autoencoder(settings.architecture), action_dim=7, pose_dim=6)
@@ -299,9 +299,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="pixels, square, of the play to record")
     parser.add_argument("--codec", choices=("components", "convolutional"), default="components")
     parser.add_argument("--channels", type=int, default=96, help="of a latent; a convolutional codec's are 48")
-    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--patch", type=int, default=1, help="latent pixels, square, to a token")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--row", choices=ROWS, default="all", help="train, and measure, an ablation")
     parser.add_argument("--start", type=Path, help="weights to go on from, anew")
     parser.add_argument("--threads", type=int, default=2)

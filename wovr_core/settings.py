@@ -139,6 +139,7 @@ class Architecture(Section):
     action_tokens: bool = True
     first_frame_anchor: bool = True
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
+    advection: bool = False  # mix pixels instead: what was seen, and as the hand moved it; codec: components only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
     kinematics: bool = False  # learn how actions move the arm, and to see where it is; the table's moves as told
 
@@ -146,6 +147,11 @@ class Architecture(Section):
     def _gates_need_samples(self) -> Self:
         if self.keep_gates and self.prediction == "velocity":
             raise ValueError("world_model.architecture.keep_gates mixes frames, so it needs prediction: sample")
+        if self.advection and not (self.keep_gates and self.pose_map and self.codec == "components"):
+            raise ValueError(
+                "world_model.architecture.advection moves pixels with the hand, so it needs codec: components, "
+                "keep_gates and pose_map"
+            )
         return self
 
 

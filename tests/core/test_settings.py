@@ -41,6 +41,7 @@ def test_there_are_shipped_configs():
         ({"task": {"horizon": 50}}, ["task.horizon is 50", "task.chunk 8", "use 48 or 56"]),
         ({"task": {"chunk": 4}}, ["task.chunk is 4", "13 frames", "set task.chunk to 8"]),
         ({"world_model": {"architecture": {"prediction": "velocity"}}}, ["keep_gates", "prediction: sample"]),
+        ({"world_model": {"architecture": {"advection": True}}}, ["advection moves pixels", "codec: components"]),
         ({"task": {"environment": "libero"}}, ["task.action_dim is 3", "set it to 7"]),
         ({"task": {"environment": "libero", "action_dim": 7}}, ["task.mirror", "set it to false"]),
         (LIBERO, ["grpo.mirror", "set grpo.mirror to false"]),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.settings import Architecture
+from wovr_core.world_model.advection import Advection, Sources
 from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, PoseMap
 
 Heads = tuple[Tensor, Tensor]  # keys and values, (b, heads, tokens, head_dim)
@@ -37,6 +38,7 @@ class Context:
     cross_attention: list[Heads | None]  # per block, of the action tokens
     modulation: Tensor  # (b, 4, d), from actions
     poses: Tensor | None  # (b, 2, tokens, d), of the future
+    sources: Sources | None
 
     @property
     def batch(self) -> int:
@@ -60,10 +62,12 @@ class WorldModelTransformer(nn.Module):
         self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
         self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
         self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
-        self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates else None
+        self.advection = Advection(width, cfg.patch) if cfg.advection else None
+        self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates and not cfg.advection else None
         if self.keep_gates is not None:
             nn.init.zeros_(self.keep_gates.weight)
             self.keep_gates.bias.data = torch.tensor([3.0, -3.0]).repeat(cfg.patch**2)  # at first: the last frame stays
+        if cfg.keep_gates:
             nn.init.zeros_(self.backbone.proj_out.weight)
             nn.init.zeros_(self.backbone.proj_out.bias)
 
@@ -74,6 +78,7 @@ class WorldModelTransformer(nn.Module):
         conditions: Conditions,
         *,
         memory_noise: Float[Tensor, " b"],
+        sources: Sources | None = None,
     ) -> Context:
         """Run the given latents through the blocks once. `memory_noise` is the noise level the memory carries."""
         cfg = self.cfg
@@ -103,7 +108,7 @@ class WorldModelTransformer(nn.Module):
             x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
             kept.append(own)
         future_poses = None if poses is None else poses[:, CONTEXT:]
-        return Context(reference, memory, kept, cross, modulation, future_poses)
+        return Context(reference, memory, kept, cross, modulation, future_poses, sources)
 
     def forward(
         self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
@@ -126,6 +131,8 @@ class WorldModelTransformer(nn.Module):
         if self.keep_gates is not None:
             gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
             output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
+        if self.advection is not None and context.sources is not None:
+            output = output + self.advection(x, context.sources)
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 
     @property

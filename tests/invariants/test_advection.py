@@ -1,0 +1,118 @@
+"""A future put together from what was seen, where it was or where the hand took it."""
+
+import pytest
+import torch
+
+from wovr_core.settings import Architecture, WorldModel
+from wovr_core.trajectory import to_unit
+from wovr_core.world_model.advection import LAST, Advection, Sources
+from wovr_core.world_model.autoencoder import ComponentAutoencoder
+from wovr_core.world_model.conditioning import MEMORY
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.windows import Window
+
+SIDE = 32  # pixels
+REFERENCE, REMEMBERED, MOVED_REFERENCE, MOVED_MEMORY = range(4)
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def lossless(frames: torch.Tensor) -> ComponentAutoencoder:
+    codec = ComponentAutoencoder(channels=192)
+    codec.components.copy_(torch.eye(192))
+    codec.mean.copy_(torch.full((192,), float(frames.mean())))
+    return codec
+
+
+def hand(*, right: int, down: int) -> torch.Tensor:
+    """Where in the picture it is: in one place until the memory ends, then so many pixels off, then twice as many."""
+    pose = torch.full((1, 13, 2), 0.5)
+    for frame, share in zip(LAST, (1, 2), strict=True):
+        pose[:, frame] += share * torch.tensor([right, down]) / SIDE
+    return pose
+
+
+@pytest.mark.parametrize(
+    ("source", "rolls"), [(REFERENCE, 0), (REMEMBERED, 0), (MOVED_REFERENCE, 1), (MOVED_MEMORY, 1)]
+)
+def test_each_source_is_seen_where_it_was_or_where_the_hand_has_gone(source, rolls):
+    frames = pictures(2)
+    codec = lossless(frames)
+    reference, memory = codec.encode(frames[:, None])[:, :, 0][:, None]
+    sources = Sources.of(reference, memory, hand(right=3, down=2), codec)
+    advection = Advection(12, patch=1)
+    advection.decide.bias.data[: advection.SOURCES] = torch.where(
+        torch.arange(advection.SOURCES) == source, 30.0, -30.0
+    )
+    mixed = advection(torch.zeros(1, 2, 16, 12), sources)
+    shown = codec.decode_future(mixed, 2, frames=[3, 7])[0]
+    for latent, share in enumerate((1, 2)):
+        expected = frames[source % 2].roll((share * rolls * 2, share * rolls * 3), (1, 2))
+        inner = (slice(None), slice(4, None), slice(6, None))  # what comes in at the edges is a guess
+        assert torch.allclose(shown[latent][inner], expected[inner], atol=1e-4)
+
+
+def a_model(*, patch: int = 1) -> DiffusionWorldModel:
+    torch.manual_seed(0)
+    architecture = Architecture(
+        codec="components", latent_channels=24, advection=True, heads=2, head_dim=12, layers=2, ffn_dim=32,
+        freq_dim=16, text_dim=8, patch=patch,
+    )  # fmt: skip
+    cfg = WorldModel(architecture=architecture, pretrained="none", dream_precision="float32", sampler_steps=1)
+    codec = ComponentAutoencoder(channels=24)
+    codec.fit(pictures(40))
+    return DiffusionWorldModel(cfg, codec, action_dim=3)
+
+
+def a_window() -> Window:
+    g = torch.Generator().manual_seed(2)
+    frames = torch.randint(0, 256, (4, 13, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
+    return Window(frames, torch.rand(4, 13, 3, generator=g), torch.rand(4, 13, 2, generator=g))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_untrained_the_memory_stays(patch):
+    model, window = a_model(patch=patch), a_window()
+    latents = model.encode(window)
+    conditions = model._conditions(window.actions, window.pose)
+    sources = Sources.of(latents[:, :, 0], latents[:, :, 1], conditions.pose, model.autoencoder)
+    assert model.transformer.advection is not None
+    tokens = (SIDE // 8 // patch) ** 2
+    future = model.transformer.advection(torch.rand(4, 2, tokens, 24), sources)
+    real = model.autoencoder.decode_future(latents[:, :, :2], 1, frames=[3])[:, 0]
+    shown = model.autoencoder.decode_future(future, 1, frames=[3])[:, 0]
+    other = to_unit(window.frames[:, 0])
+    assert (shown - real).square().mean() < 0.1 * (shown - other).square().mean()
+
+
+def test_every_weight_of_it_learns(generator):
+    model = a_model()
+    for parameter in model.transformer.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.loss(a_window(), generator=generator).backward()
+    silent = [name for name, p in model.transformer.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+
+
+def test_a_moving_picture_is_learnt_from_the_hand_alone(generator):
+    """Everything moves with the hand, by another way in every window: only what looks at the hand can tell."""
+    model = a_model()
+    assert model.transformer.advection is not None
+    advection = model.transformer.advection
+    before = advection.decide.bias.detach().clone()
+    optimiser = torch.optim.Adam(advection.parameters(), lr=0.05)
+    frames = to_unit(a_window().frames[:, MEMORY])
+    for _ in range(12):
+        right, down = torch.randint(-4, 5, (2,), generator=generator).tolist()
+        pose = hand(right=right, down=down).expand(4, -1, -1)
+        film = [frames] * (MEMORY + 1)
+        film += [frames.roll((s * down, s * right), (2, 3)) for s in (1, 2) for _ in range(4)]
+        latents = model.autoencoder.encode(torch.stack(film, 1))
+        loss, _ = model.learn(latents, torch.rand(4, 13, 3), pose, generator=generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    rose = (advection.decide.bias - before).detach()
+    assert rose[MOVED_MEMORY] > 0.2 > -0.2 > rose[REMEMBERED]
