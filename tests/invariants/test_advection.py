@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wovr_core.settings import Architecture, WorldModel
-from wovr_core.trajectory import to_unit
+from wovr_core.trajectory import InitState, to_unit
 from wovr_core.world_model.advection import LAST, Advection, Sources
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
 from wovr_core.world_model.conditioning import MEMORY
@@ -41,8 +41,8 @@ def test_each_source_is_seen_where_it_was_or_where_the_hand_has_gone(source, rol
     frames = pictures(2)
     codec = lossless(frames)
     reference, memory = codec.encode(frames[:, None])[:, :, 0][:, None]
-    sources = Sources.of(reference, memory, hand(right=3, down=2), codec)
-    advection = Advection(12, patch=1)
+    sources = Sources.of(reference, memory, hand(right=3, down=2), torch.rand(1, 13, 3), codec)
+    advection = Advection(12, patch=1, pose_dim=2)
     advection.decide.bias.data[: advection.SOURCES] = torch.where(
         torch.arange(advection.SOURCES) == source, 30.0, -30.0
     )
@@ -72,12 +72,30 @@ def a_window() -> Window:
     return Window(frames, torch.rand(4, 13, 3, generator=g), torch.rand(4, 13, 2, generator=g))
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_dream_goes_on_from_what_it_put_together(precision, generator):
+    model, window = a_model(), a_window()
+    model.transformer.to(precision)
+    starts = [
+        InitState(
+            reference=window.frames[i, 0], memory=window.frames[i, 1:5], actions=window.actions[i, 1:5],
+            pose=window.pose[i, :5], instruction="", episode=i, step=4, rule="initial", steps_left=16,
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    state = model.begin(starts)
+    for _ in range(2):
+        state = model.imagine(state, torch.rand(4, 8, 3), generator=generator)
+    assert state.memory.dtype == torch.float32
+    assert model.look(state, [3, 7]).shape == (4, 2, 3, SIDE, SIDE)
+
+
 @pytest.mark.parametrize("patch", [1, 2])
 def test_untrained_the_memory_stays(patch):
     model, window = a_model(patch=patch), a_window()
     latents = model.encode(window)
     conditions = model._conditions(window.actions, window.pose)
-    sources = Sources.of(latents[:, :, 0], latents[:, :, 1], conditions.pose, model.autoencoder)
+    sources = Sources.of(latents[:, :, 0], latents[:, :, 1], conditions.pose, conditions.actions, model.autoencoder)
     assert model.transformer.advection is not None
     tokens = (SIDE // 8 // patch) ** 2
     future = model.transformer.advection(torch.rand(4, 2, tokens, 24), sources)

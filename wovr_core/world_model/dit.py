@@ -62,7 +62,7 @@ class WorldModelTransformer(nn.Module):
         self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
         self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
         self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
-        self.advection = Advection(width, cfg.patch) if cfg.advection else None
+        self.advection = Advection(width, cfg.patch, pose_dim) if cfg.advection else None
         self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates and not cfg.advection else None
         if self.keep_gates is not None:
             nn.init.zeros_(self.keep_gates.weight)

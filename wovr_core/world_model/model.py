@@ -12,7 +12,7 @@ from wovr_core.settings import WorldModel as Settings
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import InitState, to_pixels, to_unit
 from wovr_core.world_model import flow
-from wovr_core.world_model.advection import Sources
+from wovr_core.world_model.advection import SHARPER, Sources
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
@@ -150,7 +150,7 @@ class DiffusionWorldModel(nn.Module):
             seen = 1 + MEMORY
             told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
         conditions = self._conditions(actions, told)
-        sources = self._sources(reference, memory, conditions)
+        sources = self._sources(reference, memory, conditions, sharpness=1.0)
         with autocast(self.cfg.train_precision, future.device):
             context = self.transformer.context(
                 reference, memory, conditions, memory_noise=memory_level, sources=sources
@@ -176,10 +176,12 @@ class DiffusionWorldModel(nn.Module):
         acts = (actions != 0).any(-1, keepdim=True)  # null actions stay null when normalised
         return Conditions(self.statistics.normalise(actions) * acts, self.statistics.in_picture(pose))
 
-    def _sources(self, reference: Tensor, memory: Tensor, conditions: Conditions) -> Sources | None:
+    def _sources(
+        self, reference: Tensor, memory: Tensor, conditions: Conditions, *, sharpness: float
+    ) -> Sources | None:
         if not self.cfg.architecture.advection:
             return None
-        return Sources.of(reference, memory, conditions.pose, self.autoencoder)
+        return Sources.of(reference, memory, conditions.pose, conditions.actions, self.autoencoder, sharpness=sharpness)
 
     # ---------------------------------------------------------------------------------------------- dreaming
 
@@ -223,7 +225,7 @@ class DiffusionWorldModel(nn.Module):
         if self.noisy_memory:
             memory = flow.noised(memory, noise[:, :, 0], quiet)
 
-        sources = self._sources(state.reference, memory, conditions)
+        sources = self._sources(state.reference, memory, conditions, sharpness=SHARPER)
 
         def context() -> Context:
             return self.transformer.context(state.reference, memory, conditions, memory_noise=quiet, sources=sources)
