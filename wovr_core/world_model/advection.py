@@ -85,7 +85,8 @@ class Advection(nn.Module):
         where, then = hand[:, 2:].flatten(0, 1), hand[:, :2].repeat_interleave(latents, 0)  # (row, [source,] uv)
         by = (where[:, None] - then)[..., None, None]
         size = frames.shape[-2], frames.shape[-1]
-        arm = self.body(sources.pose[:, 2:].flatten(0, 1), sources.gripper.flatten(), size).float()
+        with torch.no_grad():  # learnt before, by itself
+            arm = self.body(sources.pose[:, 2:].flatten(0, 1), sources.gripper.flatten(), size).float()
         seen = [reference, memory, _advected(reference, by[:, 0]), _advected(memory, by[:, 1])]
         seen += [arm[:, :3].tanh(), arm[:, 3:].sigmoid()]
         seen += [4 * (_places(frames) - place[..., None, None]) for place in (where, then[:, 1])]
