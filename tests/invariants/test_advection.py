@@ -136,3 +136,12 @@ def test_a_moving_picture_is_learnt_from_the_hand_alone(generator):
         optimiser.step()
     rose = (advection.decide.bias - before).detach()
     assert rose[MOVED_MEMORY] > 0.2 > -0.2 > rose[REMEMBERED]
+
+
+def test_without_its_sources_there_is_no_dream():
+    model, window = a_model(), a_window()
+    latents = model.encode(window)
+    conditions = model._conditions(window.actions, window.pose)
+    context = model.transformer.context(latents[:, :, 0], latents[:, :, 1], conditions, memory_noise=torch.zeros(4))
+    with pytest.raises(AssertionError, match="give the context its sources"):
+        model.transformer(latents[:, :, 2:], torch.ones(4), context)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.training.loop import train
+from wovr_core.training.precision import autocast
 from wovr_core.trajectory import to_unit
 
 OCTAVES = (1.0, 2.0, 4.0)
@@ -67,7 +68,7 @@ def fit_body(
     def loss(step: int) -> Tensor:
         episode = torch.randint(len(frames), (BATCH,), generator=generator)
         at = torch.randint(frames.shape[1], (BATCH,), generator=generator)
-        with torch.autocast(frames.device.type, torch.bfloat16):
+        with autocast("bfloat16", frames.device):
             painted = body(pose[episode, at], gripper[episode, at], (frames.shape[-2], frames.shape[-1])).float()
         opacity = painted[:, 3:].sigmoid()
         seen = opacity * painted[:, :3].tanh() + (1 - opacity) * to_unit(frames[episode, 0])

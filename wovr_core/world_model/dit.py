@@ -131,7 +131,8 @@ class WorldModelTransformer(nn.Module):
         if self.keep_gates is not None:
             gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
             output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
-        if self.advection is not None and context.sources is not None:
+        if self.advection is not None:
+            assert context.sources is not None, "advection mixes what was seen: give the context its sources"
             output = output + self.advection(x, context.sources)
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 

@@ -224,7 +224,6 @@ class DiffusionWorldModel(nn.Module):
         memory = state.memory
         if self.noisy_memory:
             memory = flow.noised(memory, noise[:, :, 0], quiet)
-
         sources = self._sources(state.reference, memory, conditions, sharpness=SHARPER)
 
         def context() -> Context:
