@@ -34,6 +34,7 @@ from wovr_core.steps.world_model import measure
 from wovr_core.training.loop import counting, train
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import Episode, to_unit
+from wovr_core.world_model.advection import fit_grasp
 from wovr_core.world_model.autoencoder import Autoencoder, ComponentAutoencoder, PatchAutoencoder, tiny_autoencoder
 from wovr_core.world_model.body import fit_body
 from wovr_core.world_model.kinematics import fit_kinematics
@@ -210,7 +211,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
         share = model.statistics.share(footage.pose)[: -given.held_out]
         fit_kinematics(
-            model.kinematics, share, footage.actions[: -given.held_out], steps=3000,
+            model.kinematics, share, footage.actions[: -given.held_out], steps=10_000,
             generator=torch.Generator().manual_seed(3),
         )  # fmt: skip
         if (advection := model.transformer.advection) is not None:
@@ -219,6 +220,11 @@ def train_transformer(given: argparse.Namespace) -> None:
             fit_body(
                 advection.body, footage.frames[some], seen[some], torch.cat([told[:, :1], told], 1)[some],
                 steps=given.body_steps, generator=torch.Generator().manual_seed(4),
+            )  # fmt: skip
+            advection.fit_background(footage.frames[some, ::16].flatten(0, 1))
+            fit_grasp(
+                advection, footage.frames[some], seen[some], torch.cat([told[:, :1], told], 1)[some],
+                steps=given.grasp_steps, generator=torch.Generator().manual_seed(5),
             )  # fmt: skip
     latents = Latents(model.autoencoder, footage.frames[: len(footage) - given.held_out])
     begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))
@@ -251,7 +257,7 @@ def train_transformer(given: argparse.Namespace) -> None:
     save_file(weights, given.out / "weights.safetensors")
     provenance = {
         "command": f"python benchmarks/pretrain_libero.py {shlex.join(sys.argv[1:])}",
-        "seeds": {"initialisation": 0, "transformer": 2, "kinematics": 3, "body": 4, "play": "ids of Split.PLAY"},
+        "seeds": {"initialisation": 0, "transformer": 2, "kinematics": 3, "body": 4, "grasp": 5, "play": "ids of Split.PLAY"},
         "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
         "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
         "own_dreams": given.own, "row": given.row,
@@ -304,6 +310,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--body-steps", type=int, default=3000, help="to learn what the arm looks like, before that")
+    parser.add_argument("--grasp-steps", type=int, default=300, help="to learn what a hand takes along, after that")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--image-size", type=int, default=64, help="pixels, square, of the play to record")
     parser.add_argument("--codec", choices=("components", "convolutional"), default="components")

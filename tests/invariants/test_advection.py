@@ -8,6 +8,7 @@ from wovr_core.trajectory import InitState, to_unit
 from wovr_core.world_model.advection import LAST, SHARPER, Advection, Sources
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
 from wovr_core.world_model.conditioning import MEMORY
+from wovr_core.world_model.grasp import GOES, STAYS
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Window
 
@@ -46,7 +47,7 @@ def test_each_source_is_seen_where_it_was_or_where_the_hand_has_gone(source, rol
     advection.decide.bias.data[: advection.SOURCES] = torch.where(
         torch.arange(advection.SOURCES) == source, 30.0, -30.0
     )
-    mixed = advection(torch.zeros(1, 2, 16, 12), sources)
+    mixed = advection(torch.zeros(1, 2, 16, 12), sources, torch.zeros(1, dtype=torch.long))
     shown = codec.decode_future(mixed, 2, frames=[3, 7])[0]
     for latent, share in enumerate((1, 2)):
         expected = frames[source % 2].roll((share * rolls * 2, share * rolls * 3), (1, 2))
@@ -101,7 +102,8 @@ def test_untrained_the_memory_stays_and_in_a_dream_even_more_so(patch):
     real = model.autoencoder.decode_future(latents[:, :, :2], 1, frames=[3])[:, 0]
     off = []
     for sharpness in (1.0, SHARPER):
-        future = advection(torch.rand(4, 2, (SIDE // 8 // patch) ** 2, 24), Sources.of(*given, sharpness=sharpness))
+        tokens = torch.rand(4, 2, (SIDE // 8 // patch) ** 2, 24)
+        future = advection(tokens, Sources.of(*given, sharpness=sharpness), torch.arange(4) % 2)
         off.append((model.autoencoder.decode_future(future, 1, frames=[3])[:, 0] - real).square().mean())
     assert off[1] < 0.2 * off[0] < 0.02 * (to_unit(window.frames[:, 0]) - real).square().mean()
 
@@ -145,3 +147,44 @@ def test_without_its_sources_there_is_no_dream():
     context = model.transformer.context(latents[:, :, 0], latents[:, :, 1], conditions, memory_noise=torch.zeros(4))
     with pytest.raises(AssertionError, match="give the context its sources"):
         model.transformer(latents[:, :, 2:], torch.ones(4), context)
+
+
+def test_what_is_told_to_go_along_goes_and_what_is_told_to_stay_stays(generator):
+    """By a coin the picture moves with the hand or stays: nothing before says which, but what it is told does."""
+    model = a_model()
+    advection = model.transformer.advection
+    assert advection is not None
+    advection.body.out.bias.data[3] = -10.0  # no arm hides anything
+    optimiser = torch.optim.Adam(model.transformer.parameters(), lr=0.02)
+    frames, pose = to_unit(a_window().frames[:, MEMORY]), hand(right=3, down=0).expand(4, -1, -1)
+    actions = torch.rand(4, 13, 3, generator=generator)
+
+    def film(goes: torch.Tensor) -> torch.Tensor:
+        after = [torch.where(goes[:, None, None, None], frames.roll(3 * s, 3), frames) for s in (1, 2)]
+        return model.autoencoder.encode(torch.stack([frames] * (MEMORY + 1) + [after[0]] * 4 + [after[1]] * 4, 1))
+
+    for _ in range(40):
+        loss, _ = model.learn(film(torch.rand(4, generator=generator) < 0.5), actions, pose, generator=generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    real = [film(torch.full((4,), goes)) for goes in (False, True)]
+    given = real[0][:, :, 0], real[0][:, :, 1]
+    conditions = model._conditions(actions, pose)
+    with torch.no_grad():
+        sources = model._sources(*given, conditions, sharpness=1.0)
+        context = model.transformer.context(*given, conditions, memory_noise=torch.zeros(4), sources=sources)
+        noise = torch.randn(real[0][:, :, 2:].shape, generator=generator)
+        for told in (STAYS, GOES):
+            shown = noise - model.transformer(noise, torch.ones(4), context, torch.full((4,), told))
+            off = [(shown - one[:, :, 2:]).square().mean() for one in real]
+            assert off[told] < 0.3 * off[1 - told]
+
+
+def test_a_background_is_what_is_mostly_seen():
+    frames = torch.full((9, 3, SIDE, SIDE), 100, dtype=torch.uint8)
+    for i in range(9):
+        frames[i, :, 3 * i : 3 * i + 3] = 250  # a thing, elsewhere every time
+    advection = Advection(12, patch=1, pose_dim=2)
+    advection.fit_background(frames)
+    assert torch.allclose(advection.background, to_unit(frames[:1, :, -1:, -1:]).expand(-1, -1, 128, 128)[0])

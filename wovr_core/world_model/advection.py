@@ -9,17 +9,22 @@ convolutional network does, that sees the pixels and hears the tokens.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.training.loop import train
+from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.body import Body
 from wovr_core.world_model.conditioning import FUTURE, MEMORY
+from wovr_core.world_model.grasp import UNKNOWN, Grasp, surprise, went
+from wovr_core.world_model.picture import advected, places
 
 LAST = (MEMORY + FUTURE // 2, MEMORY + FUTURE)  # frames of a window: the last one of each future latent
 FLOW = 0.1  # of the picture: what a flow of one stands for
 SHARPER = 2.0  # a dream's gates than those learnt: a bit of each, chunk after chunk, fades what a hand holds
+WINDOWS, BATCH = 20_000, 128  # that the grasp is learnt from
 CHANNELS = (24, 32, 48, 64)  # at the pixels, and at every halving down to a latent's
 
 
@@ -29,8 +34,8 @@ class Sources:
 
     frames: Float[Tensor, "b 2 3 h w"]  # the reference, and the last one remembered
     pose: Float[Tensor, "b 4 p"]  # as seen in the picture: in those two, and at the end of each future latent
-    gripper: Float[Tensor, "b 2"]  # as told at the end of each future latent
-    codec: Autoencoder
+    gripper: Float[Tensor, "b 3"]  # as told last, and at the end of each future latent
+    codec: Autoencoder | None
     sharpness: float  # of the gates: 1 as learnt
 
     @classmethod
@@ -46,28 +51,32 @@ class Sources:
     ) -> "Sources":
         """`pose` says first where in the picture the hand is at each frame of the window, in shares of it."""
         frames = codec.decode_future(torch.stack([reference, memory], 2), 2, frames=[3, 7])
-        return cls(frames, pose[:, (0, MEMORY, *LAST)], actions[:, LAST, -1], codec, sharpness)
+        return cls(frames, pose[:, (0, MEMORY, *LAST)], actions[:, (MEMORY, *LAST), -1], codec, sharpness)
 
 
 class Advection(nn.Module):
     """Mixes what was seen by gates that add up to one, for each pixel of each future latent's frame.
 
     There are the reference and the memory as they were; both as moved with the hand; the memory moved half as far, as
-    an arm is between its hand and its foot; each of these bent by a flow on top, for hands turn and come nearer; and
-    the arm drawn anew.
+    an arm is between its hand and its foot; each of these bent by a flow on top, for hands turn and come nearer; the
+    arm drawn anew; and the background, for what is uncovered. What becomes of that which is at the hand, it is told (`grasp.py`).
     """
 
-    SOURCES, FLOWS = 6, 3
+    SOURCES, FLOWS = 7, 3
 
     def __init__(self, width: int, patch: int, pose_dim: int) -> None:
         super().__init__()
         self.patch = patch
         self.body = Body(pose_dim)
+        self.background: Tensor  # what a camera that stands still mostly sees, in [-1, 1]
+        self.register_buffer("background", torch.zeros(3, 128, 128))
+        self.grasp = Grasp(pose_dim)
         fine, *coarser = CHANNELS
         levels = list(zip(CHANNELS, coarser, strict=False))
         self.enter = nn.Conv2d(5 * 3 + 1 + 2 * 2, fine, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(above, below, 4, 2, 1) for above, below in levels)
         self.hear = nn.Linear(width, coarser[-1])
+        self.held = nn.Embedding(2, coarser[-1])
         self.think = nn.Conv2d(coarser[-1], coarser[-1], 3, padding=1)
         self.up = nn.ModuleList(nn.Conv2d(below, 4 * above, 1) for above, below in levels)
         self.join = nn.ModuleList(nn.Conv2d(2 * above, above, 3, padding=1) for above, _ in levels)
@@ -77,7 +86,30 @@ class Advection(nn.Module):
         at_first[1] = 3.0  # the memory stays
         self.decide.bias = nn.Parameter(at_first)
 
-    def forward(self, tokens: Float[Tensor, "b 2 tokens d"], sources: Sources) -> Float[Tensor, "b c 2 y x"]:
+    @torch.no_grad()
+    def fit_background(self, frames: UInt8[Tensor, "n 3 h w"]) -> None:
+        """From frames of many episodes, in which things, and the arm, are now here and now there."""
+        middle = to_unit(frames.median(0).values)
+        self.background.copy_(F.interpolate(middle[None], self.background.shape[-2:])[0])
+
+    def _behind(self, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
+        return F.interpolate(self.background[None].float(), size, mode="area")[0]
+
+    def foresee(self, sources: Sources) -> Float[Tensor, "b 2"]:
+        """Logits of what will become of that which is at the hand."""
+        return self.grasp(sources.frames, sources.pose[:, 1:], sources.gripper)
+
+    @torch.no_grad()
+    def see(self, frames: Float[Tensor, "b 2 3 h w"], sources: Sources) -> Int64[Tensor, " b"]:
+        """What really became of it; `frames` are the last one remembered and the last one of this chunk."""
+        pose, gripper = sources.pose[:, (1, 3)], sources.gripper[:, (0, 2)]
+        size = frames.shape[-2], frames.shape[-1]
+        arm = self.body(pose.flatten(0, 1), gripper.flatten(), size)[:, 3:].float().sigmoid()
+        return went(frames.float(), pose[..., :2], arm.unflatten(0, (-1, 2)), self._behind(size))
+
+    def forward(
+        self, tokens: Float[Tensor, "b 2 tokens d"], sources: Sources, held: Int64[Tensor, " b"]
+    ) -> Float[Tensor, "b c 2 y x"]:
         """The latents of the mixture; `tokens` are what the transformer made of each future latent."""
         b, latents = tokens.shape[:2]  # below, the latents are rows, too
         frames, hand = sources.frames, sources.pose[..., :2]
@@ -86,20 +118,23 @@ class Advection(nn.Module):
         by = (where[:, None] - then)[..., None, None]
         size = frames.shape[-2], frames.shape[-1]
         with torch.no_grad():  # learnt before, by itself
-            arm = self.body(sources.pose[:, 2:].flatten(0, 1), sources.gripper.flatten(), size).float()
-        seen = [reference, memory, _advected(reference, by[:, 0]), _advected(memory, by[:, 1])]
+            arm = self.body(sources.pose[:, 2:].flatten(0, 1), sources.gripper[:, 1:].flatten(), size).float()
+        seen = [reference, memory, advected(reference, by[:, 0]), advected(memory, by[:, 1])]
         seen += [arm[:, :3].tanh(), arm[:, 3:].sigmoid()]
-        seen += [4 * (_places(frames) - place[..., None, None]) for place in (where, then[:, 1])]
+        seen += [4 * (places(frames) - place[..., None, None]) for place in (where, then[:, 1])]
         grid = tuple(side // 8 // self.patch for side in size)
         heard = self.hear(tokens).flatten(0, 1).transpose(1, 2).unflatten(-1, grid)
+        heard = heard + self.held(held).repeat_interleave(latents, 0)[..., None, None].to(heard.dtype)
         decided = self._look(torch.cat(seen, 1).to(tokens.dtype), heard).float()
         gates, flow, drawn = decided.split((self.SOURCES, 2 * self.FLOWS, 3), 1)
         bent = FLOW * flow.unflatten(1, (self.FLOWS, 2))  # (row, flow, uv, h, w)
         choices = [
-            reference, memory, _advected(reference, by[:, 0] + bent[:, 0]), _advected(memory, by[:, 1] + bent[:, 1]),
-            _advected(memory, by[:, 1] / 2 + bent[:, 2]), (arm[:, :3] + drawn).tanh(),
+            reference, memory, advected(reference, by[:, 0] + bent[:, 0]), advected(memory, by[:, 1] + bent[:, 1]),
+            advected(memory, by[:, 1] / 2 + bent[:, 2]), (arm[:, :3] + drawn).tanh(),
+            self._behind(size).expand_as(memory),
         ]  # fmt: skip
         mixed = ((sources.sharpness * gates).softmax(1)[:, :, None] * torch.stack(choices, 1)).sum(1)
+        assert sources.codec is not None
         with torch.autocast(tokens.device.type, enabled=False):
             return sources.codec.encode(mixed[:, None])[:, :, 0].unflatten(0, (b, latents)).transpose(1, 2)
 
@@ -118,14 +153,40 @@ class Advection(nn.Module):
         return self.decide(x)
 
 
-def _places(like: Float[Tensor, "*b h w"]) -> Float[Tensor, "2 h w"]:
-    """The middle (u, v) of every pixel, in shares of the picture."""
-    height, width = like.shape[-2:]
-    v, u = (torch.arange(count, device=like.device).add(0.5) / count for count in (height, width))
-    return torch.stack(torch.meshgrid(u, v, indexing="xy"))
+def fit_grasp(
+    advection: Advection,
+    frames: UInt8[Tensor, "episode t+1 c h w"],
+    pose: Float[Tensor, "episode t+1 p"],
+    gripper: Float[Tensor, "episode t+1"],
+    *,
+    steps: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """Learn to foresee what becomes of that which is at the hand, after the body and the background; the losses."""
+    episode = torch.randint(len(frames), (WINDOWS,), generator=generator)
+    at = torch.randint(frames.shape[1] - FUTURE, (WINDOWS,), generator=generator)
+    when = at[:, None] + torch.tensor([0, FUTURE // 2, FUTURE])
 
+    def sources(rows: Tensor) -> Sources:
+        seen, steps = episode[rows, None], when[rows]
+        shown = to_unit(torch.stack([frames[episode[rows], 0], frames[episode[rows], at[rows]]], 1))
+        poses = torch.cat([pose[seen, torch.zeros_like(seen)], pose[seen, steps]], 1)
+        return Sources(shown, poses, gripper[seen, steps], None, sharpness=1.0)
 
-def _advected(frame: Float[Tensor, "b 3 h w"], flow: Float[Tensor, "b 2 #h #w"]) -> Float[Tensor, "b 3 h w"]:
-    """Each pixel from as far back as the flow (u, v), in shares of the picture, says it came."""
-    came_from = _places(frame) - flow
-    return F.grid_sample(frame, 2 * came_from.movedim(1, -1) - 1, padding_mode="border", align_corners=False)
+    became = torch.cat(
+        [
+            advection.see(to_unit(frames[episode[rows, None], when[rows][:, ::2]]), sources(rows))
+            for rows in torch.arange(WINDOWS).split(256)
+        ]
+    )
+
+    told = torch.nonzero(became != UNKNOWN)[:, 0]
+
+    def loss(step: int) -> Tensor:
+        rows = told[torch.randint(len(told), (BATCH,), generator=generator)]
+        return surprise(advection.foresee(sources(rows)), became[rows])
+
+    return train(
+        advection.grasp, loss, name="grasp", steps=steps, learning_rate=1e-3, weight_decay=3e-2, generator=generator,
+        ema=0.99,
+    )  # fmt: skip

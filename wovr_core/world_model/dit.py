@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,7 +111,11 @@ class WorldModelTransformer(nn.Module):
         return Context(reference, memory, kept, cross, modulation, future_poses, sources)
 
     def forward(
-        self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
+        self,
+        noisy: Float[Tensor, "b c 2 y x"],
+        noise_level: Float[Tensor, " b"],
+        context: Context,
+        held: Int64[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c 2 y x"]:
         """The velocity `noise - future` at `noisy = (1 - s) future + s noise`, with s the noise level in (0, 1]."""
         x = self._embed(noisy, context.poses)
@@ -133,7 +137,8 @@ class WorldModelTransformer(nn.Module):
             output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
         if self.advection is not None:
             assert context.sources is not None, "advection mixes what was seen: give the context its sources"
-            output = output + self.advection(x, context.sources)
+            assert held is not None, "advection is told what becomes of that which is at the hand: say it"
+            output = output + self.advection(x, context.sources, held)
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 
     @property

@@ -11,32 +11,38 @@ from wovr_core.training.loop import train
 from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
-BATCH, AHEAD = 256, 24  # rows, and steps ahead, of its training
+STRIDES = ((1, 1024, 0.8), (24, 256, 0.2))  # of its training: actions ahead, rows, share of the steps
+STARTS = 8  # windows in which nothing moved before, for each that begins at any other moment of an episode
 
 
 class Kinematics(nn.Module):
-    """A small recurrent network over the arm's own encoders: where it was, what it was told, and so where it goes.
+    """A small network over the arm's own encoders: where it was, what it was told, and so where it goes.
 
     An arm under an impedance controller lags behind its commands, swings through, and moves when it only turns: to add
-    up the commands is centimetres off after one chunk (docs/decisions/015-where-the-arm-is.md).
+    up the commands is centimetres off after one chunk (docs/decisions/015-where-the-arm-is.md). Four poses and the
+    actions between them are all of an arm's state that counts (docs/decisions/019-where-the-arm-is-a-second-time.md).
     """
 
-    def __init__(self, action_dim: int, pose_dim: int, *, hidden: int = 96) -> None:
+    def __init__(self, action_dim: int, pose_dim: int, *, hidden: int = 256) -> None:
         super().__init__()
-        self.begin = nn.Linear(MEMORY * (pose_dim + action_dim), hidden)
-        self.cell = nn.GRUCell(action_dim + pose_dim, hidden)
-        self.moves = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, pose_dim))
+        known = pose_dim * MEMORY + action_dim * MEMORY
+        self.moves = nn.Sequential(
+            nn.Linear(known, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, pose_dim),
+        )  # fmt: skip
 
     def forward(
         self, past: Float[Tensor, "b 4 p"], done: Float[Tensor, "b 4 a"], actions: Float[Tensor, "b t a"]
     ) -> Float[Tensor, "b t p"]:
         """The pose after each action; `done` led to the poses of the `past`."""
         pose, path = past[:, -1], []
-        moved = past.diff(dim=1) / UNIT
-        state = torch.tanh(self.begin(torch.cat([pose, moved.flatten(1), done.flatten(1)], -1)))
+        moved, told = (past.diff(dim=1) / UNIT).flatten(1), done[:, 1:].flatten(1)
         for action in actions.unbind(1):
-            state = self.cell(torch.cat([action, pose], -1), state)
-            pose = pose + UNIT * self.moves(state)
+            told = torch.cat([told, action], -1)
+            move = self.moves(torch.cat([4 * pose - 2, moved, told], -1))
+            pose = pose + UNIT * move
+            moved = torch.cat([moved[:, move.shape[1] :], move], -1)
+            told = told[:, action.shape[1] :]
             path.append(pose)
         return torch.stack(path, 1)
 
@@ -49,15 +55,24 @@ def fit_kinematics(
     steps: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Learn from whole episodes, a few chunks of each at a time; returns the losses (squared, in units of `UNIT`)."""
-    ahead = min(AHEAD, actions.shape[1] - MEMORY)
+    """Learn from whole episodes: first one action ahead, then many, each from where it thinks the last one led.
 
-    def loss(step: int) -> Tensor:
-        episode = torch.randint(len(pose), (BATCH, 1), generator=generator)
-        at = torch.randint(MEMORY - 1, actions.shape[1] - ahead + 1, (BATCH, 1), generator=generator)
-        past, future = at + torch.arange(1 - MEMORY, 1), at + torch.arange(ahead)
-        done = actions[episode, (past - 1).clamp(min=0)] * (past > 0)[..., None]
-        path = kinematics(pose[episode, past], done, actions[episode, future])
-        return ((path - pose[episode, future + 1]) / UNIT).square().mean()
+    Returns the losses (Huber's, of errors in units of `UNIT`: a hand that hits something must not count for all).
+    """
+    losses: list[float] = []
+    for ahead, rows, share in STRIDES:
+        ahead = min(ahead, actions.shape[1])
 
-    return train(kinematics, loss, name="kinematics", steps=steps, learning_rate=2e-3, generator=generator, ema=0.99)
+        def loss(step: int, ahead: int = ahead, rows: int = rows) -> Tensor:
+            episode = torch.randint(len(pose), (rows, 1), generator=generator)
+            at = torch.randint(-STARTS, actions.shape[1] - ahead + 1, (rows, 1), generator=generator).clamp(min=0)
+            past, future = at + torch.arange(1 - MEMORY, 1), at + torch.arange(ahead)
+            done = actions[episode, (past - 1).clamp(min=0)] * (past > 0)[..., None]  # before the start nothing moved
+            path = kinematics(pose[episode, past.clamp(min=0)], done, actions[episode, future])
+            return nn.functional.smooth_l1_loss(path / UNIT, pose[episode, future + 1] / UNIT, beta=0.1)
+
+        losses += train(
+            kinematics, loss, name="kinematics", steps=round(share * steps), learning_rate=2e-3 / ahead**0.25,
+            generator=generator, ema=0.99,
+        )  # fmt: skip
+    return losses

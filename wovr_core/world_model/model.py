@@ -16,8 +16,11 @@ from wovr_core.world_model.advection import SHARPER, Sources
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
+from wovr_core.world_model.grasp import UNKNOWN, drawn, surprise
 from wovr_core.world_model.kinematics import Kinematics
 from wovr_core.world_model.windows import Footage, Window
+
+SURPRISE = 0.1  # weight, in the loss, of what became of that which is at the hand and was not foreseen
 
 
 class ActionStatistics(nn.Module):
@@ -130,6 +133,7 @@ class DiffusionWorldModel(nn.Module):
         """
         batch = len(latents) if among is None else among
         reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
+        real = memory
         if dreamt is not None and own is not None:
             memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
 
@@ -151,13 +155,20 @@ class DiffusionWorldModel(nn.Module):
             told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
         conditions = self._conditions(actions, told)
         sources = self._sources(reference, memory, conditions, sharpness=1.0)
+        held = became = foreseen = None
+        if sources is not None and (advection := self.transformer.advection) is not None:
+            frames = self.autoencoder.decode_future(torch.stack([real, future[:, :, 1]], 2), 2, frames=[3, 7])
+            became, foreseen = advection.see(frames, sources), advection.foresee(sources)
+            held = torch.where(became == UNKNOWN, drawn(foreseen, normal(level)), became)
         with autocast(self.cfg.train_precision, future.device):
             context = self.transformer.context(
                 reference, memory, conditions, memory_noise=memory_level, sources=sources
             )
-            velocity = self.transformer(noisy, level, context)
+            velocity = self.transformer(noisy, level, context, held)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
         error = (velocity - (noise - future)).square().mean()
+        if became is not None and foreseen is not None:
+            error = error + SURPRISE * surprise(foreseen, became)
         if self.cfg.context == "frame":
             return error, self._memory(reference, memory, predicted)
         return error, predicted[:, :, 1]
@@ -229,10 +240,13 @@ class DiffusionWorldModel(nn.Module):
         def context() -> Context:
             return self.transformer.context(state.reference, memory, conditions, memory_noise=quiet, sources=sources)
 
+        held = None
+        if sources is not None and self.transformer.advection is not None:
+            held = drawn(SHARPER * self.transformer.advection.foresee(sources), noise[:, 0, -1, 0, 0])
         future, kept = noise[:, :, -2:], context()
         levels = flow.schedule(self.cfg.sampler_steps, self.cfg.shift)
         for now, after in pairwise(levels):
-            velocity = self.transformer(future, now.expand(len(memory)), kept if cached else context())
+            velocity = self.transformer(future, now.expand(len(memory)), kept if cached else context(), held)
             future = future + (after - now) * velocity
         next_memory = self._memory(state.reference, state.memory, future).contiguous()
         return DreamState(
