@@ -257,7 +257,9 @@ def train_transformer(given: argparse.Namespace) -> None:
     save_file(weights, given.out / "weights.safetensors")
     provenance = {
         "command": f"python benchmarks/pretrain_libero.py {shlex.join(sys.argv[1:])}",
-        "seeds": {"initialisation": 0, "transformer": 2, "kinematics": 3, "body": 4, "grasp": 5, "play": "ids of Split.PLAY"},
+        "seeds": {
+            "initialisation": 0, "transformer": 2, "kinematics": 3, "body": 4, "grasp": 5, "play": "ids of Split.PLAY",
+        },
         "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
         "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
         "own_dreams": given.own, "row": given.row,

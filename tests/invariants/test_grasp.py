@@ -1,4 +1,4 @@
-"""Whether what is at the hand goes with it: read off two pictures, foreseen, and told to the one that makes the next."""
+"""Whether what is at the hand goes with it: read off two pictures, and foreseen."""
 
 import pytest
 import torch

@@ -59,7 +59,8 @@ class Advection(nn.Module):
 
     There are the reference and the memory as they were; both as moved with the hand; the memory moved half as far, as
     an arm is between its hand and its foot; each of these bent by a flow on top, for hands turn and come nearer; the
-    arm drawn anew; and the background, for what is uncovered. What becomes of that which is at the hand, it is told (`grasp.py`).
+    arm drawn anew; and the background, for what is uncovered. What becomes of that which is at the hand, it is told
+    (`grasp.py`).
     """
 
     SOURCES, FLOWS = 7, 3

@@ -72,7 +72,7 @@ class Grasp(nn.Module):
         seen = F.grid_sample(frames.flatten(1, 2), at, padding_mode="border", align_corners=False)
         moved = 8 * (pose[:, 1:] - pose[:, :1])
         told = torch.cat([2 * pose[:, 0] - 1, moved.flatten(1), gripper], 1)
-        kind = self.tell[0].weight.dtype
+        kind = next(self.parameters()).dtype
         return self.tell(torch.cat([self.see(seen.to(kind)), told.to(kind)], 1)).float()
 
 
