@@ -231,7 +231,6 @@ class Serve(Section):
 class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
-    acclimatise: NonNegativeInt = 0  # steps, before the first update, of learning to act in dreams as in reality
     updates: PositiveInt = 30
     groups: PositiveInt = 64  # informative groups an update wants
     group_size: Annotated[int, Field(ge=2)] = 4

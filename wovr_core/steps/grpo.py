@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, load_table, read_manifest, save_weights, writing
-from wovr_core.grpo.acclimatise import acclimatise, pairs
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
@@ -79,12 +78,6 @@ def improve_policy(
         told.write_text("".join(before))
         history: list[dict[str, object]] = [json.loads(line) for line in before]
         bar = progress.add_task("grpo in dreams", total=count, completed=begin, note="")
-        if cfg.acclimatise and not begin:
-            seen = pairs(dreamer, data.training, generator=generator)
-            acclimatise(
-                actor, seen, steps=cfg.acclimatise, learning_rate=cfg.learning_rate, temperature=cfg.temperature,
-                generator=generator,
-            )  # fmt: skip
         for update in range(begin, count):
             if update % cfg.snapshot_every == 0:
                 save_weights(kept, f"snapshot-{update:04d}", actor.state_dict())
