@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--body-steps", type=int, default=3000, help="to learn what the arm looks like, before that")
-    parser.add_argument("--grasp-steps", type=int, default=300, help="to learn what a hand takes along, after that")
+    parser.add_argument("--grasp-steps", type=int, default=500, help="to learn what a hand takes along, after that")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--image-size", type=int, default=64, help="pixels, square, of the play to record")
     parser.add_argument("--codec", choices=("components", "convolutional"), default="components")

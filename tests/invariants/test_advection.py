@@ -5,7 +5,7 @@ import torch
 
 from wovr_core.settings import Architecture, WorldModel
 from wovr_core.trajectory import InitState, to_unit
-from wovr_core.world_model.advection import LAST, SHARPER, Advection, Sources
+from wovr_core.world_model.advection import LAST, SHARPER, Advection, Sources, fit_grasp
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
 from wovr_core.world_model.conditioning import MEMORY
 from wovr_core.world_model.grasp import GOES, STAYS
@@ -191,3 +191,21 @@ def test_a_background_is_what_is_mostly_seen():
     advection = Advection(12, patch=1, pose_dim=2)
     advection.fit_background(frames)
     assert torch.allclose(advection.background, to_unit(frames[:1, :, -1:, -1:]).expand(-1, -1, 128, 128)[0])
+
+
+def test_a_hand_that_shut_around_a_thing_is_foreseen_to_take_it_along(generator, monkeypatch):
+    """Learnt from the pictures alone, in which things go with a hand that is shut and stay behind one that is open."""
+    monkeypatch.setattr("wovr_core.world_model.advection.WINDOWS", 128)
+    torch.manual_seed(0)
+    advection = Advection(12, patch=1, pose_dim=2)
+    advection.body.out.bias.data[3] = -10.0  # no arm hides anything
+    gripper = torch.ones(8, 17) * torch.tensor([1.0, -1.0] * 4)[:, None]
+    x = torch.arange(17) + 4
+    frames = torch.full((8, 17, 3, SIDE, SIDE), 128, dtype=torch.uint8)
+    for episode in range(8):
+        for step in range(17):
+            left = int(x[step]) if gripper[episode, 0] > 0 else 12  # where the hand comes by half way
+            frames[episode, step, :, 15:19, left - 1 : left + 2] = 255
+    pose = torch.stack([x / SIDE, torch.full((17,), 0.5)], -1).expand(8, -1, -1)
+    losses = fit_grasp(advection, frames, pose, gripper, steps=60, generator=generator)
+    assert sum(losses[-5:]) / 5 < 0.1 < 0.5 < losses[0]

@@ -113,6 +113,11 @@ def test_an_arm_that_lags_behind_its_commands_is_learnt(generator):
     missed = (model.statistics.pose_of(path) - window.pose[:, 5:]).norm(dim=-1)
     added_up = model.statistics.integrate(window.pose[:, 4], window.actions[:, 5:])
     assert missed.mean() < 0.2 * (added_up - window.pose[:, 5:]).norm(dim=-1).mean()
+    with torch.no_grad():  # and from the very start, where nothing moved before
+        path = model.kinematics(share[:, :1].expand(-1, 4, -1), torch.zeros(64, 4, 3), actions[:, :8])
+    missed = (model.statistics.pose_of(path) - footage.pose[:, 1:9]).norm(dim=-1)
+    added_up = model.statistics.integrate(footage.pose[:, 0], actions[:, :8])
+    assert missed.mean() < 0.2 * (added_up - footage.pose[:, 1:9]).norm(dim=-1).mean()
 
 
 def test_a_dream_is_where_the_kinematics_say(generator):
