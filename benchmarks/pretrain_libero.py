@@ -223,8 +223,9 @@ def train_transformer(given: argparse.Namespace) -> None:
             )  # fmt: skip
             advection.fit_background(footage.frames[some, ::16].flatten(0, 1))
             fit_grasp(
-                advection, footage.frames[some], seen[some], torch.cat([told[:, :1], told], 1)[some],
-                steps=given.grasp_steps, generator=torch.Generator().manual_seed(5),
+                advection, model.autoencoder, footage.frames[some], seen[some],
+                torch.cat([told[:, :1], told], 1)[some], steps=given.grasp_steps,
+                generator=torch.Generator().manual_seed(5),
             )  # fmt: skip
     latents = Latents(model.autoencoder, footage.frames[: len(footage) - given.held_out])
     begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))

@@ -207,5 +207,7 @@ def test_a_hand_that_shut_around_a_thing_is_foreseen_to_take_it_along(generator,
             left = int(x[step]) if gripper[episode, 0] > 0 else 12  # where the hand comes by half way
             frames[episode, step, :, 15:19, left - 1 : left + 2] = 255
     pose = torch.stack([x / SIDE, torch.full((17,), 0.5)], -1).expand(8, -1, -1)
-    losses = fit_grasp(advection, frames, pose, gripper, steps=60, generator=generator)
+    losses = fit_grasp(
+        advection, ComponentAutoencoder(channels=24), frames, pose, gripper, steps=60, generator=generator
+    )
     assert sum(losses[-5:]) / 5 < 0.1 < 0.5 < losses[0]

@@ -2,8 +2,8 @@
 
 After the background and advected pixels of Finn, Goodfellow and Levine (2016) and Ebert et al. (2017). A hand, and what
 it holds, move in the picture as the arm was told to; a calibrated camera says how far. What is uncovered behind
-them stood in the first frame. Which pixel is which, the transformer's tokens are too coarse to say: a small
-convolutional network does, that sees the pixels and hears the tokens.
+them stood in the first frame, or is background. Which pixel is which, the transformer's tokens are too coarse to say:
+a small convolutional network does, that sees the pixels and hears the tokens.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Sources:
     frames: Float[Tensor, "b 2 3 h w"]  # the reference, and the last one remembered
     pose: Float[Tensor, "b 4 p"]  # as seen in the picture: in those two, and at the end of each future latent
     gripper: Float[Tensor, "b 3"]  # as told last, and at the end of each future latent
-    codec: Autoencoder | None
+    codec: Autoencoder
     sharpness: float  # of the gates: 1 as learnt
 
     @classmethod
@@ -135,7 +135,6 @@ class Advection(nn.Module):
             self._behind(size).expand_as(memory),
         ]  # fmt: skip
         mixed = ((sources.sharpness * gates).softmax(1)[:, :, None] * torch.stack(choices, 1)).sum(1)
-        assert sources.codec is not None
         with torch.autocast(tokens.device.type, enabled=False):
             return sources.codec.encode(mixed[:, None])[:, :, 0].unflatten(0, (b, latents)).transpose(1, 2)
 
@@ -156,6 +155,7 @@ class Advection(nn.Module):
 
 def fit_grasp(
     advection: Advection,
+    codec: Autoencoder,
     frames: UInt8[Tensor, "episode t+1 c h w"],
     pose: Float[Tensor, "episode t+1 p"],
     gripper: Float[Tensor, "episode t+1"],
@@ -172,7 +172,7 @@ def fit_grasp(
         seen, steps = episode[rows, None], when[rows]
         shown = to_unit(torch.stack([frames[episode[rows], 0], frames[episode[rows], at[rows]]], 1))
         poses = torch.cat([pose[seen, torch.zeros_like(seen)], pose[seen, steps]], 1)
-        return Sources(shown, poses, gripper[seen, steps], None, sharpness=1.0)
+        return Sources(shown, poses, gripper[seen, steps], codec, sharpness=1.0)
 
     became = torch.cat(
         [
@@ -180,7 +180,6 @@ def fit_grasp(
             for rows in torch.arange(WINDOWS).split(256)
         ]
     )
-
     told = torch.nonzero(became != UNKNOWN)[:, 0]
 
     def loss(step: int) -> Tensor:

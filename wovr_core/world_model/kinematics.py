@@ -12,7 +12,7 @@ from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
 STRIDES = ((1, 1024, 0.8), (24, 256, 0.2))  # of its training: actions ahead, rows, share of the steps
-STARTS = 8  # windows in which nothing moved before, for each that begins at any other moment of an episode
+STARTS = 8  # so many windows more begin where an episode does, and nothing moved before, than at any other step
 
 
 class Kinematics(nn.Module):
@@ -72,7 +72,7 @@ def fit_kinematics(
             return nn.functional.smooth_l1_loss(path / UNIT, pose[episode, future + 1] / UNIT, beta=0.1)
 
         losses += train(
-            kinematics, loss, name="kinematics", steps=round(share * steps), learning_rate=2e-3 / ahead**0.25,
-            generator=generator, ema=0.99,
+            kinematics, loss, name="kinematics", steps=round(share * steps), generator=generator, ema=0.99,
+            learning_rate=2e-3 / ahead**0.25,  # lower, the longer the way a gradient comes
         )  # fmt: skip
     return losses
