@@ -19,7 +19,7 @@ from wovr_core.grpo.advantages import group_advantages, returns
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.masking import valid_steps
 from wovr_core.imagination.rollout import Dreams
-from wovr_core.policy.behaviour_cloning import clone
+from wovr_core.policy.behaviour_cloning import clone, lessons_of
 from wovr_core.protocols import Policy as Actor
 from wovr_core.settings import Grpo, Policy, Task
 from wovr_core.steps.models import open_policy, save_policy
@@ -107,7 +107,8 @@ def clone_successes(
     settings = {"policy": cfg.model_dump(), "task": task.model_dump(), "temperature": temperature}
     made_from = {"policy": policy, "demonstrations": demonstrations}
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
-        losses = clone(actor, read_episodes(demonstrations) + good, cfg, mirrors=task.mirror, generator=generator)
+        lessons = lessons_of(read_episodes(demonstrations) + good, cfg, chunk=task.chunk)
+        losses = clone(actor, [lessons], cfg, steps=cfg.steps, mirrors=task.mirror, generator=generator)
         save_policy(draft.folder, actor)
         draft.summary |= {"real_episodes": len(tried), "successes": len(good), "loss": losses[-1]}
     return draft.manifest

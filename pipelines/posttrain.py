@@ -10,7 +10,7 @@ from components.evaluate.component import evaluate_policies, judge, write_report
 from components.finish.component import finish
 from components.grpo.component import improve_policy
 from components.keyframes.component import mine_keyframes
-from components.policy.component import clone_base_policy
+from components.policy.component import clone_base_policy, rehearse_policy
 from components.promote.component import promote_policy
 from components.reward.component import train_reward
 from components.serve.component import serve_dreams
@@ -23,7 +23,7 @@ def posttrain(settings: Settings) -> BaseComponent:
     """The pipeline, with the branches of `settings` as its parameters' defaults.
 
     A pipeline's shape is fixed when it is built, so there are at most as many PACE rounds, and as many pods that
-    collect side by side, as `settings` has.
+    collect side by side, as `settings` has; and a rehearsal, if `settings` has one.
     """
     default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
     rounds, shards = settings.pace.rounds, settings.collect.shards
@@ -67,10 +67,20 @@ def posttrain(settings: Settings) -> BaseComponent:
                 beginnings = mine_keyframes(
                     task=task, keyframes=keyframes, episodes=episodes, reward=sees_success
                 ).outputs["chosen"]
+                begins = base
+                if settings.grpo.rehearsal:
+                    begins = rehearse_policy(
+                        task=task,
+                        policy=policy,
+                        grpo=grpo,
+                        base=base,
+                        demonstrations=demonstrations,
+                        world_model=dreams,
+                    ).outputs["rehearsed"]
                 first = improve_policy(
                     task=task,
                     grpo=grpo,
-                    policy=base,
+                    policy=begins,
                     world_model=dreams,
                     reward=sees_success,
                     keyframes=beginnings,
@@ -143,6 +153,6 @@ def posttrain(settings: Settings) -> BaseComponent:
                     with dsl.Else(name=f"settled-{k}"):
                         conclude(chosen, **since | {"chosen": chosen})
 
-                go_on(1, first, base, {})
+                go_on(1, first, begins, {})
 
     return pipeline

@@ -24,7 +24,9 @@ KEYS = ("WOVR_S3_ACCESS_KEY", "WOVR_S3_SECRET_KEY", "MLFLOW_TRACKING_USERNAME", 
         "WOVR_WEBHOOK_URL")  # fmt: skip
 CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
 MODELS = "wovr-models"  # likewise: what Triton serves
-LEARNS = ("train-world-model", "refit-world-model", "train-reward", "improve-policy", "improve-again")
+LEARNS = (
+    "train-world-model", "refit-world-model", "train-reward", "rehearse-policy", "improve-policy", "improve-again"
+)  # fmt: skip
 TRIES = ("collect-episodes", "collect-shard", "collect-again", "evaluate-policies", "clone-base-policy", "write-report")
 HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
 ONCE = ("finish", "try-on-robot")  # told of once; asked of people once

@@ -231,6 +231,7 @@ class Serve(Section):
 class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
+    rehearsal: NonNegativeInt = 0  # steps of cloning before it, from demonstrations and dreams of them
     updates: PositiveInt = 30
     groups: PositiveInt = 64  # informative groups an update wants
     group_size: Annotated[int, Field(ge=2)] = 4

@@ -1,8 +1,8 @@
 from kfp import dsl
-from kfp.dsl import Output
+from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, Policy
+from components.artifacts import Episodes, Policy, WorldModel
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
@@ -20,3 +20,31 @@ def clone_base_policy(task: dict, policy: dict, base: Output[Policy], demonstrat
         demonstrations=Path(demonstrations.path),
     )
     base.metadata.update(manifest.summary)
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def rehearse_policy(
+    task: dict,
+    policy: dict,
+    grpo: dict,
+    base: Input[Policy],
+    demonstrations: Input[Episodes],
+    world_model: Input[WorldModel],
+    rehearsed: Output[Policy],
+):
+    """Clone the base policy on, half from dreams of its demonstrations, so that it knows what a dream looks like."""
+    from pathlib import Path
+
+    from wovr_core import settings
+    from wovr_core.steps.rehearsal import rehearse_policy as step
+
+    manifest = step(
+        settings.Policy.model_validate(policy),
+        settings.Grpo.model_validate(grpo),
+        settings.Task.model_validate(task),
+        policy=Path(base.path),
+        demonstrations=Path(demonstrations.path),
+        world_model=Path(world_model.path),
+        out=Path(rehearsed.path),
+    )
+    rehearsed.metadata.update(manifest.summary)

@@ -7,7 +7,7 @@ import torch
 
 from tests.toys import an_episode
 from wovr_core.policy.action_chunks import BINS, CENTRES, from_tokens, to_tokens
-from wovr_core.policy.behaviour_cloning import clone
+from wovr_core.policy.behaviour_cloning import Lessons, clone, lessons_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import Policy
 from wovr_core.trajectory import Observation
@@ -43,7 +43,10 @@ def test_a_policy_may_read_the_arm_or_go_by_the_picture_alone(policy, generator)
     film = torch.zeros(17, 3, 16, 16, dtype=torch.uint8)
     told = [replace(an_episode(steps=16), frames=film, pose=torch.rand(17, 2, generator=generator)) for _ in range(2)]
     arm = TinyVLA(policy.shape.model_copy(update={"pose_dim": 2, "stride": 4}))
-    clone(arm, told, Policy(steps=1, batch=4, every=1), mirrors=False, generator=generator)
+    cfg = Policy(batch=4, every=1)
+    lessons = lessons_of(told, cfg, chunk=8)
+    arm.standardise(lessons.pose)
+    clone(arm, [lessons], cfg, steps=1, mirrors=False, generator=generator)
     assert torch.allclose(arm.pose_mean, torch.cat([one.pose[:9] for one in told]).mean(0))
     tokens = torch.zeros(6, 8, 3, dtype=torch.long)
     for one, reads in ((arm, True), (policy, False)):
@@ -64,8 +67,8 @@ def test_what_a_demonstration_does_after_its_success_is_left_out(policy, generat
 
     def moves_left(keep: int) -> float:
         """Mean log-probability, once that has been cloned."""
-        cfg = Policy(steps=60, batch=16, every=1, after_success=keep)
-        clone(policy, [told], cfg, mirrors=False, generator=generator)
+        cfg = Policy(batch=16, every=1, after_success=keep)
+        clone(policy, [lessons_of([told], cfg, chunk=8)], cfg, steps=60, mirrors=False, generator=generator)
         return float(policy.log_prob(view, left, temperature=1.0)[..., 0].mean().detach())
 
     assert moves_left(8) < moves_left(1000) - 2
@@ -158,7 +161,8 @@ def test_cloning_learns_what_the_demonstrations_did(generator):
     vocabulary, words = vocabulary_of(said)
     torch.manual_seed(0)
     policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=16, features=8, keypoints=4, hidden=32))
-    losses = clone(policy, episodes, Policy(steps=200, batch=16, learning_rate=1e-2), mirrors=True, generator=generator)
+    cfg = Policy(batch=16, learning_rate=1e-2)
+    losses = clone(policy, [lessons_of(episodes, cfg, chunk=8)], cfg, steps=200, mirrors=True, generator=generator)
     assert losses[-1] < losses[0]
     frames = episodes[0].frames[:1]
     seen = torch.cat([frames, frames, frames.flip(-1), frames.flip(-1)])
@@ -168,3 +172,22 @@ def test_cloning_learns_what_the_demonstrations_did(generator):
     )  # fmt: skip
     towards = torch.tensor([1, -1, -1, 1])
     assert (decided.actions[..., 0] * towards[:, None]).min() > 0.5
+
+
+def test_each_of_several_lessons_is_an_equal_share_of_every_batch(policy, generator, monkeypatch):
+    shown: list[torch.Tensor] = []
+    look = TinyVLA.forward
+    monkeypatch.setattr(
+        TinyVLA, "forward", lambda self, frames, *rest: shown.append(frames) or look(self, frames, *rest)
+    )
+    shades = [0, 100, 200]
+    few, more, most = (
+        Lessons(
+            torch.full((n, 3, 16, 16), shade, dtype=torch.uint8), torch.zeros(n, 2), torch.zeros(n, 8, 3),
+            (INSTRUCTIONS[0],) * n,
+        )
+        for n, shade in zip((2, 20, 200), shades, strict=True)
+    )  # fmt: skip
+    clone(policy, [few, more, most], Policy(batch=9), steps=1, mirrors=False, generator=generator)
+    seen = ((shown[0][:, 0, 0, 0] + 1) * 127.5).round()
+    assert [int((seen == shade).sum()) for shade in shades] == [3, 3, 3]

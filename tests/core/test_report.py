@@ -211,7 +211,10 @@ def test_examples_are_of_every_outcome_and_agreement_counts_them():
     really = torch.tensor([[0, 1], [0, 0], [0, 0], [0, 1]], dtype=torch.bool).repeat_interleave(8, 1)
     seemingly = torch.tensor([[0, 1], [0, 0], [1, 1], [0, 0]], dtype=torch.bool).repeat_interleave(8, 1)
     frames = torch.zeros(4, 16, 3, 8, 8, dtype=torch.uint8)
-    replay = Replay(instructions=("a", "b", "c", "d"), imagined=frames, real=frames, success=really, first=frames[:, 0])
+    replay = Replay(
+        instructions=("a", "b", "c", "d"), imagined=frames, real=frames, success=really, first=frames[:, 0],
+        pose=torch.zeros(4, 2, 4, 2),
+    )  # fmt: skip
     shown = Replayed(replay=replay, really=really, seemingly=seemingly)
     assert [(count, rows) for _, count, rows in shown.examples()] == [(1, [0]), (1, [1]), (1, [2]), (1, [3])]
     assert shown.by_depth() == [(8, Agreement(0, 1, 0, 3)), (16, Agreement(1, 1, 1, 1))]

@@ -12,7 +12,7 @@ from components.policy.component import clone_base_policy
 from components.reward.component import train_reward
 from pipelines.posttrain import posttrain
 from pipelines.steps import STEPS, step_named
-from wovr_core.settings import Collect, Pace, Settings
+from wovr_core.settings import Collect, Grpo, Pace, Settings
 
 
 def compiled(settings: Settings, folder) -> dict:
@@ -54,6 +54,19 @@ def test_a_policy_dreams_where_its_own_world_model_is_served(tmp_path):
                 assert all(theirs[port] == ours[port] for port in ("world_model", "reward")), name
                 served.append(asked)
     assert len(served) == 1 + Settings().pace.rounds and all(name.startswith("serve-dreams") for name in served)
+
+
+def test_a_policy_rehearses_in_the_dreams_it_learns_in_if_the_settings_say_so(tmp_path):
+    (tmp_path / "with").mkdir()
+    rehearsing = compiled(Settings(grpo=Grpo(rehearsal=5)), tmp_path / "with")
+    tasks = {
+        name: task for part in rehearsing["components"].values()
+        for name, task in part.get("dag", {}).get("tasks", {}).items()
+    }  # fmt: skip
+    asked = tasks["improve-policy"]["inputs"]["artifacts"]
+    assert asked["policy"]["taskOutputArtifact"]["producerTask"] == "rehearse-policy"
+    assert tasks["rehearse-policy"]["inputs"]["artifacts"]["world_model"] == asked["world_model"]
+    assert not [name for name in compiled(Settings(), tmp_path)["components"] if "rehearse" in name]
 
 
 def test_a_wire_into_the_wrong_port_fails_when_the_pipeline_is_built():

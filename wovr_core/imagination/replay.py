@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wovr_core.imagination.rollout import CHUNK
@@ -23,6 +23,7 @@ class Replay:
     real: UInt8[Tensor, "episode frame c h w"]
     success: Bool[Tensor, "episode frame"]  # did the goal really hold at this frame
     first: UInt8[Tensor, "episode c h w"]  # the frame the dream began with
+    pose: Float[Tensor, "episode chunk 4 p"]  # where the dream thinks the arm is, at the last frames of each chunk
 
 
 def init_state(episode: Episode, step: int, *, index: int, steps_left: int, rule: str) -> InitState:
@@ -53,22 +54,24 @@ def replay(
         raise ValueError("nothing to replay: no episodes given")
     count = chunks if chunks is not None else (len(episodes[0].actions) - start) // CHUNK
     read = list(range(every - 1, CHUNK, every))
-    imagined = []
+    imagined, pose = [], []
     with torch.no_grad():
         for i in range(0, len(episodes), batch):
             part = episodes[i : i + batch]
             begun = [init_state(e, start, index=0, steps_left=CHUNK, rule="replay") for e in part]
-            state, seen = world_model.begin(begun), []
+            state, seen, path = world_model.begin(begun), [], []
             done = torch.stack([e.actions for e in part]) if actions is None else actions[i : i + batch]
             for chunk in range(count):
                 at = start + chunk * CHUNK
                 state = world_model.imagine(state, done[:, at : at + CHUNK], generator=generator)
                 seen.append(world_model.look(state, read))
+                path.append(state.pose[:, -MEMORY:])
             imagined.append(torch.cat(seen, 1))
+            pose.append(torch.stack(path, 1))
     shown = [start + chunk * CHUNK + frame + 1 for chunk in range(count) for frame in read]
     return Replay(
         instructions=tuple(e.instruction for e in episodes), imagined=torch.cat(imagined),
         real=torch.stack([e.frames[shown] for e in episodes]),
         success=torch.stack([e.success[shown] for e in episodes]),
-        first=torch.stack([e.frames[start] for e in episodes]),
+        first=torch.stack([e.frames[start] for e in episodes]), pose=torch.cat(pose),
     )  # fmt: skip

@@ -1,9 +1,12 @@
-"""The base policy: imitate demonstrations, chunk by chunk."""
+"""Imitation: do, chunk by chunk, what was done in demonstrations, seen as they were or as they are dreamt."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Self
 
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 from torch.nn import functional as F
 
 from wovr_core.policy.action_chunks import mirrored, to_tokens
@@ -14,42 +17,90 @@ from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """Some moments: what was seen and said, and what was done next."""
+
+    frames: UInt8[Tensor, "n c h w"]
+    pose: Float[Tensor, "n p"]
+    actions: Float[Tensor, "n chunk a"]
+    instructions: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        episode: Episode,
+        steps: Sequence[int],
+        frames: UInt8[Tensor, "step c h w"],
+        pose: Float[Tensor, "step p"],
+        *,
+        chunk: int,
+        keep: int,
+    ) -> Self:
+        """What an episode did after these of its steps, at which `frames` and `pose` are what is seen of it.
+
+        Left out is what it did more than `keep` steps after its success.
+        """
+        end = len(episode.actions) if episode.success_step is None else episode.success_step + keep
+        kept = [row for row, step in enumerate(steps) if step + chunk <= min(end, len(episode.actions))]
+        whole = episode.actions.unfold(0, chunk, 1).transpose(1, 2)
+        return cls(frames[kept], pose[kept], whole[[steps[row] for row in kept]], (episode.instruction,) * len(kept))
+
+    @classmethod
+    def together(cls, parts: "Sequence[Lessons]") -> Self:
+        """All of their moments."""
+        frames, pose, actions = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "pose", "actions")
+        )
+        return cls(frames, pose, actions, tuple(words for part in parts for words in part.instructions))
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def lessons_of(episodes: Sequence[Episode], cfg: Settings, *, chunk: int) -> Lessons:
+    """Real episodes as they were, seen every `cfg.every` steps."""
+    return Lessons.together(
+        [
+            Lessons.of(
+                episode, range(0, len(episode.frames), cfg.every), episode.frames[:: cfg.every],
+                episode.pose[:: cfg.every], chunk=chunk, keep=cfg.after_success,
+            )
+            for episode in episodes
+        ]
+    )  # fmt: skip
+
+
 def clone(
-    policy: TinyVLA, episodes: Sequence[Episode], cfg: Settings, *, mirrors: bool, generator: torch.Generator
+    policy: TinyVLA,
+    lessons: Sequence[Lessons],
+    cfg: Settings,
+    *,
+    steps: int,
+    mirrors: bool,
+    generator: torch.Generator,
+    name: str = "base policy",
 ) -> list[float]:
-    """Maximise the likelihood of what the demonstrations did next, seen every `cfg.every` steps; returns the losses.
+    """Maximise the likelihood of what was done next, each of the `lessons` an equal share; returns the losses.
 
     Frames are shifted a little and, where `mirrors` are scenes too, mirrored, motions with them, to learn more from
     the few demonstrations there are.
     """
-    chunk = policy.shape.chunk
-    episodes = [_without_its_rest(episode, cfg.after_success) for episode in episodes]
-    frames = torch.cat([episode.frames[: -chunk : cfg.every] for episode in episodes])
-    pose = torch.cat([episode.pose[: -chunk : cfg.every] for episode in episodes])
-    if policy.shape.pose_dim:
-        policy.pose_mean.copy_(pose.mean(0))
-        policy.pose_std.copy_(pose.std(0))
-    actions = torch.cat([episode.actions.unfold(0, chunk, cfg.every).transpose(1, 2) for episode in episodes])
-    said = [episode.instruction for episode in episodes for _ in range(0, len(episode.frames) - chunk, cfg.every)]
+    shares = [cfg.batch * (i + 1) // len(lessons) - cfg.batch * i // len(lessons) for i in range(len(lessons))]
 
     def loss(step: int) -> torch.Tensor:
-        rows = torch.randint(len(frames), (cfg.batch,), generator=generator)
-        seen, turned = mirror(jitter(to_unit(frames[rows]), generator=generator), step if mirrors else 0)
-        motion, gripper = policy(seen, [said[row] for row in rows.tolist()], pose[rows])
-        wanted = to_tokens(mirrored(actions[rows], turned))
+        rows = [torch.randint(len(some), (n,), generator=generator) for some, n in zip(lessons, shares, strict=True)]
+        drawn = list(zip(lessons, rows, strict=True))
+        frames, pose, actions = (
+            torch.cat([getattr(some, column)[row] for some, row in drawn]) for column in ("frames", "pose", "actions")
+        )
+        said = [some.instructions[i] for some, row in drawn for i in row.tolist()]
+        seen, turned = mirror(jitter(to_unit(frames), generator=generator), step if mirrors else 0)
+        motion, gripper = policy(seen, said, pose)
+        wanted = to_tokens(mirrored(actions, turned))
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
 
     return train(
-        policy, loss, name="base policy", steps=cfg.steps, learning_rate=cfg.learning_rate, generator=generator,
-        weight_decay=1e-3,
-    )  # fmt: skip
-
-
-def _without_its_rest(episode: Episode, keep: int) -> Episode:
-    """The episode until it has succeeded, and some steps more."""
-    if episode.success_step is None:
-        return episode
-    end = episode.success_step + keep
-    kept = {name: getattr(episode, name)[: end + 1] for name in ("frames", "pose", "success")}
-    return replace(episode, actions=episode.actions[:end], **kept)
+        policy, loss, name=name, steps=steps, learning_rate=cfg.learning_rate, generator=generator, weight_decay=1e-3
+    )

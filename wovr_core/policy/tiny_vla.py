@@ -106,6 +106,12 @@ class TinyVLA(nn.Module):
             nn.Linear(shape.hidden, shape.chunk * (2 * motions + 1)),
         )  # fmt: skip
 
+    def standardise(self, pose: Float[Tensor, "n p"]) -> None:
+        """Read poses in units of how these, of the demonstrations, are spread."""
+        if self.shape.pose_dim:
+            self.pose_mean.copy_(pose.mean(0))
+            self.pose_std.copy_(pose.std(0))
+
     def forward(
         self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str], pose: Float[Tensor, "b p"]
     ) -> tuple[Float[Tensor, "b chunk motions bins"], Float[Tensor, "b chunk 2"]]:

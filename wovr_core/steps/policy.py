@@ -8,7 +8,7 @@ from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import attempt
-from wovr_core.policy.behaviour_cloning import clone
+from wovr_core.policy.behaviour_cloning import clone, lessons_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import Policy, Task
 from wovr_core.steps.models import save_policy
@@ -45,7 +45,9 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     )  # fmt: skip
     policy = TinyVLA(shape)
     with writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft:
-        losses = clone(policy, good, cfg, mirrors=task.mirror, generator=generator)
+        lessons = lessons_of(good, cfg, chunk=task.chunk)
+        policy.standardise(lessons.pose)
+        losses = clone(policy, [lessons], cfg, steps=cfg.steps, mirrors=task.mirror, generator=generator)
         save_policy(draft.folder, policy)
         draft.summary |= {"demonstrations": len(good), "loss": round(losses[-1], 4)}
     return draft.manifest

@@ -1,0 +1,57 @@
+"""rehearsal: show a policy what dreams look like, before it learns in them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.imagination.replay import MEMORY, replay
+from wovr_core.imagination.rollout import CHUNK
+from wovr_core.policy.behaviour_cloning import Lessons, clone, lessons_of
+from wovr_core.protocols import WorldModel
+from wovr_core.settings import Grpo, Policy, Task
+from wovr_core.steps.dreamer import open_world_model
+from wovr_core.steps.models import open_episodes, open_policy, save_policy
+from wovr_core.trajectory import Episode
+
+
+def rehearse_policy(
+    cfg: Policy, grpo: Grpo, task: Task, *, policy: Path, demonstrations: Path, world_model: Path, out: Path
+) -> Manifest:
+    """Clone on, half from the demonstrations and half from dreams of them, so that a dream's pictures are known too.
+
+    What to do in the dream of a demonstration's actions is what was done in the demonstration. A policy that has seen
+    real pictures only may be lost in dreams, and then has nothing to learn from there
+    (docs/decisions/021-at-home-in-dreams.md).
+    """
+    shown = open_episodes([demonstrations]).training
+    actor, dreamer = open_policy(policy), open_world_model(world_model)
+    generator = torch.Generator().manual_seed(task.seed)
+    told = {"policy": cfg.model_dump(), "grpo": grpo.model_dump(), "task": task.model_dump()}
+    made_from = {"policy": policy, "demonstrations": demonstrations, "world_model": world_model}
+    with writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft:
+        lessons = [lessons_of(shown, cfg, chunk=task.chunk), dreamt_lessons(dreamer, shown, cfg, generator=generator)]
+        losses = clone(
+            actor, lessons, cfg, steps=grpo.rehearsal, mirrors=task.mirror, generator=generator, name="rehearsal"
+        )
+        save_policy(draft.folder, actor)
+        draft.summary |= {
+            "real_moments": len(lessons[0]), "dreamt_moments": len(lessons[1]), "loss": round(losses[-1], 4)
+        }  # fmt: skip
+    return draft.manifest
+
+
+def dreamt_lessons(
+    world_model: WorldModel, episodes: Sequence[Episode], cfg: Policy, *, generator: torch.Generator
+) -> Lessons:
+    """The episodes as they are dreamt, at the last frames of every chunk: there a dream knows where its arm is."""
+    dreamt = replay(world_model, episodes, generator=generator)
+    frames = dreamt.imagined.unflatten(1, (-1, CHUNK))[:, :, -MEMORY:].flatten(1, 2)
+    steps = [step for step in range(1, len(episodes[0].frames)) if (step - 1) % CHUNK >= CHUNK - MEMORY]
+    return Lessons.together(
+        [
+            Lessons.of(episode, steps, seen, pose, chunk=CHUNK, keep=cfg.after_success)
+            for episode, seen, pose in zip(episodes, frames, dreamt.pose.flatten(1, 2), strict=True)
+        ]
+    )
