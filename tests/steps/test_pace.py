@@ -6,6 +6,7 @@ import torch
 from tests.steps.conftest import REWARD, SHAPE, TASK, WORLD_MODEL, collection
 from wovr_core.artifacts import Kind, load_weights, read_manifest, writing
 from wovr_core.policy.tiny_vla import TinyVLA
+from wovr_core.reward.reliability import HallucinationDetector
 from wovr_core.settings import Pace
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import save_policy
@@ -150,3 +151,19 @@ def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_
     assert before == {"rolled_back": False} and look["round"] == 2
     assert look["imagined_success"] == [0.2, 0.9]
     assert look["gap"] == pytest.approx(0.9 - 0.25)
+
+
+@pytest.mark.parametrize(("spared", "left"), [(1.0, (2, 1)), (0.5, (1, 0))])
+def test_it_is_told_what_a_monitor_leaves_of_right_and_false_successes(spared, left, shelf, tmp_path, monkeypatch):
+    """All of four dreams look like successes; those of the first and third episode are. Each is doubted more."""
+    for where in ("evaluation.fidelity", "steps.reward"):
+        monkeypatch.setattr(f"wovr_core.{where}.probabilities", lambda _, frames, __: torch.ones(frames.shape[:2]))
+    monkeypatch.setattr(
+        HallucinationDetector, "doubt", lambda _, frames, __: torch.arange(4.0).repeat_interleave(len(frames) // 4) / 10
+    )
+    cfg = REWARD.model_copy(update={"spared": spared})
+    ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"]}
+    told = train_reward(cfg, TASK, **ports, out=tmp_path / "out").summary
+    kinds = ("true_positives", "false_positives")
+    assert tuple(told["imagined"][kind] for kind in kinds) == (2, 2)
+    assert tuple(told["monitored"][kind] for kind in kinds) == left

@@ -161,6 +161,13 @@ def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int) -> Phas
         notes.append(f"{world['drift_reason']}; {world['refit_reason']}")
     if policy["stopped"]:
         notes.append(f"stopped early: {policy['stopped']}")
+    if left := reward.get("monitored"):
+        all_of_them = reward["imagined"]
+        notes.append(
+            f"of {all_of_them['true_positives']} right and {all_of_them['false_positives']} false successes in dreams "
+            f"of held-out episodes the monitor {'leaves' if grpo['monitor'] else 'would leave'} "
+            f"{left['true_positives']} and {left['false_positives']}"
+        )
     counts = {name: reward["imagined"][name] for name in Agreement.__dataclass_fields__}
     return Phase(
         round=collected["round"],

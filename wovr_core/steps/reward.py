@@ -87,17 +87,21 @@ def train_reward(
         read = shown.imagined[:, cfg.every - 1 :: cfg.every]
         probability = probabilities(reward, read, shown.instructions)
         score = rollout_score(probability, cfg.hysteresis)
-        reward.threshold = calibrate(score, shown.success.any(1), precision=cfg.precision)
+        really = shown.success.any(1)
+        reward.threshold = calibrate(score, really, precision=cfg.precision)
         agreement = outcomes(reward, shown, judge)
         if cfg.detector_steps:
-            right = (score >= reward.threshold) & shown.success.any(1)
+            right = (score >= reward.threshold) & really
             newest = right & (torch.arange(len(right)) >= len(right) - len(open_episodes(episodes[-1:]).held_out))
             right = newest if newest.sum() >= ENOUGH else right  # older policies dreamt otherwise
-            doubt = detector.doubt(read[right].flatten(0, 1), shown.first[right].repeat_interleave(read.shape[1], 0))
-            agree = held_for(probability >= reward.threshold, torch.zeros(len(read), dtype=torch.long))[right]
+            doubt = detector.doubt(read.flatten(0, 1), shown.first.repeat_interleave(read.shape[1], 0))
+            agree = held_for(probability >= reward.threshold, torch.zeros(len(read), dtype=torch.long))
             dreamt = valid_steps(agree >= cfg.hysteresis)  # a dream ends with its first success
-            detector.threshold = spare(doubt.view_as(dreamt).masked_fill(~dreamt, 0).amax(1), cfg.spared)
+            most = doubt.view_as(dreamt).masked_fill(~dreamt, 0).amax(1)
+            detector.threshold = spare(most[right], cfg.spared)
             save_detector(draft.folder, detector)
+            believed = (score >= reward.threshold) & (most < detector.threshold)
+            draft.summary["monitored"] = Agreement.of(believed, really).summary()
         frames = LabelledFrames.of_episodes(data.held_out)
         seen = reward.probability(frames.frames, frames.instructions) >= reward.threshold
         save_reward(draft.folder, reward)
