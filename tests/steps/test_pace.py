@@ -158,9 +158,8 @@ def test_it_is_told_what_a_monitor_leaves_of_right_and_false_successes(spared, l
     """All of four dreams look like successes; those of the first and third episode are. Each is doubted more."""
     for where in ("evaluation.fidelity", "steps.reward"):
         monkeypatch.setattr(f"wovr_core.{where}.probabilities", lambda _, frames, __: torch.ones(frames.shape[:2]))
-    monkeypatch.setattr(
-        HallucinationDetector, "doubt", lambda _, frames, __: torch.arange(4.0).repeat_interleave(len(frames) // 4) / 10
-    )
+    doubts = iter([0.0, 0.1, 0.2, 0.3])
+    monkeypatch.setattr(HallucinationDetector, "doubt", lambda _, frames, __: torch.full((len(frames),), next(doubts)))
     cfg = REWARD.model_copy(update={"spared": spared})
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"]}
     told = train_reward(cfg, TASK, **ports, out=tmp_path / "out").summary

@@ -94,10 +94,12 @@ def train_reward(
             right = (score >= reward.threshold) & really
             newest = right & (torch.arange(len(right)) >= len(right) - len(open_episodes(episodes[-1:]).held_out))
             right = newest if newest.sum() >= ENOUGH else right  # older policies dreamt otherwise
-            doubt = detector.doubt(read.flatten(0, 1), shown.first.repeat_interleave(read.shape[1], 0))
+            doubt = torch.stack(
+                [detector.doubt(seen, first.expand_as(seen)) for seen, first in zip(read, shown.first, strict=True)]
+            )
             agree = held_for(probability >= reward.threshold, torch.zeros(len(read), dtype=torch.long))
             dreamt = valid_steps(agree >= cfg.hysteresis)  # a dream ends with its first success
-            most = doubt.view_as(dreamt).masked_fill(~dreamt, 0).amax(1)
+            most = doubt.masked_fill(~dreamt, 0).amax(1)
             detector.threshold = spare(most[right], cfg.spared)
             save_detector(draft.folder, detector)
             believed = (score >= reward.threshold) & (most < detector.threshold)
