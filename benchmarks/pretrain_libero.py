@@ -203,33 +203,31 @@ def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
 
 def train_transformer(given: argparse.Namespace) -> None:
     footage, generator = recorded(given.work), torch.Generator().manual_seed(2)
+    training, held_out = footage[: len(footage) - given.held_out], footage[len(footage) - given.held_out :]
     torch.manual_seed(0)
     model = world_model(given)
     if given.start is None:
         model.autoencoder.load_state_dict(load_file(given.work / "codec.safetensors"))
         model.statistics.fit(footage)
         model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
-        share = model.statistics.share(footage.pose)[: -given.held_out]
         fit_kinematics(
-            model.kinematics, share, footage.actions[: -given.held_out], steps=10_000,
+            model.kinematics, model.statistics.share(training.pose), training.actions, steps=10_000,
             generator=torch.Generator().manual_seed(3),
         )  # fmt: skip
         if (advection := model.transformer.advection) is not None:
-            seen, told = model.statistics.in_picture(footage.pose), footage.actions[..., -1]
-            some = slice(len(footage) - given.held_out)
+            seen = model.statistics.in_picture(training.pose)
             fit_body(
-                advection.body, footage.frames[some], seen[some], torch.cat([told[:, :1], told], 1)[some],
-                steps=given.body_steps, generator=torch.Generator().manual_seed(4),
+                advection.body, training.frames, seen, training.gripper, steps=given.body_steps,
+                generator=torch.Generator().manual_seed(4),
             )  # fmt: skip
-            advection.fit_background(footage.frames[some, ::16].flatten(0, 1))
-            fit_grasp(
-                advection, model.autoencoder, footage.frames[some], seen[some],
-                torch.cat([told[:, :1], told], 1)[some], steps=given.grasp_steps,
-                generator=torch.Generator().manual_seed(5),
-            )  # fmt: skip
-    latents = Latents(model.autoencoder, footage.frames[: len(footage) - given.held_out])
-    begun, training = time.time(), Footage(*(value[: len(latents.every)] for value in vars(footage).values()))
-    held_out = Footage(*(value[len(latents.every) :] for value in vars(footage).values()))
+            advection.fit_background(training.frames[:, ::16].flatten(0, 1))
+    training = model.with_grasps(training)
+    if (advection := model.transformer.advection) is not None:
+        fit_grasp(
+            advection, model.autoencoder, training, model.statistics.in_picture(training.pose),
+            steps=given.grasp_steps, generator=torch.Generator().manual_seed(5),
+        )  # fmt: skip
+    begun, latents = time.time(), Latents(model.autoencoder, training.frames)
     walk = Walk(training, model.cfg, given.batch, generator, steps=training.actions.shape[1])
     dreamt, recent = torch.zeros(()), list[float]()
 
@@ -241,7 +239,8 @@ def train_transformer(given: argparse.Namespace) -> None:
         seen = latents.at(*places)
         if model.cfg.context == "frame":
             seen[:, :, :2] = model.encode(Window(window.frames[:, :5], window.actions, window.pose))
-        value, dreamt = model.learn(seen, window.actions, window.pose, generator=generator, dreamt=dreamt, own=own)
+        told = window.actions, window.pose, window.held
+        value, dreamt = model.learn(seen, *told, generator=generator, dreamt=dreamt, own=own)
         return value
 
     def note(step: int, value: float) -> None:
@@ -271,8 +270,7 @@ def train_transformer(given: argparse.Namespace) -> None:
 
 def measure_play(given: argparse.Namespace) -> None:
     """The newest play, replayed in dreams of the weights to start from: PSNR, and how far off the hand is, by depth."""
-    model, play = world_model(given), recorded(given.work)
-    play = Footage(*(value[-given.held_out :] for value in vars(play).values()))
+    model, play = world_model(given), recorded(given.work)[-given.held_out :]
     episodes, generator = as_episodes(play), torch.Generator().manual_seed(0)
     rows = as_rows(measure(model, episodes, seed=0))
     starts = [init_state(one, 0, index=0, steps_left=8, rule="measure") for one in episodes]

@@ -53,7 +53,7 @@ class ToyWorld:
         return DreamState(
             reference=torch.stack([start.reference for start in starts]).float(), memory=pictures, before=pictures,
             future=pictures[:, :, None][:, :, :0], actions=torch.zeros(len(starts), 4, 3),
-            pose=torch.stack([start.pose for start in starts]),
+            pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), -1),
         )  # fmt: skip
 
     def imagine(self, state: DreamState, actions: Tensor, *, generator: torch.Generator) -> DreamState:
@@ -63,7 +63,7 @@ class ToyWorld:
         memory = state.memory + forward
         return DreamState(
             reference=state.reference, memory=memory, before=state.memory, future=memory[:, :, None],
-            actions=actions[:, -4:], pose=state.pose,
+            actions=actions[:, -4:], pose=state.pose, held=state.held,
         )  # fmt: skip
 
     def look(self, state: DreamState, frames: Sequence[int]) -> Tensor:

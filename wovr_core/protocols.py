@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.trajectory import ActionChunk, InitState, Observation
+
+UNTOLD = -1  # of `DreamState.held`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,7 @@ class DreamState:
     future: Float[Tensor, "b c latents y x"]  # latents of the chunk just dreamt; none at the start
     actions: Float[Tensor, "b 4 a"]  # that led to the remembered frames
     pose: Float[Tensor, "b 5 p"]  # gripper position at the first and at the remembered frames
+    held: Int[Tensor, " b"]  # whether what is at the shut hand goes with it: 1 or 0; UNTOLD, if that is not decided
 
     def __getitem__(self, rows: Tensor) -> "DreamState":
         return DreamState(**{name: value[rows] for name, value in vars(self).items()})

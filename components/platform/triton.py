@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException
 from components.serving.dreams import code_that_dreams
 from components.serving.wire import CALLS, INPUTS, MODEL, TYPES, config
 from wovr_core.artifacts import Kind, read_manifest
-from wovr_core.protocols import BrokenDreamError, DreamState, Sight, Simulator
+from wovr_core.protocols import UNTOLD, BrokenDreamError, DreamState, Sight, Simulator
 from wovr_core.settings import Serve
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
@@ -68,7 +68,7 @@ class ServedSimulator:
         return DreamState(
             reference=latents[:, :, 0], memory=latents[:, :, 1], before=latents[:, :, 1], future=latents[:, :, 1:1],
             actions=torch.stack([start.actions for start in starts]),
-            pose=torch.stack([start.pose for start in starts]),
+            pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), UNTOLD),
         )  # fmt: skip
 
     def imagine(
@@ -85,14 +85,14 @@ class ServedSimulator:
             "instruction": [start.instruction for start in starts],
             "first_frame": torch.stack([start.reference for start in starts]),
             "reference": state.reference, "memory": state.memory, "past_actions": state.actions, "pose": state.pose,
-            "actions": actions,
+            "held": state.held[:, None], "actions": actions,
             "noise": dream_noise(state.memory, of_memory=self.about["noisy_memory"], generator=generator),
         }  # fmt: skip
         told = {name: torch.from_numpy(value) for name, value in self._ask("imagine", len(state), asked).items()}
         b, (c, y, x), side = len(state), state.memory.shape[1:], asked["first_frame"].shape[1:]
         shapes = {
             "latents": (b, c, 2, y, x), "next_memory": (b, c, y, x), "next_pose": tuple(state.pose.shape),
-            "seen": (b, len(read), *side), "success": (b, len(read)), "doubt": (b, len(read)),
+            "next_held": (b, 1), "seen": (b, len(read), *side), "success": (b, len(read)), "doubt": (b, len(read)),
         }  # fmt: skip
         for name, shape in shapes.items():
             if told[name].shape != shape:
@@ -101,7 +101,7 @@ class ServedSimulator:
                 )
         after = DreamState(
             reference=state.reference, memory=told["next_memory"], before=state.memory, future=told["latents"],
-            actions=actions[:, -state.actions.shape[1] :], pose=told["next_pose"],
+            actions=actions[:, -state.actions.shape[1] :], pose=told["next_pose"], held=told["next_held"][:, 0],
         )  # fmt: skip
         doubt = None if self.doubt_threshold is None else told["doubt"]
         return after, Sight(frames=told["seen"], success=told["success"], doubt=doubt)

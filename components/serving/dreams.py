@@ -16,7 +16,7 @@ import torch
 from components.serving.wire import CALLS
 from wovr_core.artifacts import load_json
 from wovr_core.artifacts.manifest import code_version
-from wovr_core.protocols import DreamState
+from wovr_core.protocols import UNTOLD, DreamState
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.trajectory import to_unit
 
@@ -48,14 +48,14 @@ class Server:
         memory = asked["memory"]
         state = DreamState(
             reference=asked["reference"], memory=memory, before=memory, future=memory[:, :, None][:, :, :0],
-            actions=asked["past_actions"], pose=asked["pose"],
+            actions=asked["past_actions"], pose=asked["pose"], held=asked["held"][:, 0],
         )  # fmt: skip
         state = self.simulator.world_model.imagine_with(asked["noise"], state, asked["actions"])
         sight = self.simulator.see(state, asked["instruction"], asked["first_frame"], _read(asked))
         doubt = torch.zeros_like(sight.success) if sight.doubt is None else sight.doubt
         return {
-            "latents": state.future, "next_memory": state.memory, "next_pose": state.pose, "seen": sight.frames,
-            "success": sight.success, "doubt": doubt,
+            "latents": state.future, "next_memory": state.memory, "next_pose": state.pose,
+            "next_held": state.held[:, None], "seen": sight.frames, "success": sight.success, "doubt": doubt,
         }  # fmt: skip
 
     def encode(self, asked: Rows) -> Rows:
@@ -66,6 +66,7 @@ class Server:
         state = DreamState(
             reference=asked["reference"], memory=memory, before=memory, future=asked["future"],
             actions=memory.new_zeros(len(memory), 4, 0), pose=memory.new_zeros(len(memory), 5, 0),
+            held=torch.full((len(memory),), UNTOLD),
         )  # fmt: skip
         return {"seen": self.simulator.world_model.look(state, _read(asked))}
 

@@ -5,7 +5,7 @@ shows frames for a video, `about` says what is served.
 """
 
 MODEL = "dreams"  # what the names of served versions begin with
-TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "object": "BYTES"}
+TYPES = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float32": "FP32", "object": "BYTES"}
 
 # name: dtype and shape of a row; -1 is what the artifact says: c latent channels, y x latent size, h w pixels,
 # p pose, a action, n readings, k the latents that need noise (2, or 3 where the memory is noised, too)
@@ -20,6 +20,7 @@ INPUTS: dict[str, tuple[str, list[int]]] = {
     "future": ("float32", [-1, -1, -1, -1]),  # (c, 2, y, x) decode
     "past_actions": ("float32", [4, -1]),  # (4, a) that led to the memory
     "pose": ("float32", [5, -1]),  # (5, p)
+    "held": ("int64", [1]),  # does what is at the hand go with it? 1, 0, or -1 if that is not decided
     "actions": ("float32", [8, -1]),  # (8, a) each in [-1, 1]
     "noise": ("float32", [-1, -1, -1, -1]),  # (c, k, y, x) all the chance there is in the answer
 }
@@ -27,6 +28,7 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
     "latents": ("float32", [-1, -1, -1, -1]),  # (c, 2, y, x) imagine: the future; encode: reference and memory
     "next_memory": ("float32", [-1, -1, -1]),  # (c, y, x)
     "next_pose": ("float32", [5, -1]),  # (5, p)
+    "next_held": ("int64", [1]),
     "seen": ("uint8", [-1, 3, -1, -1]),  # (n, 3, h, w)
     "success": ("float32", [-1]),  # (n) probability that the instruction is fulfilled
     "doubt": ("float32", [-1]),  # (n) probability that the frame is wrong somewhere; 0 without a monitor
@@ -34,13 +36,14 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
 }
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs beside `call`, and outputs
     "imagine": (
-        ("read", "instruction", "first_frame", "reference", "memory", "past_actions", "pose", "actions", "noise"),
-        ("latents", "next_memory", "next_pose", "seen", "success", "doubt"),
+        ("read", "instruction", "first_frame", "reference", "memory", "past_actions", "pose", "held", "actions",
+         "noise"),
+        ("latents", "next_memory", "next_pose", "next_held", "seen", "success", "doubt"),
     ),
     "encode": (("frames",), ("latents",)),
     "decode": (("read", "reference", "memory", "future"), ("seen",)),
     "about": ((), ("told",)),
-}
+}  # fmt: skip
 
 
 def config(model: str, *, instances: int, together: bool) -> str:

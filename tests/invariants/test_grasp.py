@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from wovr_core.world_model.grasp import GOES, STAYS, UNKNOWN, Grasp, drawn, surprise, went
+from wovr_core.protocols import UNTOLD
+from wovr_core.world_model.grasp import GOES, STAYS, Grasp, decided, drawn, grasps, hindsight, went
 
 SIDE = 64
 BACKGROUND = torch.zeros(3, SIDE, SIDE)
@@ -23,9 +24,9 @@ def picture(*, thing: tuple[int, int] | None) -> torch.Tensor:
     [
         ((32, 33), (40, 25), (40, 24), GOES),
         ((32, 33), (32, 33), (40, 24), STAYS),
-        ((32, 33), (32, 33), (33, 33), UNKNOWN),  # a hand that hardly moves takes nothing along, and leaves nothing
-        (None, None, (40, 24), UNKNOWN),
-        ((52, 33), (60, 25), (40, 24), UNKNOWN),  # that is not at the hand
+        ((32, 33), (32, 33), (33, 33), UNTOLD),  # a hand that hardly moves takes nothing along, and leaves nothing
+        (None, None, (40, 24), UNTOLD),
+        ((52, 33), (60, 25), (40, 24), UNTOLD),  # that is not at the hand
     ],
 )
 def test_what_became_of_a_thing_is_read_off_the_pictures(before, after, to, became):
@@ -34,7 +35,7 @@ def test_what_became_of_a_thing_is_read_off_the_pictures(before, after, to, beca
     arm = torch.zeros(1, 2, 1, SIDE, SIDE)
     assert went(frames, hand, arm, BACKGROUND).item() == became
     arm[:, 0] = 1.0  # all hidden
-    assert went(frames, hand, arm, BACKGROUND).item() == UNKNOWN
+    assert went(frames, hand, arm, BACKGROUND).item() == UNTOLD
 
 
 def test_it_is_drawn_as_often_as_the_odds_say(generator):
@@ -57,8 +58,23 @@ def test_the_grasp_is_foreseen_at_the_hand_and_nowhere_else():
     assert not torch.allclose(odds, grasp(near, pose, gripper), atol=1e-4)
 
 
-def test_what_nobody_can_tell_surprises_nobody():
-    logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
-    assert surprise(logits, torch.tensor([UNKNOWN, UNKNOWN])) == 0
-    one = surprise(logits, torch.tensor([UNKNOWN, GOES]))
-    assert torch.isclose(one, -logits[1].log_softmax(0)[GOES] / 2)
+def test_in_hindsight_a_grasp_has_one_answer_and_an_open_hand_none():
+    shut = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 1, 1, 1]] * 2).bool()
+    became = torch.full((2, 10), UNTOLD)
+    became[0, [1, 3, 4]] = torch.tensor([STAYS, GOES, GOES])  # mostly
+    became[0, 5] = STAYS  # of an open hand
+    became[1, 8] = STAYS
+    told = hindsight(became, shut)
+    assert told[0].tolist() == [STAYS, GOES, GOES, GOES, GOES, STAYS, STAYS, UNTOLD, UNTOLD, UNTOLD]
+    assert told[1].tolist() == [STAYS, UNTOLD, UNTOLD, UNTOLD, UNTOLD, STAYS, STAYS, STAYS, STAYS, STAYS]
+    begun, since = grasps(shut)
+    assert begun[0, shut[0]].tolist() == [1, 1, 1, 1, 7, 7, 7]
+    assert since[0, shut[0]].tolist() == [1, 2, 3, 4, 1, 2, 3]
+    assert grasps(torch.ones(1, 3).bool())[1].tolist() == [[1, 2, 3]]  # shut from the start
+
+
+def test_what_was_decided_holds_for_as_long_as_the_hand_is_shut():
+    before = torch.tensor([UNTOLD, UNTOLD, STAYS, GOES, GOES])
+    foreseen = torch.tensor([STAYS, GOES, GOES, STAYS, GOES])
+    shut = torch.tensor([True, True, True, True, False])
+    assert decided(before, foreseen, shut).tolist() == [STAYS, GOES, STAYS, GOES, STAYS]

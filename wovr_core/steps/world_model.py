@@ -17,9 +17,12 @@ from wovr_core.training.checkpoint import scratch
 from wovr_core.training.distributed import gathered, put_together, share_out
 from wovr_core.training.loop import tell_loss, train
 from wovr_core.trajectory import Episode
+from wovr_core.world_model.advection import fit_grasp
 from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler
+
+GRASP_STEPS, GRASP_RATE = 200, 2e-4  # to learn on, from a policy's episodes, whether a hand gets hold of something
 
 
 def train_world_model(
@@ -65,8 +68,14 @@ def fit_world_model(
     """
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
-    sampler = WindowSampler(footage, cfg, generator=generator, share=share)
     with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as kept, gathered() as team:
+        footage = model.with_grasps(footage)
+        sampler = WindowSampler(footage, cfg, generator=generator, share=share)
+        if (advection := model.transformer.advection) is not None:
+            fit_grasp(
+                advection, model.autoencoder, footage, model.statistics.in_picture(footage.pose), steps=GRASP_STEPS,
+                learning_rate=GRASP_RATE, generator=torch.Generator().manual_seed(seed),
+            )  # fmt: skip
         if model.kinematics is not None:
             fit_kinematics(
                 model.kinematics, model.statistics.share(footage.pose), footage.actions, steps=cfg.kinematics_steps,

@@ -13,18 +13,21 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.protocols import UNTOLD
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.body import Body
 from wovr_core.world_model.conditioning import FUTURE, MEMORY
-from wovr_core.world_model.grasp import UNKNOWN, Grasp, surprise, went
+from wovr_core.world_model.grasp import AWAY, Grasp, grasps, hindsight, went
 from wovr_core.world_model.picture import advected, places
+from wovr_core.world_model.windows import Footage
 
 LAST = (MEMORY + FUTURE // 2, MEMORY + FUTURE)  # frames of a window: the last one of each future latent
 FLOW = 0.1  # of the picture: what a flow of one stands for
 SHARPER = 2.0  # a dream's gates than those learnt: a bit of each, chunk after chunk, fades what a hand holds
-WINDOWS, BATCH = 20_000, 128  # that the grasp is learnt from
+BATCH = 256  # of moments that the grasp is learnt from
+CLOSING = 2  # steps that a hand takes to shut
 CHANNELS = (24, 32, 48, 64)  # at the pixels, and at every halving down to a latent's
 
 
@@ -101,12 +104,28 @@ class Advection(nn.Module):
         return self.grasp(sources.frames, sources.pose[:, 1:], sources.gripper)
 
     @torch.no_grad()
-    def see(self, frames: Float[Tensor, "b 2 3 h w"], sources: Sources) -> Int64[Tensor, " b"]:
-        """What really became of it; `frames` are the last one remembered and the last one of this chunk."""
-        pose, gripper = sources.pose[:, (1, 3)], sources.gripper[:, (0, 2)]
+    def follow(
+        self,
+        frames: UInt8[Tensor, "episode t+1 c h w"],
+        pose: Float[Tensor, "episode t+1 p"],
+        gripper: Float[Tensor, "episode t+1"],
+    ) -> Int64[Tensor, "episode t+1"]:
+        """What really went with the hand, in hindsight: seen once it has left the place where it shut."""
+        shut = gripper > 0
+        begun, since = grasps(shut)
+        place = pose[..., :3]
+        left = place - place.gather(1, begun[..., None].expand_as(place))
+        away = left[:, FUTURE:].norm(dim=-1) > AWAY
+        stays_shut = shut[:, :-FUTURE] & shut[:, FUTURE:] & (since[:, FUTURE:] > FUTURE + CLOSING)
+        became = torch.full_like(begun, UNTOLD)
+        episode, at = torch.nonzero(away & stays_shut & (since[:, :-FUTURE] % 2 == 0), as_tuple=True)
         size = frames.shape[-2], frames.shape[-1]
-        arm = self.body(pose.flatten(0, 1), gripper.flatten(), size)[:, 3:].float().sigmoid()
-        return went(frames.float(), pose[..., :2], arm.unflatten(0, (-1, 2)), self._behind(size))
+        for some in torch.arange(len(at)).split(128):
+            row, when = episode[some, None], at[some, None] + torch.tensor([0, FUTURE])
+            arm = self.body(pose[row, when].flatten(0, 1), gripper[row, when].flatten(), size)[:, 3:].float().sigmoid()
+            seen = to_unit(frames[row, when]), pose[row, when, :2], arm.unflatten(0, (-1, 2)), self._behind(size)
+            became[row[:, 0], when[:, 0]] = went(*seen)
+        return hindsight(became, shut)
 
     def forward(
         self, tokens: Float[Tensor, "b 2 tokens d"], sources: Sources, held: Int64[Tensor, " b"]
@@ -156,37 +175,35 @@ class Advection(nn.Module):
 def fit_grasp(
     advection: Advection,
     codec: Autoencoder,
-    frames: UInt8[Tensor, "episode t+1 c h w"],
+    footage: Footage,
     pose: Float[Tensor, "episode t+1 p"],
-    gripper: Float[Tensor, "episode t+1"],
     *,
     steps: int,
+    learning_rate: float = 1e-3,
     generator: torch.Generator,
 ) -> list[float]:
-    """Learn to foresee what becomes of that which is at the hand, after the body and the background; the losses."""
-    episode = torch.randint(len(frames), (WINDOWS,), generator=generator)
-    at = torch.randint(frames.shape[1] - FUTURE, (WINDOWS,), generator=generator)
-    when = at[:, None] + torch.tensor([0, FUTURE // 2, FUTURE])
+    """Learn to foresee, from any moment at which a hand is shut, what `follow` has seen of it; the losses.
 
-    def sources(rows: Tensor) -> Sources:
-        seen, steps = episode[rows, None], when[rows]
-        shown = to_unit(torch.stack([frames[episode[rows], 0], frames[episode[rows], at[rows]]], 1))
-        poses = torch.cat([pose[seen, torch.zeros_like(seen)], pose[seen, steps]], 1)
-        return Sources(shown, poses, gripper[seen, steps], codec, sharpness=1.0)
-
-    became = torch.cat(
-        [
-            advection.see(to_unit(frames[episode[rows, None], when[rows][:, ::2]]), sources(rows))
-            for rows in torch.arange(WINDOWS).split(256)
-        ]
-    )
-    told = torch.nonzero(became != UNKNOWN)[:, 0]
+    After the body and the background. `pose` is as seen in the picture. The sooner after it shut, the likelier a moment
+    is drawn: there it is decided.
+    """
+    assert footage.held is not None, "footage must say what went with the hand: `with_grasps` finds it out"
+    frames, gripper, held = footage.frames, footage.gripper, footage.held
+    shut = gripper > 0
+    weight = ((shut & (held != UNTOLD)) / grasps(shut)[1])[:, :-FUTURE]
+    if not weight.any():
+        return []  # nothing was ever grasped at
 
     def loss(step: int) -> Tensor:
-        rows = told[torch.randint(len(told), (BATCH,), generator=generator)]
-        return surprise(advection.foresee(sources(rows)), became[rows])
+        places = torch.multinomial(weight.flatten(), BATCH, replacement=True, generator=generator)
+        episode, at = places // weight.shape[1], places % weight.shape[1]
+        when = at[:, None] + torch.tensor([0, FUTURE // 2, FUTURE])
+        shown = to_unit(torch.stack([frames[episode, 0], frames[episode, at]], 1))
+        poses = torch.cat([pose[episode, :1], pose[episode[:, None], when]], 1)
+        sources = Sources(shown, poses, gripper[episode[:, None], when], codec, sharpness=1.0)
+        return F.cross_entropy(advection.foresee(sources), held[episode, at])
 
     return train(
-        advection.grasp, loss, name="grasp", steps=steps, learning_rate=1e-3, weight_decay=3e-2, generator=generator,
-        ema=0.99,
+        advection.grasp, loss, name="grasp", steps=steps, learning_rate=learning_rate, weight_decay=3e-2,
+        generator=generator, ema=0.99,
     )  # fmt: skip

@@ -2,20 +2,23 @@
 
 A network that learns whole pictures by squared error is never quite sure, and shows a bit of both: what was grasped
 fades, and is gone some chunks later. So the question is put by itself, to a small network that looks at the hand alone,
-and its answer is told to the one that makes the picture (docs/decisions/020-has-it-got-hold.md). What the answers were
-is read off the pictures themselves: no label, nothing the simulator knows.
+and its answer is told to the one that makes the picture (docs/decisions/020-has-it-got-hold.md). It is put once a
+grasp, and holds until the hand opens (docs/decisions/022-once-a-grasp.md). What the answers were is read off the
+pictures themselves, in hindsight: no label, nothing the simulator knows.
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.protocols import UNTOLD
 from wovr_core.world_model.picture import advected, places
 
-UNKNOWN, STAYS, GOES = -1, 0, 1  # the pictures do not tell; what is at the hand stays; it goes with the hand
+STAYS, GOES = 0, 1  # what is at the hand stays; it goes with the hand; or `UNTOLD`: the pictures do not tell
 ASIDE, ABOVE, BELOW = 0.08, 0.05, 0.14  # of the picture, around the hand: where one would see what it holds
 MOVED = 0.04  # of the picture: a hand that moves less takes nothing along
+AWAY = 0.1  # of the range of a pose: so far from where it shut, a hand has left what it has not got hold of
 OUTSTANDING = 0.3  # from the background: what is a thing, and no table
 CLEAR = 0.06  # a difference in colour that says something
 FEW = 0.04  # of the pixels around the hand: a thing of fewer is none
@@ -47,7 +50,29 @@ def went(
     count = seen.sum((1, 2, 3))
     evidence = ((stayed - followed) * seen).sum((1, 2, 3)) / count.clamp(min=1)
     told = (evidence.abs() > CLEAR) & (by.norm(dim=1) > MOVED) & (count > FEW * near.sum((1, 2, 3)))
-    return torch.where(told, torch.where(evidence > 0, GOES, STAYS), UNKNOWN)
+    return torch.where(told, torch.where(evidence > 0, GOES, STAYS), UNTOLD)
+
+
+def grasps(shut: Bool[Tensor, "episode t"]) -> tuple[Int64[Tensor, "episode t"], Int64[Tensor, "episode t"]]:
+    """The first step of the time for which the hand is shut, and how many steps there have been of it, this one too.
+
+    Where it is open, both mean nothing.
+    """
+    step = torch.arange(shut.shape[1]).expand_as(shut)
+    begun = (torch.where(shut, -1, step).cummax(1).values + 1).clamp(max=shut.shape[1] - 1)
+    return begun, (step - begun + 1).clamp(min=1)
+
+
+def hindsight(became: Int64[Tensor, "episode t"], shut: Bool[Tensor, "episode t"]) -> Int64[Tensor, "episode t"]:
+    """What is true of a hand at each step, for as long as it is shut: what mostly became of that which is at it.
+
+    `UNTOLD` where no step of that time told; where it is open, nothing goes with it.
+    """
+    begun, _ = grasps(shut)
+    told = torch.where(became == UNTOLD, 0, 2 * became - 1) * shut
+    votes = torch.zeros_like(told).scatter_add(1, begun, told).gather(1, begun)
+    answer = torch.where(votes > 0, GOES, torch.where(votes < 0, STAYS, UNTOLD))
+    return torch.where(shut, answer, STAYS)
 
 
 class Grasp(nn.Module):
@@ -81,6 +106,8 @@ def drawn(logits: Float[Tensor, "b 2"], chance: Float[Tensor, " b"]) -> Int64[Te
     return (torch.distributions.Normal(0.0, 1.0).cdf(chance.float()) > logits.softmax(1)[:, STAYS]).long()
 
 
-def surprise(logits: Float[Tensor, "b 2"], became: Int64[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy, per row; where nobody can tell, there is no surprise."""
-    return F.cross_entropy(logits, became, ignore_index=UNKNOWN, reduction="sum") / len(became)
+def decided(
+    before: Int64[Tensor, " b"], foreseen: Int64[Tensor, " b"], was_shut: Bool[Tensor, " b"]
+) -> Int64[Tensor, " b"]:
+    """What is true of a hand in the next chunk: what was before, as long as it is shut; else what is foreseen."""
+    return torch.where(was_shut, torch.where(before == UNTOLD, foreseen, before), STAYS)

@@ -1,13 +1,14 @@
 """The world model: transformer, codec and action statistics together, dreaming chunk after chunk."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from wovr_core.protocols import DreamState
+from wovr_core.protocols import UNTOLD, DreamState
 from wovr_core.settings import WorldModel as Settings
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import InitState, to_pixels, to_unit
@@ -16,11 +17,9 @@ from wovr_core.world_model.advection import SHARPER, Sources
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.grasp import UNKNOWN, drawn, surprise
+from wovr_core.world_model.grasp import decided, drawn
 from wovr_core.world_model.kinematics import Kinematics
 from wovr_core.world_model.windows import Footage, Window
-
-SURPRISE = 0.1  # weight, in the loss, of what became of that which is at the hand and was not foreseen
 
 
 class ActionStatistics(nn.Module):
@@ -98,9 +97,17 @@ class DiffusionWorldModel(nn.Module):
 
         Of these `rows` of the windows alone, if named; what is drawn at random is the same for all of them.
         """
-        some = Window(window.frames[rows], window.actions[rows], window.pose[rows])
-        told = some.actions, some.pose
+        held = None if window.held is None else window.held[rows]
+        some = Window(window.frames[rows], window.actions[rows], window.pose[rows], held)
+        told = some.actions, some.pose, some.held
         return self.learn(self.encode(some), *told, generator=generator, rows=rows, among=len(window.frames))[0]
+
+    def with_grasps(self, footage: Footage) -> Footage:
+        """The same footage, and what really went with each hand, where the model is to be told."""
+        if (advection := self.transformer.advection) is None:
+            return footage
+        held = advection.follow(footage.frames, self.statistics.in_picture(footage.pose), footage.gripper)
+        return replace(footage, held=held)
 
     @torch.no_grad()
     def encode(self, window: Window) -> Float[Tensor, "b c 4 y x"]:
@@ -118,6 +125,7 @@ class DiffusionWorldModel(nn.Module):
         latents: Float[Tensor, "b c 4 y x"],
         actions: Float[Tensor, "b 13 a"],
         pose: Float[Tensor, "b 13 p"],
+        held: Int64[Tensor, " b"] | None = None,
         *,
         generator: torch.Generator,
         dreamt: Float[Tensor, "b c y x"] | None = None,
@@ -133,7 +141,6 @@ class DiffusionWorldModel(nn.Module):
         """
         batch = len(latents) if among is None else among
         reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
-        real = memory
         if dreamt is not None and own is not None:
             memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
 
@@ -155,11 +162,9 @@ class DiffusionWorldModel(nn.Module):
             told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
         conditions = self._conditions(actions, told)
         sources = self._sources(reference, memory, conditions, sharpness=1.0)
-        held = became = foreseen = None
         if sources is not None and (advection := self.transformer.advection) is not None:
-            frames = self.autoencoder.decode_future(torch.stack([real, future[:, :, 1]], 2), 2, frames=[3, 7])
-            became, foreseen = advection.see(frames, sources), advection.foresee(sources)
-            held = torch.where(became == UNKNOWN, drawn(foreseen, normal(level)), became)
+            assert held is not None, "windows must say what goes with the hand: `with_grasps` finds it out"
+            held = torch.where(held == UNTOLD, drawn(advection.foresee(sources), normal(level)), held)
         with autocast(self.cfg.train_precision, future.device):
             context = self.transformer.context(
                 reference, memory, conditions, memory_noise=memory_level, sources=sources
@@ -167,8 +172,6 @@ class DiffusionWorldModel(nn.Module):
             velocity = self.transformer(noisy, level, context, held)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
         error = (velocity - (noise - future)).square().mean()
-        if became is not None and foreseen is not None:
-            error = error + SURPRISE * surprise(foreseen, became)
         if self.cfg.context == "frame":
             return error, self._memory(reference, memory, predicted)
         return error, predicted[:, :, 1]
@@ -205,7 +208,7 @@ class DiffusionWorldModel(nn.Module):
         return DreamState(
             reference=latents[:, :, 0].contiguous(), memory=memory, before=memory, future=latents[:, :, 1:1],
             actions=torch.stack([start.actions for start in starts]),
-            pose=torch.stack([start.pose for start in starts]),
+            pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), UNTOLD),
         )  # fmt: skip
 
     def imagine(self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator) -> DreamState:
@@ -240,9 +243,12 @@ class DiffusionWorldModel(nn.Module):
         def context() -> Context:
             return self.transformer.context(state.reference, memory, conditions, memory_noise=quiet, sources=sources)
 
-        held = None
+        held, remembered = None, state.held
         if sources is not None and self.transformer.advection is not None:
-            held = drawn(SHARPER * self.transformer.advection.foresee(sources), noise[:, 0, -1, 0, 0])
+            foreseen = drawn(self.transformer.advection.foresee(sources), noise[:, 0, -1, 0, 0])
+            was_shut = state.actions[:, -1, -1] > 0
+            held = decided(state.held, foreseen, was_shut)
+            remembered = torch.where(was_shut & (actions[..., -1] > 0).all(1), held, UNTOLD)
         future, kept = noise[:, :, -2:], context()
         levels = flow.schedule(self.cfg.sampler_steps, self.cfg.shift)
         for now, after in pairwise(levels):
@@ -251,7 +257,7 @@ class DiffusionWorldModel(nn.Module):
         next_memory = self._memory(state.reference, state.memory, future).contiguous()
         return DreamState(
             reference=state.reference, memory=next_memory, before=state.memory, future=future.contiguous(),
-            actions=actions[:, -MEMORY:], pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
+            actions=actions[:, -MEMORY:], pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1), held=remembered,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -1,10 +1,10 @@
 """Thirteen-frame windows out of episodes: one reference, four to remember, eight to predict (METHOD section 2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ class Footage:
     frames: UInt8[Tensor, "episode t+1 c h w"]
     actions: Float[Tensor, "episode t a"]
     pose: Float[Tensor, "episode t+1 p"]
+    held: Int64[Tensor, "episode t+1"] | None = None  # what goes with the hand (grasp.py); only `advection` asks for it
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> "Footage":
@@ -30,6 +31,14 @@ class Footage:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __getitem__(self, episodes: slice) -> "Footage":
+        return Footage(*(None if value is None else value[episodes] for value in vars(self).values()))
+
+    @property
+    def gripper(self) -> Float[Tensor, "episode t+1"]:
+        """As told before each frame; before the first one as before the second."""
+        return torch.cat([self.actions[:, :1, -1], self.actions[..., -1]], 1)
+
 
 @dataclass(frozen=True)
 class Window:
@@ -38,6 +47,7 @@ class Window:
     frames: UInt8[Tensor, "b 13 c h w"]
     actions: Float[Tensor, "b 13 a"]
     pose: Float[Tensor, "b 13 p"]
+    held: Int64[Tensor, " b"] | None = None  # what goes with the hand, when the remembered frames end
 
 
 def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " b"]) -> Window:
@@ -45,14 +55,16 @@ def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " 
     frame = torch.cat([torch.zeros_like(step)[:, None], step[:, None] + torch.arange(1 - MEMORY, FUTURE + 1)], 1)
     row, shown = episode[:, None], frame.clamp(min=0)
     action = footage.actions[row, (shown - 1).clamp(min=0)] * (frame > 0)[..., None]
-    return Window(footage.frames[row, shown], action, footage.pose[row, shown])
+    held = None if footage.held is None else footage.held[episode, step]
+    return Window(footage.frames[row, shown], action, footage.pose[row, shown], held)
 
 
 def stand_still(window: Window, still: Tensor) -> Window:
     """Replace chosen windows by their last remembered frame repeated: nothing acts, so nothing may move."""
     frames = torch.where(still.view(-1, 1, 1, 1, 1), window.frames[:, 4:5], window.frames)
     actions = torch.where(still.view(-1, 1, 1), _rest(window.actions[:, 4:5]), window.actions)
-    return Window(frames, actions, torch.where(still.view(-1, 1, 1), window.pose[:, 4:5], window.pose))
+    pose = torch.where(still.view(-1, 1, 1), window.pose[:, 4:5], window.pose)
+    return replace(window, frames=frames, actions=actions, pose=pose)
 
 
 def _rest(action: Tensor) -> Tensor:

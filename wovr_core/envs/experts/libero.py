@@ -97,6 +97,10 @@ def fool_about(scene: Any, *, rng: np.random.Generator) -> Iterator[np.ndarray]:
         yield from arm.go(to(point), turn, SHUT, steps=int(rng.integers(5, 11)), speed=0.3)
         high = (rim_of(scene, place)[0] if place else point[2]) + 0.04 + 0.1 * rng.random()
         yield from arm.go(to(np.array([*point[:2], high])), turn, SHUT, steps=30, near=0.03)
+        if rng.random() < 0.5:  # it has got hold, or not: on to the next
+            for _ in range(4):
+                yield arm.rest()
+            continue
         for _ in range(rng.integers(3)):  # about
             aim = arm.hand[:2] + 0.12 * rng.normal(size=2)
             yield from arm.go(to(np.array([*aim, high])), turn, SHUT, steps=15, near=0.03)
