@@ -239,7 +239,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         seen = latents.at(*places)
         if model.cfg.context == "frame":
             seen[:, :, :2] = model.encode(Window(window.frames[:, :5], window.actions, window.pose))
-        told = window.actions, window.pose, window.held
+        told = window.actions, window.pose, window.held, window.shut_at
         value, dreamt = model.learn(seen, *told, generator=generator, dreamt=dreamt, own=own)
         return value
 

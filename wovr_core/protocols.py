@@ -24,6 +24,7 @@ class DreamState:
     actions: Float[Tensor, "b 4 a"]  # that led to the remembered frames
     pose: Float[Tensor, "b 5 p"]  # gripper position at the first and at the remembered frames
     held: Int[Tensor, " b"]  # whether what is at the shut hand goes with it: 1 or 0; UNTOLD, if that is not decided
+    shut_at: Float[Tensor, "b p"]  # gripper position when the hand shut; it means nothing while it is open
 
     def __getitem__(self, rows: Tensor) -> "DreamState":
         return DreamState(**{name: value[rows] for name, value in vars(self).items()})

@@ -69,6 +69,7 @@ class ServedSimulator:
             reference=latents[:, :, 0], memory=latents[:, :, 1], before=latents[:, :, 1], future=latents[:, :, 1:1],
             actions=torch.stack([start.actions for start in starts]),
             pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), UNTOLD),
+            shut_at=torch.stack([start.pose[-1] for start in starts]),
         )  # fmt: skip
 
     def imagine(
@@ -85,14 +86,15 @@ class ServedSimulator:
             "instruction": [start.instruction for start in starts],
             "first_frame": torch.stack([start.reference for start in starts]),
             "reference": state.reference, "memory": state.memory, "past_actions": state.actions, "pose": state.pose,
-            "held": state.held[:, None], "actions": actions,
+            "held": state.held[:, None], "shut_at": state.shut_at, "actions": actions,
             "noise": dream_noise(state.memory, of_memory=self.about["noisy_memory"], generator=generator),
         }  # fmt: skip
         told = {name: torch.from_numpy(value) for name, value in self._ask("imagine", len(state), asked).items()}
         b, (c, y, x), side = len(state), state.memory.shape[1:], asked["first_frame"].shape[1:]
         shapes = {
             "latents": (b, c, 2, y, x), "next_memory": (b, c, y, x), "next_pose": tuple(state.pose.shape),
-            "next_held": (b, 1), "seen": (b, len(read), *side), "success": (b, len(read)), "doubt": (b, len(read)),
+            "next_held": (b, 1), "next_shut_at": tuple(state.shut_at.shape),
+            "seen": (b, len(read), *side), "success": (b, len(read)), "doubt": (b, len(read)),
         }  # fmt: skip
         for name, shape in shapes.items():
             if told[name].shape != shape:
@@ -101,7 +103,8 @@ class ServedSimulator:
                 )
         after = DreamState(
             reference=state.reference, memory=told["next_memory"], before=state.memory, future=told["latents"],
-            actions=actions[:, -state.actions.shape[1] :], pose=told["next_pose"], held=told["next_held"][:, 0],
+            actions=actions[:, -state.actions.shape[1] :], pose=told["next_pose"],
+            held=told["next_held"][:, 0], shut_at=told["next_shut_at"],
         )  # fmt: skip
         doubt = None if self.doubt_threshold is None else told["doubt"]
         return after, Sight(frames=told["seen"], success=told["success"], doubt=doubt)

@@ -49,13 +49,15 @@ class Server:
         state = DreamState(
             reference=asked["reference"], memory=memory, before=memory, future=memory[:, :, None][:, :, :0],
             actions=asked["past_actions"], pose=asked["pose"], held=asked["held"][:, 0],
+            shut_at=asked["shut_at"],
         )  # fmt: skip
         state = self.simulator.world_model.imagine_with(asked["noise"], state, asked["actions"])
         sight = self.simulator.see(state, asked["instruction"], asked["first_frame"], _read(asked))
         doubt = torch.zeros_like(sight.success) if sight.doubt is None else sight.doubt
         return {
             "latents": state.future, "next_memory": state.memory, "next_pose": state.pose,
-            "next_held": state.held[:, None], "seen": sight.frames, "success": sight.success, "doubt": doubt,
+            "next_held": state.held[:, None], "next_shut_at": state.shut_at,
+            "seen": sight.frames, "success": sight.success, "doubt": doubt,
         }  # fmt: skip
 
     def encode(self, asked: Rows) -> Rows:
@@ -66,7 +68,7 @@ class Server:
         state = DreamState(
             reference=asked["reference"], memory=memory, before=memory, future=asked["future"],
             actions=memory.new_zeros(len(memory), 4, 0), pose=memory.new_zeros(len(memory), 5, 0),
-            held=torch.full((len(memory),), UNTOLD),
+            held=torch.full((len(memory),), UNTOLD), shut_at=memory.new_zeros(len(memory), 0),
         )  # fmt: skip
         return {"seen": self.simulator.world_model.look(state, _read(asked))}
 

@@ -21,6 +21,7 @@ INPUTS: dict[str, tuple[str, list[int]]] = {
     "past_actions": ("float32", [4, -1]),  # (4, a) that led to the memory
     "pose": ("float32", [5, -1]),  # (5, p)
     "held": ("int64", [1]),  # does what is at the hand go with it? 1, 0, or -1 if that is not decided
+    "shut_at": ("float32", [-1]),  # (p) where the hand shut
     "actions": ("float32", [8, -1]),  # (8, a) each in [-1, 1]
     "noise": ("float32", [-1, -1, -1, -1]),  # (c, k, y, x) all the chance there is in the answer
 }
@@ -29,6 +30,7 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
     "next_memory": ("float32", [-1, -1, -1]),  # (c, y, x)
     "next_pose": ("float32", [5, -1]),  # (5, p)
     "next_held": ("int64", [1]),
+    "next_shut_at": ("float32", [-1]),  # (p)
     "seen": ("uint8", [-1, 3, -1, -1]),  # (n, 3, h, w)
     "success": ("float32", [-1]),  # (n) probability that the instruction is fulfilled
     "doubt": ("float32", [-1]),  # (n) probability that the frame is wrong somewhere; 0 without a monitor
@@ -36,9 +38,9 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
 }
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs beside `call`, and outputs
     "imagine": (
-        ("read", "instruction", "first_frame", "reference", "memory", "past_actions", "pose", "held", "actions",
-         "noise"),
-        ("latents", "next_memory", "next_pose", "next_held", "seen", "success", "doubt"),
+        ("read", "instruction", "first_frame", "reference", "memory", "past_actions", "pose", "held", "shut_at",
+         "actions", "noise"),
+        ("latents", "next_memory", "next_pose", "next_held", "next_shut_at", "seen", "success", "doubt"),
     ),
     "encode": (("frames",), ("latents",)),
     "decode": (("read", "reference", "memory", "future"), ("seen",)),

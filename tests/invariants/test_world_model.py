@@ -26,6 +26,7 @@ def a_state(model: DiffusionWorldModel, b: int = 3, side: int = 4) -> DreamState
         reference=torch.randn(shape, generator=g), memory=torch.randn(shape, generator=g),
         before=torch.zeros(shape), future=torch.empty(b, shape[1], 0, side, side),
         actions=torch.rand(b, 4, 3, generator=g), pose=torch.rand(b, 5, 2, generator=g), held=torch.full((b,), -1),
+        shut_at=torch.rand(b, 2, generator=g),
     )  # fmt: skip
 
 

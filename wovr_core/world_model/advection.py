@@ -19,7 +19,7 @@ from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.body import Body
 from wovr_core.world_model.conditioning import FUTURE, MEMORY
-from wovr_core.world_model.grasp import AWAY, Grasp, grasps, hindsight, went
+from wovr_core.world_model.grasp import AWAY, STAYS, Grasp, grasps, hindsight, went
 from wovr_core.world_model.picture import advected, places
 from wovr_core.world_model.windows import Footage
 
@@ -38,6 +38,7 @@ class Sources:
     frames: Float[Tensor, "b 2 3 h w"]  # the reference, and the last one remembered
     pose: Float[Tensor, "b 4 p"]  # as seen in the picture: in those two, and at the end of each future latent
     gripper: Float[Tensor, "b 3"]  # as told last, and at the end of each future latent
+    shut_at: Float[Tensor, "b 2"]  # in the picture, where the hand shut
     codec: Autoencoder
     sharpness: float  # of the gates: 1 as learnt
 
@@ -48,25 +49,26 @@ class Sources:
         memory: Float[Tensor, "b c y x"],
         pose: Float[Tensor, "b 13 p"],
         actions: Float[Tensor, "b 13 a"],
+        shut_at: Float[Tensor, "b 2"],
         codec: Autoencoder,
         *,
         sharpness: float = 1.0,
     ) -> "Sources":
         """`pose` says first where in the picture the hand is at each frame of the window, in shares of it."""
         frames = codec.decode_future(torch.stack([reference, memory], 2), 2, frames=[3, 7])
-        return cls(frames, pose[:, (0, MEMORY, *LAST)], actions[:, (MEMORY, *LAST), -1], codec, sharpness)
+        return cls(frames, pose[:, (0, MEMORY, *LAST)], actions[:, (MEMORY, *LAST), -1], shut_at, codec, sharpness)
 
 
 class Advection(nn.Module):
     """Mixes what was seen by gates that add up to one, for each pixel of each future latent's frame.
 
     There are the reference and the memory as they were; both as moved with the hand; the memory moved half as far, as
-    an arm is between its hand and its foot; each of these bent by a flow on top, for hands turn and come nearer; the
-    arm drawn anew; and the background, for what is uncovered. What becomes of that which is at the hand, it is told
-    (`grasp.py`).
+    an arm is between its hand and its foot; the reference moved as far as the hand since it shut, where what it holds
+    was seen whole; each of these bent by a flow on top, for hands turn and come nearer; the arm drawn anew; and the
+    background, for what is uncovered. What becomes of that which is at the hand, it is told (`grasp.py`).
     """
 
-    SOURCES, FLOWS = 7, 3
+    SOURCES, FLOWS = 8, 4
 
     def __init__(self, width: int, patch: int, pose_dim: int) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class Advection(nn.Module):
         self.grasp = Grasp(pose_dim)
         fine, *coarser = CHANNELS
         levels = list(zip(CHANNELS, coarser, strict=False))
-        self.enter = nn.Conv2d(5 * 3 + 1 + 2 * 2, fine, 3, padding=1)
+        self.enter = nn.Conv2d(6 * 3 + 1 + 3 * 2, fine, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(above, below, 4, 2, 1) for above, below in levels)
         self.hear = nn.Linear(width, coarser[-1])
         self.held = nn.Embedding(2, coarser[-1])
@@ -135,13 +137,16 @@ class Advection(nn.Module):
         frames, hand = sources.frames, sources.pose[..., :2]
         reference, memory = (frame.repeat_interleave(latents, 0) for frame in frames.unbind(1))
         where, then = hand[:, 2:].flatten(0, 1), hand[:, :2].repeat_interleave(latents, 0)  # (row, [source,] uv)
+        shut_at = sources.shut_at.repeat_interleave(latents, 0)
         by = (where[:, None] - then)[..., None, None]
+        carried = (where - shut_at)[..., None, None]
         size = frames.shape[-2], frames.shape[-1]
         with torch.no_grad():  # learnt before, by itself
             arm = self.body(sources.pose[:, 2:].flatten(0, 1), sources.gripper[:, 1:].flatten(), size).float()
         seen = [reference, memory, advected(reference, by[:, 0]), advected(memory, by[:, 1])]
         seen += [arm[:, :3].tanh(), arm[:, 3:].sigmoid()]
-        seen += [4 * (places(frames) - place[..., None, None]) for place in (where, then[:, 1])]
+        seen += [4 * (places(frames) - place[..., None, None]) for place in (where, then[:, 1], shut_at)]
+        seen += [advected(reference, carried)]
         grid = tuple(side // 8 // self.patch for side in size)
         heard = self.hear(tokens).flatten(0, 1).transpose(1, 2).unflatten(-1, grid)
         heard = heard + self.held(held).repeat_interleave(latents, 0)[..., None, None].to(heard.dtype)
@@ -151,8 +156,10 @@ class Advection(nn.Module):
         choices = [
             reference, memory, advected(reference, by[:, 0] + bent[:, 0]), advected(memory, by[:, 1] + bent[:, 1]),
             advected(memory, by[:, 1] / 2 + bent[:, 2]), (arm[:, :3] + drawn).tanh(),
-            self._behind(size).expand_as(memory),
+            self._behind(size).expand_as(memory), advected(reference, carried + bent[:, 3]),
         ]  # fmt: skip
+        nothing = (held == STAYS).repeat_interleave(latents, 0)
+        gates = torch.cat([gates[:, :-1], gates[:, -1:].masked_fill(nothing[:, None, None, None], -1e4)], 1)
         mixed = ((sources.sharpness * gates).softmax(1)[:, :, None] * torch.stack(choices, 1)).sum(1)
         with torch.autocast(tokens.device.type, enabled=False):
             return sources.codec.encode(mixed[:, None])[:, :, 0].unflatten(0, (b, latents)).transpose(1, 2)
@@ -200,7 +207,7 @@ def fit_grasp(
         when = at[:, None] + torch.tensor([0, FUTURE // 2, FUTURE])
         shown = to_unit(torch.stack([frames[episode, 0], frames[episode, at]], 1))
         poses = torch.cat([pose[episode, :1], pose[episode[:, None], when]], 1)
-        sources = Sources(shown, poses, gripper[episode[:, None], when], codec, sharpness=1.0)
+        sources = Sources(shown, poses, gripper[episode[:, None], when], poses[:, 0, :2], codec, sharpness=1.0)
         return F.cross_entropy(advection.foresee(sources), held[episode, at])
 
     return train(

@@ -17,9 +17,11 @@ from wovr_core.world_model.advection import SHARPER, Sources
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.grasp import decided, drawn
+from wovr_core.world_model.grasp import decided, drawn, grasps
 from wovr_core.world_model.kinematics import Kinematics
 from wovr_core.world_model.windows import Footage, Window
+
+JUST_SHUT = 0.25  # of windows are learnt as if the hand had just shut: a dream that begins with it shut knows no better
 
 
 class ActionStatistics(nn.Module):
@@ -97,9 +99,8 @@ class DiffusionWorldModel(nn.Module):
 
         Of these `rows` of the windows alone, if named; what is drawn at random is the same for all of them.
         """
-        held = None if window.held is None else window.held[rows]
-        some = Window(window.frames[rows], window.actions[rows], window.pose[rows], held)
-        told = some.actions, some.pose, some.held
+        some = Window(*(None if value is None else value[rows] for value in vars(window).values()))
+        told = some.actions, some.pose, some.held, some.shut_at
         return self.learn(self.encode(some), *told, generator=generator, rows=rows, among=len(window.frames))[0]
 
     def with_grasps(self, footage: Footage) -> Footage:
@@ -107,7 +108,7 @@ class DiffusionWorldModel(nn.Module):
         if (advection := self.transformer.advection) is None:
             return footage
         held = advection.follow(footage.frames, self.statistics.in_picture(footage.pose), footage.gripper)
-        return replace(footage, held=held)
+        return replace(footage, held=held, begun=grasps(footage.gripper > 0)[0])
 
     @torch.no_grad()
     def encode(self, window: Window) -> Float[Tensor, "b c 4 y x"]:
@@ -126,6 +127,7 @@ class DiffusionWorldModel(nn.Module):
         actions: Float[Tensor, "b 13 a"],
         pose: Float[Tensor, "b 13 p"],
         held: Int64[Tensor, " b"] | None = None,
+        shut_at: Float[Tensor, "b p"] | None = None,
         *,
         generator: torch.Generator,
         dreamt: Float[Tensor, "b c y x"] | None = None,
@@ -161,7 +163,9 @@ class DiffusionWorldModel(nn.Module):
             seen = 1 + MEMORY
             told = torch.cat([pose[:, :seen], self._path(pose[:, :seen], actions[:, 1:seen], actions[:, seen:])], 1)
         conditions = self._conditions(actions, told)
-        sources = self._sources(reference, memory, conditions, sharpness=1.0)
+        if shut_at is not None:
+            shut_at = torch.where((uniform() < JUST_SHUT)[:, None], pose[:, MEMORY], shut_at)
+        sources = self._sources(reference, memory, conditions, shut_at, sharpness=1.0)
         if sources is not None and (advection := self.transformer.advection) is not None:
             assert held is not None, "windows must say what goes with the hand: `with_grasps` finds it out"
             held = torch.where(held == UNTOLD, drawn(advection.foresee(sources), normal(level)), held)
@@ -191,11 +195,13 @@ class DiffusionWorldModel(nn.Module):
         return Conditions(self.statistics.normalise(actions) * acts, self.statistics.in_picture(pose))
 
     def _sources(
-        self, reference: Tensor, memory: Tensor, conditions: Conditions, *, sharpness: float
+        self, reference: Tensor, memory: Tensor, conditions: Conditions, shut_at: Tensor | None, *, sharpness: float
     ) -> Sources | None:
         if not self.cfg.architecture.advection:
             return None
-        return Sources.of(reference, memory, conditions.pose, conditions.actions, self.autoencoder, sharpness=sharpness)
+        assert shut_at is not None, "windows must say where the hand shut: `with_grasps` finds it out"
+        told = conditions.pose, conditions.actions, self.statistics.in_picture(shut_at)[:, :2]
+        return Sources.of(reference, memory, *told, self.autoencoder, sharpness=sharpness)
 
     # ---------------------------------------------------------------------------------------------- dreaming
 
@@ -209,6 +215,7 @@ class DiffusionWorldModel(nn.Module):
             reference=latents[:, :, 0].contiguous(), memory=memory, before=memory, future=latents[:, :, 1:1],
             actions=torch.stack([start.actions for start in starts]),
             pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), UNTOLD),
+            shut_at=torch.stack([start.pose[-1] for start in starts]),
         )  # fmt: skip
 
     def imagine(self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator) -> DreamState:
@@ -238,7 +245,9 @@ class DiffusionWorldModel(nn.Module):
         memory = state.memory
         if self.noisy_memory:
             memory = flow.noised(memory, noise[:, :, 0], quiet)
-        sources = self._sources(state.reference, memory, conditions, sharpness=SHARPER)
+        was_shut = state.actions[:, -1, -1] > 0
+        shut_at = torch.where((was_shut & (state.held != UNTOLD))[:, None], state.shut_at, state.pose[:, -1])
+        sources = self._sources(state.reference, memory, conditions, shut_at, sharpness=SHARPER)
 
         def context() -> Context:
             return self.transformer.context(state.reference, memory, conditions, memory_noise=quiet, sources=sources)
@@ -246,7 +255,6 @@ class DiffusionWorldModel(nn.Module):
         held, remembered = None, state.held
         if sources is not None and self.transformer.advection is not None:
             foreseen = drawn(self.transformer.advection.foresee(sources), noise[:, 0, -1, 0, 0])
-            was_shut = state.actions[:, -1, -1] > 0
             held = decided(state.held, foreseen, was_shut)
             remembered = torch.where(was_shut & (actions[..., -1] > 0).all(1), held, UNTOLD)
         future, kept = noise[:, :, -2:], context()
@@ -258,6 +266,7 @@ class DiffusionWorldModel(nn.Module):
         return DreamState(
             reference=state.reference, memory=next_memory, before=state.memory, future=future.contiguous(),
             actions=actions[:, -MEMORY:], pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1), held=remembered,
+            shut_at=shut_at,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ class Footage:
     actions: Float[Tensor, "episode t a"]
     pose: Float[Tensor, "episode t+1 p"]
     held: Int64[Tensor, "episode t+1"] | None = None  # what goes with the hand (grasp.py); only `advection` asks for it
+    begun: Int64[Tensor, "episode t+1"] | None = None  # the step at which it shut
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> "Footage":
@@ -48,6 +49,7 @@ class Window:
     actions: Float[Tensor, "b 13 a"]
     pose: Float[Tensor, "b 13 p"]
     held: Int64[Tensor, " b"] | None = None  # what goes with the hand, when the remembered frames end
+    shut_at: Float[Tensor, "b p"] | None = None  # where it shut, if it is
 
 
 def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " b"]) -> Window:
@@ -55,8 +57,11 @@ def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " 
     frame = torch.cat([torch.zeros_like(step)[:, None], step[:, None] + torch.arange(1 - MEMORY, FUTURE + 1)], 1)
     row, shown = episode[:, None], frame.clamp(min=0)
     action = footage.actions[row, (shown - 1).clamp(min=0)] * (frame > 0)[..., None]
-    held = None if footage.held is None else footage.held[episode, step]
-    return Window(footage.frames[row, shown], action, footage.pose[row, shown], held)
+    held = shut_at = None
+    if footage.held is not None and footage.begun is not None:
+        held, begun = footage.held[episode, step], footage.begun[episode, step]
+        shut_at = footage.pose[episode, torch.minimum(begun, step)]
+    return Window(footage.frames[row, shown], action, footage.pose[row, shown], held, shut_at)
 
 
 def stand_still(window: Window, still: Tensor) -> Window:
