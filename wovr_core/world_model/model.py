@@ -99,7 +99,7 @@ class DiffusionWorldModel(nn.Module):
 
         Of these `rows` of the windows alone, if named; what is drawn at random is the same for all of them.
         """
-        some = Window(*(None if value is None else value[rows] for value in vars(window).values()))
+        some = window[rows]
         told = some.actions, some.pose, some.held, some.shut_at
         return self.learn(self.encode(some), *told, generator=generator, rows=rows, among=len(window.frames))[0]
 

@@ -33,7 +33,7 @@ class Footage:
         return len(self.frames)
 
     def __getitem__(self, episodes: slice) -> "Footage":
-        return Footage(*(None if value is None else value[episodes] for value in vars(self).values()))
+        return Footage(**{name: value[episodes] for name, value in vars(self).items() if value is not None})
 
     @property
     def gripper(self) -> Float[Tensor, "episode t+1"]:
@@ -50,6 +50,9 @@ class Window:
     pose: Float[Tensor, "b 13 p"]
     held: Int64[Tensor, " b"] | None = None  # what goes with the hand, when the remembered frames end
     shut_at: Float[Tensor, "b p"] | None = None  # where it shut, if it is
+
+    def __getitem__(self, rows: slice) -> "Window":
+        return Window(**{name: value[rows] for name, value in vars(self).items() if value is not None})
 
 
 def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " b"]) -> Window:
