@@ -22,7 +22,7 @@ from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, WindowSampler
 
-GRASP_STEPS, GRASP_RATE = 60, 5e-4  # to learn on, from a policy's few episodes; with more it knows them by heart
+GRASP_STEPS, GRASP_RATE = 60, 1e-4  # to learn on, from a policy's few grasps: soon it knows them by heart
 
 
 def train_world_model(
