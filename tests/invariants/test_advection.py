@@ -13,7 +13,7 @@ from wovr_core.world_model.autoencoder import ComponentAutoencoder
 from wovr_core.world_model.conditioning import MEMORY
 from wovr_core.world_model.grasp import GOES, STAYS
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage, Window
+from wovr_core.world_model.windows import Footage, Window, window_at
 
 SIDE = 32  # pixels
 REFERENCE, REMEMBERED, MOVED_REFERENCE, MOVED_MEMORY = range(4)
@@ -260,6 +260,18 @@ def test_a_hand_that_shut_around_a_thing_is_foreseen_to_take_it_along(generator)
     assert sum(losses[-5:]) / 5 < 0.2 < 0.5 < losses[0]
     nothing = replace(footage, held=torch.full_like(held, UNTOLD))
     assert fit_grasp(advection, codec, nothing, pose, steps=60, generator=generator) == []
+
+
+def test_a_window_says_what_is_held_and_where_the_hand_shut():
+    model = a_model()
+    assert model.transformer.advection is not None
+    model.transformer.advection.body.out.bias.data[3] = -10.0  # no arm hides anything
+    footage, _ = grasping()
+    told = model.with_grasps(footage)
+    window = window_at(told, torch.tensor([1, 0, 1]), torch.tensor([12, 12, 2]))
+    assert window.held is not None and window.held.tolist() == [GOES, STAYS, STAYS]
+    assert torch.equal(window.shut_at, footage.pose[0, [4, 4, 2]])
+    assert window_at(footage, torch.tensor([1]), torch.tensor([12])).held is None
 
 
 def test_a_dream_decides_once_a_grasp(generator):

@@ -62,7 +62,7 @@ def test_in_hindsight_a_grasp_has_one_answer_and_an_open_hand_none():
     shut = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 1, 1, 1]] * 2).bool()
     became = torch.full((2, 10), UNTOLD)
     became[0, [1, 3, 4]] = torch.tensor([STAYS, GOES, GOES])  # mostly
-    became[0, 5] = STAYS  # of an open hand
+    became[0, 6] = STAYS  # of an open hand
     became[1, 8] = STAYS
     told = hindsight(became, shut)
     assert told[0].tolist() == [STAYS, GOES, GOES, GOES, GOES, STAYS, STAYS, UNTOLD, UNTOLD, UNTOLD]

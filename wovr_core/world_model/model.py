@@ -17,7 +17,7 @@ from wovr_core.world_model.advection import SHARPER, Sources
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.grasp import decided, drawn, grasps
+from wovr_core.world_model.grasp import decided, drawn
 from wovr_core.world_model.kinematics import Kinematics
 from wovr_core.world_model.windows import Footage, Window
 
@@ -108,7 +108,7 @@ class DiffusionWorldModel(nn.Module):
         if (advection := self.transformer.advection) is None:
             return footage
         held = advection.follow(footage.frames, self.statistics.in_picture(footage.pose), footage.gripper)
-        return replace(footage, held=held, begun=grasps(footage.gripper > 0)[0])
+        return replace(footage, held=held)
 
     @torch.no_grad()
     def encode(self, window: Window) -> Float[Tensor, "b c 4 y x"]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from wovr_core.settings import WorldModel
 from wovr_core.trajectory import Episode
 from wovr_core.world_model.conditioning import FUTURE, MEMORY
+from wovr_core.world_model.grasp import grasps
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Footage:
     actions: Float[Tensor, "episode t a"]
     pose: Float[Tensor, "episode t+1 p"]
     held: Int64[Tensor, "episode t+1"] | None = None  # what goes with the hand (grasp.py); only `advection` asks for it
-    begun: Int64[Tensor, "episode t+1"] | None = None  # the step at which it shut
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> "Footage":
@@ -61,9 +61,9 @@ def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " 
     row, shown = episode[:, None], frame.clamp(min=0)
     action = footage.actions[row, (shown - 1).clamp(min=0)] * (frame > 0)[..., None]
     held = shut_at = None
-    if footage.held is not None and footage.begun is not None:
-        held, begun = footage.held[episode, step], footage.begun[episode, step]
-        shut_at = footage.pose[episode, torch.minimum(begun, step)]
+    if footage.held is not None:
+        begun = grasps(footage.gripper[episode] > 0)[0].gather(1, step[:, None])[:, 0]
+        held, shut_at = footage.held[episode, step], footage.pose[episode, torch.minimum(begun, step)]
     return Window(footage.frames[row, shown], action, footage.pose[row, shown], held, shut_at)
 
 
