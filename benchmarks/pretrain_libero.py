@@ -211,7 +211,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         model.statistics.fit(footage)
         model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
         fit_kinematics(
-            model.kinematics, model.statistics.share(training.pose), training.actions, steps=10_000,
+            model.kinematics, model.statistics.share(training.pose), training.actions, steps=20_000,
             generator=torch.Generator().manual_seed(3),
         )  # fmt: skip
         if (advection := model.transformer.advection) is not None:

@@ -19,13 +19,13 @@ from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.body import Body
 from wovr_core.world_model.conditioning import FUTURE, MEMORY
-from wovr_core.world_model.grasp import AWAY, STAYS, Grasp, grasps, hindsight, went
+from wovr_core.world_model.grasp import AWAY, GOES, STAYS, Grasp, grasps, hindsight, went
 from wovr_core.world_model.picture import advected, places
 from wovr_core.world_model.windows import Footage
 
 LAST = (MEMORY + FUTURE // 2, MEMORY + FUTURE)  # frames of a window: the last one of each future latent
 FLOW = 0.1  # of the picture: what a flow of one stands for
-SHARPER = 2.0  # a dream's gates than those learnt: a bit of each, chunk after chunk, fades what a hand holds
+SHARPER = 2.0  # than learnt, a dream's gates while a hand holds something: a bit of each, chunk after chunk, fades it
 BATCH = 256  # of moments that the grasp is learnt from
 CLOSING = 2  # steps that a hand takes to shut
 CHANNELS = (24, 32, 48, 64)  # at the pixels, and at every halving down to a latent's
@@ -40,7 +40,7 @@ class Sources:
     gripper: Float[Tensor, "b 3"]  # as told last, and at the end of each future latent
     shut_at: Float[Tensor, "b 2"]  # in the picture, where the hand shut
     codec: Autoencoder
-    sharpness: float  # of the gates: 1 as learnt
+    sharpness: float  # of the gates while a hand holds something: 1 as learnt
 
     @classmethod
     def of(
@@ -160,7 +160,9 @@ class Advection(nn.Module):
         ]  # fmt: skip
         nothing = (held == STAYS).repeat_interleave(latents, 0)
         gates = torch.cat([gates[:, :-1], gates[:, -1:].masked_fill(nothing[:, None, None, None], -1e4)], 1)
-        mixed = ((sources.sharpness * gates).softmax(1)[:, :, None] * torch.stack(choices, 1)).sum(1)
+        sharpness = torch.where(held == GOES, sources.sharpness, 1.0).repeat_interleave(latents, 0)
+        gates = sharpness[:, None, None, None] * gates
+        mixed = (gates.softmax(1)[:, :, None] * torch.stack(choices, 1)).sum(1)
         with torch.autocast(tokens.device.type, enabled=False):
             return sources.codec.encode(mixed[:, None])[:, :, 0].unflatten(0, (b, latents)).transpose(1, 2)
 
