@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -15,6 +16,8 @@ from wovr_core.settings import Policy as Settings
 from wovr_core.training.augmentation import jitter, mirror
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
+
+CHECKPOINT_EVERY = 500  # steps
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,13 @@ def clone(
     steps: int,
     mirrors: bool,
     generator: torch.Generator,
+    checkpoint: Path,
     name: str = "base policy",
-) -> list[float]:
-    """Maximise the likelihood of what was done next, each of the `lessons` an equal share; returns the losses.
+) -> float | None:
+    """Maximise the likelihood of what was done next, each of the `lessons` an equal share.
+
+    Goes on from the `checkpoint`, where there is one. Returns the last loss, to four digits; None where nothing was
+    left to be learnt.
 
     Frames are shifted a little and, where `mirrors` are scenes too, mirrored, motions with them, to learn more from
     the few demonstrations there are.
@@ -101,6 +108,8 @@ def clone(
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
 
-    return train(
-        policy, loss, name=name, steps=steps, learning_rate=cfg.learning_rate, generator=generator, weight_decay=1e-3
-    )
+    losses = train(
+        policy, loss, name=name, steps=steps, learning_rate=cfg.learning_rate, generator=generator, weight_decay=1e-3,
+        checkpoint=checkpoint, checkpoint_every=CHECKPOINT_EVERY,
+    )  # fmt: skip
+    return round(losses[-1], 4) if losses else None

@@ -1,5 +1,6 @@
 """policy: make the base policy from a few scripted demonstrations."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from wovr_core.evaluation.success import attempt
 from wovr_core.policy.behaviour_cloning import clone, lessons_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import Policy, Task
-from wovr_core.steps.models import save_policy
+from wovr_core.steps.models import digest_at, save_policy
 from wovr_core.steps.reality import FPS, demonstrator, reality
+from wovr_core.training.checkpoint import scratch
 from wovr_core.training.loop import TrainingError, counting
 
 
@@ -44,10 +46,16 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
         stride=cfg.stride, kernel=cfg.kernel, pose_dim=task.pose_dim if cfg.proprioception else 0,
     )  # fmt: skip
     policy = TinyVLA(shape)
-    with writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft:
+    with (
+        scratch("base policy", json.dumps(told), digest_at(demonstrations)) as kept,
+        writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft,
+    ):
         lessons = lessons_of(good, cfg, chunk=task.chunk)
         policy.standardise(lessons.pose)
-        losses = clone(policy, [lessons], cfg, steps=cfg.steps, mirrors=task.mirror, generator=generator)
+        loss = clone(
+            policy, [lessons], cfg, steps=cfg.steps, mirrors=task.mirror, generator=generator,
+            checkpoint=kept / "checkpoint.safetensors",
+        )  # fmt: skip
         save_policy(draft.folder, policy)
-        draft.summary |= {"demonstrations": len(good), "loss": round(losses[-1], 4)}
+        draft.summary |= {"demonstrations": len(good), "loss": loss}
     return draft.manifest

@@ -1,5 +1,6 @@
 """rehearsal: show a policy what dreams look like, before it learns in them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from wovr_core.policy.behaviour_cloning import Lessons, clone, lessons_of
 from wovr_core.protocols import WorldModel
 from wovr_core.settings import Grpo, Policy, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_episodes, open_policy, save_policy
+from wovr_core.steps.models import digest_at, open_episodes, open_policy, save_policy
+from wovr_core.training.checkpoint import scratch
 from wovr_core.trajectory import Episode
 
 
@@ -30,14 +32,18 @@ def rehearse_policy(
     generator = torch.Generator().manual_seed(task.seed)
     told = {"policy": cfg.model_dump(), "grpo": grpo.model_dump(), "task": task.model_dump()}
     made_from = {"policy": policy, "demonstrations": demonstrations, "world_model": world_model}
-    with writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft:
+    with (
+        scratch("rehearsal", json.dumps(told), *map(digest_at, made_from.values())) as kept,
+        writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft,
+    ):
         lessons = [lessons_of(shown, cfg, chunk=task.chunk), dreamt_lessons(dreamer, shown, cfg, generator=generator)]
-        losses = clone(
-            actor, lessons, cfg, steps=grpo.rehearsal, mirrors=task.mirror, generator=generator, name="rehearsal"
-        )
+        loss = clone(
+            actor, lessons, cfg, steps=grpo.rehearsal, mirrors=task.mirror, generator=generator, name="rehearsal",
+            checkpoint=kept / "checkpoint.safetensors",
+        )  # fmt: skip
         save_policy(draft.folder, actor)
         draft.summary |= {
-            "real_moments": len(lessons[0]), "dreamt_moments": len(lessons[1]), "loss": round(losses[-1], 4)
+            "real_moments": len(lessons[0]), "dreamt_moments": len(lessons[1]), "loss": loss
         }  # fmt: skip
     return draft.manifest
 
