@@ -194,6 +194,7 @@ class Reward(Section):
     every: PositiveInt = 2  # read every n-th imagined frame
     read_precision: Literal["float32", "bfloat16"] = "bfloat16"  # of classifier and detector, where they look at frames
     detector_steps: NonNegativeInt = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
+    replays: PositiveInt = 1  # dreams of each held-out episode that the threshold is set by: one more, one chance less
     wrong: Share = 0.12  # a frame is wrong when a neighbourhood is off by more, as a share of the pixel range
     spared: Share = 0.6  # of the newest held-out successes rightly imagined: so doubtful may a dream look
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, writing
-from wovr_core.evaluation.fidelity import outcomes, probabilities
+from wovr_core.evaluation.fidelity import probabilities
 from wovr_core.imagination.masking import held_for, valid_steps
 from wovr_core.imagination.replay import replay
-from wovr_core.imagination.rollout import Judge
 from wovr_core.policy.tiny_vla import Shape, vocabulary_of
 from wovr_core.protocols import Tracker
 from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score, spare
@@ -82,17 +81,17 @@ def train_reward(
                 detector, shown.imagined, shown.first, label, cfg, mirrors=task.mirror, generator=generator,
                 on_step=told,
             )  # fmt: skip
-        judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
-        shown = replay(dreamer, data.held_out, generator=generator)
-        read = shown.imagined[:, cfg.every - 1 :: cfg.every]
+        shown = replay(dreamer, list(data.held_out) * cfg.replays, generator=generator, every=cfg.every)
+        read, held_out = shown.imagined, len(data.held_out)
         probability = probabilities(reward, read, shown.instructions)
         score = rollout_score(probability, cfg.hysteresis)
         really = shown.success.any(1)
         reward.threshold = calibrate(score, really, precision=cfg.precision)
-        agreement = outcomes(reward, shown, judge)
+        agreement = Agreement.of(score[:held_out] >= reward.threshold, really[:held_out])  # an episode counts once
         if cfg.detector_steps:
             right = (score >= reward.threshold) & really
-            newest = right & (torch.arange(len(right)) >= len(right) - len(open_episodes(episodes[-1:]).held_out))
+            older = held_out - len(open_episodes(episodes[-1:]).held_out)
+            newest = right & (torch.arange(len(right)) % held_out >= older)
             right = newest if newest.sum() >= ENOUGH else right  # older policies dreamt otherwise
             doubt = torch.stack(
                 [detector.doubt(seen, first.expand_as(seen)) for seen, first in zip(read, shown.first, strict=True)]
@@ -103,7 +102,7 @@ def train_reward(
             detector.threshold = spare(most[right], cfg.spared)
             save_detector(draft.folder, detector)
             believed = (score >= reward.threshold) & (most < detector.threshold)
-            draft.summary["monitored"] = Agreement.of(believed, really).summary()
+            draft.summary["monitored"] = Agreement.of(believed[:held_out], really[:held_out]).summary()
         frames = LabelledFrames.of_episodes(data.held_out)
         seen = reward.probability(frames.frames, frames.instructions) >= reward.threshold
         save_reward(draft.folder, reward)
@@ -117,6 +116,6 @@ def train_reward(
             )  # fmt: skip
         draft.summary |= {
             "threshold": reward.threshold, "imagined": agreement.summary(),
-            "real_frames": Agreement.of(seen, frames.success).summary(), "held_out_episodes": len(data.held_out),
+            "real_frames": Agreement.of(seen, frames.success).summary(), "held_out_episodes": held_out,
         }  # fmt: skip
     return draft.manifest
