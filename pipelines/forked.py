@@ -3,12 +3,12 @@
 What a forked process unpickles it must be able to import, and in a task kfp has no pipelines: hence a file of its own.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -21,9 +21,8 @@ FORKS.set_forkserver_preload(
 
 
 def work(arguments: list[str], environment: dict[str, str], log: Path) -> None:
-    """Do a task as kfp's executor does, with its errors in `log`; Linux kills the process when the run is killed."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    """Do a task as kfp's executor does, with its errors in `log`; killed when the run is."""
+    end_with_the_run()
     os.environ.clear()
     os.environ.update(environment)
     with log.open("w") as errors:
@@ -33,3 +32,19 @@ def work(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     from kfp.dsl.executor_main import executor_main
 
     executor_main()
+
+
+def end_with_the_run() -> None:
+    """Kill this process when the one that started it has ended.
+
+    Linux' own signal for that (PR_SET_PDEATHSIG) would be of the process that it was forked from, and that one lives on
+    as long as it has children.
+    """
+    run = multiprocessing.parent_process()
+    assert run is not None, "only a process that another one has started ends with it"
+
+    def wait() -> None:
+        run.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()

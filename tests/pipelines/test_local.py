@@ -1,10 +1,17 @@
 """How a run on this machine looks after itself."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from pipelines.forked import end_with_the_run
 from pipelines.local import Finished, Run, RunError, _alone, _cache_of, _last_words
+from tests.pipelines.test_smoke import CHECKOUT, wait_until
 from wovr_core.artifacts.manifest import code_version
 
 
@@ -20,6 +27,28 @@ def test_the_last_words_of_a_task_are_its_own_error(tmp_path):
 
 def test_a_task_that_was_killed_says_by_what(tmp_path):
     assert "SIGKILL" in _last_words(tmp_path / "log", -9)
+
+
+def lasting(pid: Path) -> None:
+    """A task that takes long."""
+    end_with_the_run()
+    pid.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_task_ends_with_its_run(by, tmp_path):
+    pid = tmp_path / "pid"
+    starts = (
+        "import pathlib, sys; from pipelines.forked import FORKS; from tests.pipelines.test_local import lasting\n"
+        "FORKS.set_forkserver_preload([])\n"
+        "process = FORKS.Process(target=lasting, args=(pathlib.Path(sys.argv[1]),)); process.start(); process.join()"
+    )
+    run = subprocess.Popen([sys.executable, "-c", starts, str(pid)], cwd=CHECKOUT)
+    wait_until(lambda: pid.exists() and pid.read_text(), seconds=60)
+    run.send_signal(by)
+    assert run.wait(10) == -by
+    wait_until(lambda: not Path("/proc", pid.read_text()).exists(), seconds=10)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
