@@ -82,13 +82,12 @@ def clone(
     steps: int,
     mirrors: bool,
     generator: torch.Generator,
-    checkpoint: Path,
     name: str = "base policy",
-) -> float | None:
-    """Maximise the likelihood of what was done next, each of the `lessons` an equal share.
+    checkpoint: Path | None = None,
+) -> list[float]:
+    """Maximise the likelihood of what was done next, each of the `lessons` an equal share; returns the losses.
 
-    Goes on from the `checkpoint`, where there is one. Returns the last loss, to four digits; None where nothing was
-    left to be learnt.
+    With a `checkpoint`, of the steps since it alone: none where everything was already learnt.
 
     Frames are shifted a little and, where `mirrors` are scenes too, mirrored, motions with them, to learn more from
     the few demonstrations there are.
@@ -108,8 +107,7 @@ def clone(
         of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
         return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
 
-    losses = train(
+    return train(
         policy, loss, name=name, steps=steps, learning_rate=cfg.learning_rate, generator=generator, weight_decay=1e-3,
         checkpoint=checkpoint, checkpoint_every=CHECKPOINT_EVERY,
     )  # fmt: skip
-    return round(losses[-1], 4) if losses else None

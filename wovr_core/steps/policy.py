@@ -52,10 +52,10 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     ):
         lessons = lessons_of(good, cfg, chunk=task.chunk)
         policy.standardise(lessons.pose)
-        loss = clone(
+        losses = clone(
             policy, [lessons], cfg, steps=cfg.steps, mirrors=task.mirror, generator=generator,
             checkpoint=kept / "checkpoint.safetensors",
         )  # fmt: skip
         save_policy(draft.folder, policy)
-        draft.summary |= {"demonstrations": len(good), "loss": loss}
+        draft.summary |= {"demonstrations": len(good), "loss": round(losses[-1], 4) if losses else None}
     return draft.manifest

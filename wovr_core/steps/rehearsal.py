@@ -37,13 +37,14 @@ def rehearse_policy(
         writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft,
     ):
         lessons = [lessons_of(shown, cfg, chunk=task.chunk), dreamt_lessons(dreamer, shown, cfg, generator=generator)]
-        loss = clone(
+        losses = clone(
             actor, lessons, cfg, steps=grpo.rehearsal, mirrors=task.mirror, generator=generator, name="rehearsal",
             checkpoint=kept / "checkpoint.safetensors",
         )  # fmt: skip
         save_policy(draft.folder, actor)
         draft.summary |= {
-            "real_moments": len(lessons[0]), "dreamt_moments": len(lessons[1]), "loss": loss
+            "real_moments": len(lessons[0]), "dreamt_moments": len(lessons[1]),
+            "loss": round(losses[-1], 4) if losses else None,
         }  # fmt: skip
     return draft.manifest
 
