@@ -1,0 +1,62 @@
+"""How faults are tried: a command line in this process, whose every complaint must be a sentence."""
+
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+
+FUZZ = int(os.environ.get("WOVR_FUZZ", "25"))  # random cases of each kind; the acceptance runs 500
+PATIENCE = 20  # seconds after which a command counts as hung
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command line was answered with."""
+
+    exit_code: int
+    text: str  # stdout, then stderr
+
+
+class HangError(AssertionError):
+    """Something took longer than it may."""
+
+
+def wovr(*words: str, env: dict[str, str] | None = None, patience: int = PATIENCE) -> Answer:
+    """Run a `wovr` command here; a traceback and a hang are failures of the test."""
+    with deadline(patience, f"wovr {' '.join(words)}"):
+        result = CliRunner(env=env).invoke(app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        trace = "".join(traceback.format_exception(result.exception))
+        raise AssertionError(f"wovr {' '.join(words)} ended in a traceback:\n{trace}")
+    text = result.stdout + result.stderr
+    assert "Traceback (most recent call last)" not in text, text
+    return Answer(result.exit_code, text)
+
+
+def refused(answer: Answer, *words: str) -> None:
+    """The command was refused, and the complaint names each of these."""
+    assert answer.exit_code not in (0, None), f"accepted:\n{answer.text}"
+    missing = [word for word in words if word not in answer.text]
+    assert not missing, f"the complaint does not name {missing}:\n{answer.text}"
+
+
+@contextmanager
+def deadline(seconds: int, what: str) -> Iterator[None]:
+    """Fail when the block takes longer; for the main thread only."""
+
+    def expire(*_: object) -> None:
+        raise HangError(f"{what} did not end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
