@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pipelines.commands import cluster, episodes, stack
 from pipelines.terminal import Config, PipelineName, complaints, console, find_config, plainly
-from wovr_core.settings import Promote, Settings, SettingsError
+from wovr_core.settings import Promote, Settings, SettingsError, alias_name, model_name
 
 if TYPE_CHECKING:
     from pipelines.local import Run
@@ -210,7 +210,7 @@ def rollback(
     with plainly():
         from components.platform.registry import rollback
 
-        console.print(escape(str(rollback(model or Promote().model, alias, reason=reason))), soft_wrap=True)
+        console.print(escape(str(rollback(_model(model), alias_name(alias), reason=reason))), soft_wrap=True)
 
 
 @app.command()
@@ -223,7 +223,7 @@ def adopt(
     with plainly():
         from components.platform.registry import adopt
 
-        console.print(escape(str(adopt(model or Promote().model, alias, reason=reason))), soft_wrap=True)
+        console.print(escape(str(adopt(_model(model), alias_name(alias), reason=reason))), soft_wrap=True)
 
 
 @app.command("compile")
@@ -260,6 +260,7 @@ def metrics(
 ) -> None:
     """Tell Prometheus how trainings, promotions and the champion stand, as MLflow ($MLFLOW_TRACKING_URI) knows them."""
     with plainly():
+        model = _model(model)
         from components.serving.exporter import serve_metrics
 
         console.print(f"metrics at http://{address}:{port}/metrics")
@@ -281,6 +282,10 @@ def check(config: Config) -> None:
         path = find_config(config)
         Settings.load(path)
         console.print(f"{path} can be run")
+
+
+def _model(name: str | None) -> str:
+    return model_name(Promote().model if name is None else name)
 
 
 def _examine() -> int:

@@ -5,6 +5,7 @@ Top-level branches are the pipelines' words: `policy`, `collect`, `world_model`,
 defaults are those of the tabletop quick start, except where a comment says whose they are.
 """
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +24,35 @@ from pydantic import (
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be run, and why."""
+
+
+def model_name(text: str) -> str:
+    """A name that MLflow's registry takes, stands in its filters unquoted, and leaves its log a place."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", text) or text.endswith(".promotions"):
+        raise SettingsError(
+            f"{text!r} cannot name a registered model. Use letters, digits, '_', '-' and '.', a letter or digit first, "
+            f"128 at most, and not the ending .promotions, which is its log's"
+        )
+    return text
+
+
+def alias_name(text: str) -> str:
+    """An alias that MLflow's registry takes, and that is none of those it or the log of promotions moves by itself."""
+    reserved = re.fullmatch(r"latest|v\d+|previous(-.*)?", text, re.IGNORECASE)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", text) or reserved:
+        raise SettingsError(
+            f"{text!r} cannot be the alias of a registered model. Use letters, digits, '_' and '-', 128 at most, and "
+            f"none of latest, v1 (a version) and previous (the champion before)"
+        )
+    return text
+
+
+ModelName = Annotated[str, AfterValidator(model_name)]
+AliasName = Annotated[str, AfterValidator(alias_name)]
 
 
 def _lowest_first(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -302,8 +332,8 @@ class Franka(Section):
 class Promote(Section):
     """What happens to a policy that earned it."""
 
-    model: str = "tabletop-policy"
-    alias: str = "champion"
+    model: ModelName = "tabletop-policy"
+    alias: AliasName = "champion"
     minimum_gain: Share = 0.0  # the lower bound of the paired interval must exceed it
 
 
@@ -392,10 +422,6 @@ class Settings(Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise SettingsError(_explain(error, source, cls)) from error
-
-
-class SettingsError(ValueError):
-    """Settings that cannot be run, and why."""
 
 
 def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
