@@ -1,0 +1,153 @@
+"""The gate that every episode passes, whether it comes from HDF5, .npy or an artifact, and before it is written.
+
+Readers hand over raw arrays and say where they lie; `as_episode` checks kind, shape, range and length, and complains
+with that place. Whether good episodes belong to the task at hand is another question: `check_episodes_fit`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from wovr_core.artifacts.manifest import ArtifactError
+from wovr_core.settings import Task
+from wovr_core.trajectory import Episode
+
+FURTHEST = 100.0  # of a pose, in metres, radians or table units; a pose in millimetres goes beyond it
+LARGEST = 4 << 30  # bytes of one array of an episode; a file of a few kilobytes can claim terabytes
+
+
+def as_episode(
+    where: str,
+    *,
+    instruction: object,
+    actions: np.ndarray,
+    frames: np.ndarray,
+    pose: np.ndarray,
+    success: np.ndarray,
+    init_state: int = 0,
+) -> Episode:
+    """An episode of raw arrays: actions (t, a), frames (t+1, h, w, 3), pose (t+1, p), success (t+1).
+
+    Raises `ArtifactError`, which begins with `where`: a file, and the demonstration in it.
+    """
+    if not isinstance(instruction, str) or not instruction.strip() or not instruction.isprintable():
+        raise ArtifactError(f"{where} has the instruction {instruction!r:.80}: it must be a line of text")
+    check_pictures(where, frames)
+    steps = len(frames) - 1
+    if steps < 1:
+        raise ArtifactError(f"{where} has {len(frames)} frames: an episode has at least one action and two frames")
+    actions, pose = numbers(where, "actions", actions, 2), numbers(where, "poses", pose, 2)
+    held = labels(where, "success", success)
+    for name, length, wanted in (
+        ("actions", len(actions), steps), ("poses", len(pose), steps + 1), ("success labels", len(held), steps + 1),
+    ):  # fmt: skip
+        if length != wanted:
+            raise ArtifactError(f"{where} has {steps + 1} frames but {length} {name}: there must be {wanted}")
+    episode = Episode(
+        instruction=instruction, init_state=init_state, actions=torch.from_numpy(actions.astype(np.float32)),
+        frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
+        pose=torch.from_numpy(pose.astype(np.float32)), success=torch.from_numpy(held.copy()),
+    )  # fmt: skip
+    check_episode(episode, where)
+    return episode
+
+
+def check_episode(episode: Episode, where: str) -> None:
+    """Values that an episode must have, whoever made it."""
+    for name, values, limit, hint in (
+        ("actions", episode.actions, 1.0, "commands in [-1, 1]: scale them first"),
+        ("poses", episode.pose, FURTHEST, "metres and radians: convert them first"),
+    ):
+        if not values.shape[-1]:
+            raise ArtifactError(f"{where} has {name} of no numbers: there is at least one to a step")
+        if bad := (~torch.isfinite(values)).any(-1).nonzero().flatten().tolist():
+            raise ArtifactError(
+                f"{where} has {name} that are not finite, first at step {bad[0]}: leave the episode out, or mend it"
+            )
+        if (reach := float(values.abs().max())) > limit:
+            raise ArtifactError(f"{where} has {name} that reach {reach:.4g}, but they must be {hint}")
+    if episode.init_state < 0:
+        raise ArtifactError(f"{where} has the initial state {episode.init_state}: those are numbered from 0")
+
+
+def check_pictures(where: str, frames: np.ndarray) -> None:
+    """Frames (n, h, w, 3) of bytes, and nothing that resembles them."""
+    shape, dtype = tuple(frames.shape[1:]), frames.dtype
+    if dtype == np.uint8 and frames.ndim == 4 and shape[-1] == 3 and min(shape) > 0:
+        return
+    hint = "convert them first"
+    if dtype.kind in "OSV" or (dtype == np.uint8 and frames.ndim == 2):
+        hint = "decode the compressed pictures first"
+    elif frames.ndim == 4 and shape[0] == 3 != shape[-1]:
+        hint = "put the channels last"
+    elif dtype == np.uint8 and (frames.ndim == 3 or shape[-1:] == (1,)):
+        hint = "make three channels of the grey one"
+    elif dtype.kind == "f":
+        hint = "make bytes from 0 to 255 of the floats"
+    raise ArtifactError(f"{where} has pictures of {dtype} {shape}, but bytes (uint8) of (h, w, 3) are read: {hint}")
+
+
+def numbers(where: str, name: str, values: np.ndarray, ndim: int) -> np.ndarray:
+    """Real numbers in so many dimensions."""
+    if values.dtype.kind not in "fiu":
+        raise ArtifactError(f"{where} has {name} of type {values.dtype}, but real numbers are read: convert them first")
+    if values.ndim != ndim:
+        raise ArtifactError(
+            f"{where} has {name} of shape {values.shape}, but an array of {ndim} dimensions is read, one row a step"
+        )
+    return values
+
+
+def labels(where: str, name: str, values: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Yes or no for every step, as booleans or as 0 and 1."""
+    if values.dtype.kind == "b" and values.ndim == 1:
+        return values
+    if not np.isin(numbers(where, name, values, 1), (0, 1)).all():
+        raise ArtifactError(f"{where} has {name} that are neither 0 nor 1: each says whether the goal holds")
+    return values == 1
+
+
+def check_episodes_fit(episodes: Sequence[Episode], task: Task, where: object) -> None:
+    """Refuse episodes of another robot, camera or length than the task's, before any work is done with them.
+
+    `where` is the artifact they were read from. Steps call this once for every Episodes artifact that they open.
+    """
+    size = (3, task.image_size, task.image_size)
+    for i, episode in enumerate(episodes):
+        for name, found, wanted, setting in (
+            ("actions of {} numbers", episode.actions.shape[1], task.action_dim, "task.action_dim"),
+            ("poses of {} numbers", episode.pose.shape[1], task.pose_dim, "task.environment"),
+            ("pictures of {}", tuple(episode.frames.shape[1:]), size, "task.image_size"),
+            ("{} actions", len(episode.actions), task.horizon, "task.horizon"),
+        ):
+            if found != wanted:
+                raise ArtifactError(
+                    f"{where}: episode {i} has {name.format(found)}, but the task ({task.environment}) has {wanted} "
+                    f"by {setting}. Use episodes of this task, or import them with fitting --steps and --image-size"
+                )
+
+
+@contextmanager
+def in_our_words(where: str) -> Iterator[None]:
+    """What a library complains of while it reads a foreign file, as an error that names the place."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except MemoryError as error:
+        raise ArtifactError(f"{where} does not fit into memory: split the file") from error
+    except Exception as error:  # libraries that decode damaged files raise almost anything
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ArtifactError(f"{where} cannot be read, it is damaged or of another kind: {detail}") from error
+
+
+def check_size(where: str, name: str, nbytes: int) -> None:
+    """Refuse what claims more memory than an episode can need, before it is allocated."""
+    if nbytes > LARGEST:
+        raise ArtifactError(
+            f"{where} has {name} of {nbytes / 2**30:,.0f} GiB, but at most {LARGEST >> 30} GiB are read: one episode a "
+            f"demonstration"
+        )
