@@ -13,15 +13,9 @@ from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineDeploymentConfig, PipelineSpec
 
 from components.platform.cluster import TrainJobs
+from components.platform.services_env import SERVICES, names_of
 from wovr_core.settings import SettingsError
 
-SERVICES = "wovr-services"  # a ConfigMap and a Secret of this name, which the chart makes
-ADDRESSES = (
-    "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "WOVR_S3_ENDPOINT", "WOVR_S3_BUCKET", "WOVR_TRITON_URL",
-    "WOVR_TRITON_REPOSITORY",
-)  # fmt: skip
-KEYS = ("WOVR_S3_ACCESS_KEY", "WOVR_S3_SECRET_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
-        "WOVR_WEBHOOK_URL")  # fmt: skip
 CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
 MODELS = "wovr-models"  # likewise: what Triton serves
 LEARNS = (
@@ -117,8 +111,10 @@ def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
 def _pod(name: str, needs: Needs) -> dict:
     """What Kubernetes is to know of a task's pod."""
     task = SimpleNamespace(platform_config={})  # kfp-kubernetes writes into this and asks a task for nothing else
-    kubernetes.use_config_map_as_env(task, SERVICES, {name: name for name in ADDRESSES}, optional=True)
-    kubernetes.use_secret_as_env(task, SERVICES, {name: name for name in KEYS}, optional=True)
+    for optional in (False, True):  # without the others a pod does not start: it would write into its own disk
+        addresses, keys = (names_of(secret=secret, optional=optional) for secret in (False, True))
+        kubernetes.use_config_map_as_env(task, SERVICES, {name: name for name in addresses}, optional=optional)
+        kubernetes.use_secret_as_env(task, SERVICES, {name: name for name in keys}, optional=optional)
     kubernetes.use_field_path_as_env(task, "WOVR_RUN", "metadata.labels['pipeline/runid']")
     kubernetes.mount_pvc(task, CACHE, "/cache")
     if name == "serve-dreams":

@@ -20,7 +20,7 @@ from minio import Minio
 
 CHECKOUT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
-BUCKET = "wovr"
+BUCKET, REGION = "wovr", "us-east-1"
 PATIENCE = 10  # seconds for one answer; the first object that SeaweedFS is given takes some 5
 
 
@@ -53,6 +53,7 @@ class Place:
             "WOVR_S3_ACCESS_KEY": self.access_key,
             "WOVR_S3_SECRET_KEY": self.secret_key,
             "WOVR_S3_BUCKET": BUCKET,
+            "WOVR_S3_REGION": REGION,
             "WOVR_TRITON_URL": self.address("triton"),
             "WOVR_TRITON_REPOSITORY": str(self.models),
         }
@@ -120,7 +121,7 @@ def _greet_s3(place: Place) -> None:
         access_key=place.access_key,
         secret_key=place.secret_key,
         secure=False,
-        region="us-east-1",
+        region=REGION,
         http_client=urllib3.PoolManager(retries=False, timeout=PATIENCE),
     )
     if not client.bucket_exists(BUCKET):
@@ -144,7 +145,7 @@ def _launch_mlflow(place: Place) -> Launch:
         {
             "AWS_ACCESS_KEY_ID": place.access_key,
             "AWS_SECRET_ACCESS_KEY": place.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": REGION,
             "MLFLOW_S3_ENDPOINT_URL": f"http://{place.address('s3')}",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner is for LLM judges, and a process more

@@ -11,20 +11,14 @@ from urllib.request import urlopen
 
 from dotenv import dotenv_values
 
+from components.platform.services_env import VARIABLES
 from components.platform.tracking import discreet
 from pipelines.doctor import Check
 from pipelines.servers import HOST
 from pipelines.stack import FOLDER, Stack, StackError
 
-NEEDED = (
-    "MLFLOW_TRACKING_URI",
-    "WOVR_S3_ENDPOINT",
-    "WOVR_S3_ACCESS_KEY",
-    "WOVR_S3_SECRET_KEY",
-    "WOVR_S3_BUCKET",
-    "WOVR_TRITON_URL",
-    "WOVR_TRITON_REPOSITORY",
-)
+OURS = tuple(variable for variable in VARIABLES if variable.service in ("mlflow", "s3", "triton"))
+NEEDED = tuple(known.name for known in OURS if not known.optional or known.service == "triton")
 
 
 class ServicesError(RuntimeError):
@@ -52,7 +46,7 @@ def find_services(folder: Path) -> tuple[str, dict[str, str]]:
                     f"none of them; see .env.example"
                 )
             continue
-        return source, dict(told) if source == ".env" else {name: told[name] for name in NEEDED}
+        return source, dict(told) if source == ".env" else {v.name: told[v.name] for v in OURS if told.get(v.name)}
     if (folder / FOLDER / "env").exists():
         return f"{FOLDER}/env", Stack(folder / FOLDER).env()
     raise ServicesError(
@@ -152,7 +146,12 @@ def use_services(folder: Path, *, model: str) -> str:
 
 
 def enter(env: Mapping[str, str]) -> None:
-    """Let this process and its children find the services; what runs on this machine is asked without a proxy."""
+    """Let this process and its children find the services; what runs on this machine is asked without a proxy.
+
+    What the environment says of other services goes: one server's login or region is wrong for another.
+    """
+    for variable in OURS:
+        os.environ.pop(variable.name, None)
     os.environ.update(env)
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST, "localhost"]))

@@ -18,13 +18,12 @@ from pydantic import Field, PositiveInt, ValidationError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from components import images
+from components.platform.services_env import SERVICES, VARIABLES, names_of
 from components.platform.storage import Storage, StorageError
 from wovr_core.artifacts import Manifest, read_manifest
 from wovr_core.settings import Section
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
-KEYS = ("WOVR_S3_ACCESS_KEY", "WOVR_S3_SECRET_KEY")
-PASSED_ON = ("WOVR_S3_ENDPOINT", "WOVR_S3_BUCKET", "MLFLOW_TRACKING_URI", "WOVR_RUN")
 POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 EVERY = 5.0  # seconds between two looks
 Ports = Mapping[str, Path | Sequence[Path]]
@@ -45,7 +44,7 @@ class TrainJobs(Section):
     image: str = images.TRAIN
     runtime: str = "torch-distributed"  # a ClusterTrainingRuntime
     namespace: str = ""  # the pod's own where none is named
-    secret: str = "wovr-services"  # that has the keys of S3
+    secret: str = SERVICES  # that has the keys of S3 and MLflow
     hours: PositiveInt = 72
 
     @classmethod
@@ -99,8 +98,11 @@ def train_job(jobs: TrainJobs, name: str, command: list[str], settings: Mapping[
     if jobs.gpus_per_node:
         resources["nvidia.com/gpu"] = str(jobs.gpus_per_node)
     env: list[dict[str, Any]] = [{"name": "WOVR_SETTINGS", "value": json.dumps(dict(settings))}]
-    env += [{"name": name, "value": os.environ[name]} for name in PASSED_ON if os.environ.get(name)]
-    env += [{"name": key, "valueFrom": {"secretKeyRef": {"name": jobs.secret, "key": key}}} for key in KEYS]
+    passed_on = (*names_of(secret=False), "WOVR_RUN")
+    env += [{"name": name, "value": os.environ[name]} for name in passed_on if os.environ.get(name)]
+    for key in (variable for variable in VARIABLES if variable.secret):
+        reference = {"name": jobs.secret, "key": key.name, "optional": key.optional}
+        env.append({"name": key.name, "valueFrom": {"secretKeyRef": reference}})
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",

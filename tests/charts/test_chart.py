@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.resources import ADDRESSES, CACHE, KEYS, MODELS, SERVICES
+from components.platform.services_env import SERVICES, names_of
+from pipelines.resources import CACHE, MODELS
 from pipelines.submit import ACCOUNT
 from wovr_core.settings import Settings
 
@@ -132,8 +133,8 @@ def test_what_pipeline_tasks_ask_for_is_there():
     documents = rendered({})
     named = {(d["kind"], d["metadata"]["name"]): d for d in documents}
     addresses = named["ConfigMap", SERVICES]["data"]
-    assert set(addresses) == set(ADDRESSES)
-    assert set(named["Secret", SERVICES]["data"]) <= set(KEYS)
+    assert set(names_of(secret=False, optional=False)) < set(addresses) < set(names_of(secret=False))
+    assert set(named["Secret", SERVICES]["data"]) == set(names_of(secret=True, optional=False))
     assert {("PersistentVolumeClaim", CACHE), ("PersistentVolumeClaim", MODELS), ("ServiceAccount", ACCOUNT)} <= set(
         named
     )

@@ -9,8 +9,9 @@ import yaml
 from kfp import compiler
 
 from components.platform.cluster import TrainJobs
+from components.platform.services_env import SERVICES, names_of
 from pipelines.catalogue import PIPELINES
-from pipelines.resources import KEYS, PROFILES, SERVICES, USER, equip
+from pipelines.resources import PROFILES, USER, equip
 from wovr_core.settings import Settings, SettingsError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,9 +59,10 @@ def test_every_task_has_its_pod_and_no_secret_stands_in_it(pipeline, profile, tm
     assert pods.keys() == executors.keys()
     for label, pod in pods.items():
         assert pod["securityContext"] == {"runAsUser": str(USER), "runAsGroup": str(USER), "runAsNonRoot": True}
-        (secret,) = pod["secretAsEnv"]
-        assert secret["secretName"] == SERVICES and {pair["envVar"] for pair in secret["keyToEnv"]} == set(KEYS)
-        assert not {one["name"] for one in executors[label]["container"]["env"]} & set(KEYS), "a key by value"
+        keys = {pair["envVar"] for secret in pod["secretAsEnv"] for pair in secret["keyToEnv"]}
+        assert keys == set(names_of(secret=True))
+        assert {secret["secretName"] for secret in pod["secretAsEnv"]} == {SERVICES}
+        assert not {one["name"] for one in executors[label]["container"]["env"]} & keys, "a key by value"
         assert int(pod["activeDeadlineSeconds"]) > 0
         asked = executors[label]["container"]["resources"]
         assert asked["resourceCpuRequest"] == asked["resourceCpuLimit"] and asked["resourceMemoryLimit"]
