@@ -36,7 +36,7 @@ from wovr_core.settings import Reward, Settings
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.models import open_episodes, open_policy
 from wovr_core.steps.reality import reality
-from wovr_core.training.loop import counting
+from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 
 FAR = (0, 10, 20, 30, 50, 1000)  # millimetres, sideways
@@ -93,7 +93,7 @@ def main() -> None:
     )  # fmt: skip
     actions = from_tokens(dreams.tokens)
     ids = [episode.init_state for episode in held]
-    with reality(task) as env, counting("what was dreamt, for real", len(ids)) as watch:
+    with reality(task) as env, counting("what was dreamt, for real", len(ids), unit="episode") as watch:
         assert isinstance(env, Libero)
         thing = targets(env, held)
         really: dict[int, Episode] = {}

@@ -31,8 +31,9 @@ from wovr_core.evaluation.fidelity import as_rows
 from wovr_core.imagination.replay import init_state
 from wovr_core.settings import Architecture, Settings, WorldModel
 from wovr_core.steps.world_model import measure
-from wovr_core.training.loop import counting, train
+from wovr_core.training.loop import train
 from wovr_core.training.precision import autocast
+from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode, to_unit
 from wovr_core.world_model.advection import fit_grasp
 from wovr_core.world_model.autoencoder import Autoencoder, ComponentAutoencoder, PatchAutoencoder, tiny_autoencoder
@@ -53,7 +54,10 @@ def record(given: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tasks = given.tasks
     ids = [i for i in Split.PLAY.ids(given.episodes, start=given.first) if not (folder / f"{i}.npz").exists()]
-    with Libero(given.suite, tasks, image_size=given.image_size) as env, counting("play", len(ids)) as watch:
+    with (
+        Libero(given.suite, tasks, image_size=given.image_size) as env,
+        counting("play", len(ids), unit="episode") as watch,
+    ):
         for rows in env.batches(ids):
             seen = env.reset([ids[row] for row in rows], Split.PLAY)
             frames, pose, actions = [seen.frames], [seen.pose], []
@@ -160,7 +164,7 @@ class Latents:
 
     def __init__(self, codec: Autoencoder, frames: Tensor) -> None:
         every: list[Tensor] = []
-        with torch.no_grad(), counting("latents", len(frames)) as watch:
+        with torch.no_grad(), counting("latents", len(frames), unit="episode") as watch:
             for film in frames:
                 shown = torch.cat([film[:1].expand(4, -1, -1, -1), film])  # before the start nothing moved
                 fours = []  # that begin at frame 0, 1, 2, 3 of those shown, and every four frames from there
@@ -170,7 +174,7 @@ class Latents:
                     fours.append(codec.encode(to_unit(some)[None])[0])
                 rows = torch.stack([fours[t % 4][:, 1 + t // 4] for t in range(len(film))])  # of frames t-3 .. t
                 every.append(rows.half())
-                watch(1)
+                watch()
         self.every = torch.stack(every)  # (episode, t+1, c, y, x)
 
     def at(self, episode: Tensor, step: Tensor) -> Tensor:

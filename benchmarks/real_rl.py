@@ -23,7 +23,7 @@ from wovr_core.policy.behaviour_cloning import clone, lessons_of
 from wovr_core.protocols import Policy as Actor
 from wovr_core.settings import Grpo, Policy, Task
 from wovr_core.steps.models import open_policy, save_policy
-from wovr_core.training.loop import progress_bar
+from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode, InitState
 
 
@@ -43,9 +43,8 @@ def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int,
     settings = {"grpo": cfg.model_dump(), "task": task.model_dump()}
     with (
         writing(out, Kind.POLICY, settings=settings, made_from={"policy": policy}) as draft,
-        progress_bar() as progress,
+        counting("grpo for real", real_episodes, unit="episode") as advance,
     ):
-        bar = progress.add_task("grpo for real", total=real_episodes, note="")
         for first in range(0, real_episodes, batch):
             tried = real_rollouts(
                 actor, planned[first : first + batch], task, temperature=cfg.temperature, generator=generator
@@ -56,7 +55,7 @@ def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int,
                 part["lr"] = cfg.learning_rate * min(1.0, (len(rates) + 1) / cfg.warmup)
             update_policy(actor, optimiser, tried, torch.cat(grouped), cfg, generator=generator)
             rates.append(tried.success.float().mean().item())
-            progress.update(bar, advance=len(tried), note=f"success {100 * rates[-1]:.0f} %")
+            advance(len(tried), f"success {100 * rates[-1]:.0f} %")
         save_policy(draft.folder, actor)
         draft.summary |= {"real_episodes": real_episodes, "updates": len(rates), "success": rates}
     return draft.manifest

@@ -196,7 +196,7 @@ def test_a_lost_environment_costs_no_finished_episode():
             return super().step(actions)
 
     env, ids, heard = Fragile(image_size=8), Split.COLLECTION.ids(3), []
-    tried = attempt(env, still, ids, Split.COLLECTION, steps=8, watch=heard.append)
+    tried = attempt(env, still, ids, Split.COLLECTION, steps=8, watch=lambda count, note: heard.append(count))
     assert (env.resets, heard) == (3, [2, 1])
     assert [e.init_state for e in tried.episodes] == list(ids)
     assert [e.instruction for e in tried.episodes] == list(tried.instructions)

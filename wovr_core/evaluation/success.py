@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import Env, EnvironmentLostError, Policy
+from wovr_core.training.progress import Advance
 from wovr_core.trajectory import Episode, Observation
 
 
@@ -62,14 +63,16 @@ def attempt(
     *,
     steps: int,
     record: bool = True,
-    watch: Callable[[int], None] | None = None,
+    watch: Advance | None = None,
 ) -> Tried:
-    """Let someone decide for `steps` steps from each initial state; `watch` hears of every few attempts that ended.
+    """Let someone decide for `steps` steps from each initial state; `watch` hears of every few attempts that ended,
+    and how many of all so far succeeded.
 
     A batch in which an environment was lost is tried again, with other dice; those before it are kept.
     """
     episodes: dict[int, Episode] = {}
     won, said = torch.zeros(len(ids), dtype=torch.bool), [""] * len(ids)
+    ended: list[int] = []
     for rows in env.batches(ids):
         tried = _attempt(env, decide, [ids[row] for row in rows], split, steps, record)
         won[rows] = tried.won
@@ -77,7 +80,8 @@ def attempt(
         for row, words in zip(rows, tried.instructions, strict=True):
             said[row] = words
         if watch:
-            watch(len(rows))
+            ended += rows
+            watch(len(rows), f"success {100 * won[ended].float().mean():.0f} %")
     return Tried([episodes[row] for row in sorted(episodes)], won, tuple(said))
 
 

@@ -13,7 +13,7 @@ from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.settings import Collect, Task
 from wovr_core.steps.models import open_policy
 from wovr_core.steps.reality import FPS, reality
-from wovr_core.training.loop import counting
+from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 
 RETRAINING = 5  # the first round that is one
@@ -49,7 +49,7 @@ def collect_episodes(
     wanted = {Split.COLLECTION: cfg.episodes, Split.KEYFRAMES: cfg.held_out}
     ids = {split: split.ids(count, start=start)[part] for split, count in wanted.items()}
     episodes = []
-    with reality(task) as env, counting("collect", sum(map(len, ids.values()))) as watch:
+    with reality(task) as env, counting("collect", sum(map(len, ids.values())), unit="episode") as watch:
         for split, some in ids.items():
             episodes += attempt(env, decide, some, split, steps=task.horizon, watch=watch).episodes
     settings = {"collect": cfg.model_dump(), "task": task.model_dump(), "round": round}

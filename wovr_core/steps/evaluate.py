@@ -1,7 +1,6 @@
 """evaluate: candidate and baseline for real, on initial states that nothing else ever sees; and the verdict."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from wovr_core.protocols import Env
 from wovr_core.settings import Evaluate, Promote, Task
 from wovr_core.steps.models import open_policy
 from wovr_core.steps.reality import reality
-from wovr_core.training.loop import counting
+from wovr_core.training.progress import Advance, counting
 
 SEED = 77  # of the evaluation itself: the same for every candidate, whatever the run's seed
 
@@ -45,7 +44,7 @@ def evaluate_policies(
         said: tuple[str, ...] = ()
         curve = []
         total = 2 * len(ids) + len(between) * len(few)
-        with reality(task) as env, counting("evaluate for real", total) as watch:
+        with reality(task) as env, counting("evaluate for real", total, unit="episode") as watch:
             for role, path in (("candidate", candidate), ("baseline", baseline)):
                 _, wins[role], said = trials(open_policy(path), cfg, task, ids, env=env, watch=watch)
             for path, name, phase in between:
@@ -75,7 +74,7 @@ def evaluate_policies(
     return draft.manifest
 
 
-def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, watch: Callable[[int], None]) -> Tried:
+def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, watch: Advance) -> Tried:
     """Did the policy reach the goal from each initial state, and what was it told?"""
     generator = torch.Generator().manual_seed(SEED)
     decider = policy_decides(policy, temperature=0.0 if cfg.greedy else cfg.temperature, generator=generator)

@@ -25,7 +25,7 @@ from wovr_core.imagination.rollout import CHUNK, Judge
 from wovr_core.settings import Reward
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import digest_at, open_episodes, open_reward
-from wovr_core.training.loop import counting
+from wovr_core.training.progress import counting
 
 FEWEST = 8  # episodes: two halves of four
 FILMS = 4  # videos
@@ -70,10 +70,10 @@ def measure_fidelity(
     shown = replay(dreams, held_out, generator=torch.Generator().manual_seed(seed))
     rows = []
     depths = depths_of(shown.real.shape[1])
-    with counting("fidelity", len(depths)) as watch:
+    with counting("fidelity", len(depths), unit="depth") as watch:
         for depth in depths:
             rows += look(extractor, shown.real, shown.imagined, shown.first, depth, published)
-            watch(1)
+            watch()
     facts: dict[str, object] = {
         "n": len(held_out), "seed": seed, "date": date.today().isoformat(), "code_version": code_version(),
         "world_model": digest_at(world_model), "episodes": [digest_at(path) for path in episodes],

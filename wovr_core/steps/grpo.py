@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ from wovr_core.steps.models import (
     save_policy,
 )
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
-from wovr_core.training.loop import TrainingError, progress_bar
+from wovr_core.training.loop import TrainingError
+from wovr_core.training.progress import counting
 from wovr_core.trajectory import InitState
 
 
@@ -70,14 +72,14 @@ def improve_policy(
     with (
         scratch("grpo", json.dumps(settings), *map(digest_at, made_from.values())) as kept,
         writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft,
-        progress_bar() as progress,
+        ExitStack() as progress,
     ):
         checkpoint, told, weights = kept / "checkpoint.safetensors", kept / "history.jsonl", list(actor.parameters())
         begin = load_checkpoint(checkpoint, weights, (), optimiser, generator)
         before = told.read_text().splitlines(keepends=True)[:begin] if begin else []
         told.write_text("".join(before))
         history: list[dict[str, object]] = [json.loads(line) for line in before]
-        bar = progress.add_task("grpo in dreams", total=count, completed=begin, note="")
+        advance = progress.enter_context(counting("grpo in dreams", count, unit="update", done=begin))
         for update in range(begin, count):
             if update % cfg.snapshot_every == 0:
                 save_weights(kept, f"snapshot-{update:04d}", actor.state_dict())
@@ -115,7 +117,7 @@ def improve_policy(
             if tracker is not None:
                 drawn = {"grpo/groups_drawn": float(len(crop.group_rates))}
                 tracker.log(_numbers(history[-1]) | drawn, step=update)
-            progress.update(bar, advance=1, note=f"imagined success {100 * crop.success:.0f} %")
+            advance(note=f"imagined success {100 * crop.success:.0f} %")
             first = history[0]["imagined_success"]
             if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
                 stopped = f"imagined success rose by {100 * (crop.success - first):.0f} points: time to look at reality"

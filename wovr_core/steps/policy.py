@@ -15,7 +15,8 @@ from wovr_core.settings import Policy, Task
 from wovr_core.steps.models import digest_at, save_policy
 from wovr_core.steps.reality import FPS, demonstrator, reality
 from wovr_core.training.checkpoint import scratch
-from wovr_core.training.loop import TrainingError, counting
+from wovr_core.training.loop import TrainingError
+from wovr_core.training.progress import counting
 
 
 def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Path) -> Manifest:
@@ -25,7 +26,7 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     """
     generator = torch.Generator().manual_seed(task.seed)
     ids = Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000)
-    with reality(task) as env, counting("demonstrations", len(ids)) as watch:
+    with reality(task) as env, counting("demonstrations", len(ids), unit="episode") as watch:
         shows = demonstrator(env, cfg, generator=generator)
         episodes = attempt(env, shows, ids, Split.DEMONSTRATION, steps=task.horizon, watch=watch).episodes
     good = [episode for episode in episodes if episode.succeeded]

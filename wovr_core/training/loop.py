@@ -1,38 +1,20 @@
 """One training loop for every model: AdamW, warm-up and cosine, gradient clip, EMA, exact resume."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from wovr_core.protocols import Tracker
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint
 from wovr_core.training.distributed import ALONE, Team, local, put_together
+from wovr_core.training.progress import counting
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on, and what to do about it."""
-
-
-def progress_bar(*, shown: bool = True) -> Progress:
-    """The bar shown by everything that takes longer than ten seconds: name, done, elapsed, ETA."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("eta"),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        refresh_per_second=2, disable=not shown,
-    )  # fmt: skip
-
-
-@contextmanager
-def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar that moves on by as many as it is told."""
-    with progress_bar() as progress:
-        bar = progress.add_task(name, total=total, note="")
-        yield lambda count: progress.update(bar, advance=count)
 
 
 def tell_loss(tracker: Tracker | None, metric: str, *, every: int = 10) -> Callable[[int, float], None] | None:
@@ -79,8 +61,7 @@ def train(
     average = [p.detach().clone() for p in parameters]
     first = load_checkpoint(checkpoint, parameters, average, optimiser, generator) if checkpoint is not None else 0
     history: list[float] = []
-    with progress_bar(shown=team.leads) as progress:
-        bar = progress.add_task(name, total=steps, completed=first, note="")
+    with counting(name, steps, done=first) as advance:
         for step in range(first, steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * _cosine(step / steps))
@@ -102,7 +83,7 @@ def train(
             history.append(value.item())
             if on_step is not None and team.leads:
                 on_step(step, history[-1])
-            progress.update(bar, advance=1, note=f"loss {history[-1]:.4f}")
+            advance(note=f"loss {history[-1]:.4f}")
             if checkpoint is not None and (step + 1) % checkpoint_every == 0:
                 save_checkpoint(checkpoint, parameters, average, optimiser, generator, step + 1)
     if ema:
