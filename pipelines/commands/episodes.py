@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Episodes from elsewhere, and to el
 def import_episodes(
     sources: Annotated[list[Path], typer.Argument(help="Files (.hdf5, .npy), or folders of them.")],
     out: Annotated[Path, typer.Option(help="The Episodes artifact that is made: a new folder.")],
-    steps: Annotated[int, typer.Option(min=8, help="Actions of an episode, as task.horizon; a multiple of 8.")],
+    steps: Annotated[int, typer.Option(help="Actions of an episode, as task.horizon; a multiple of 8.")],
     split: Annotated[
         Literal["demonstration", "collection", "keyframes"],
         typer.Option(help="What they may serve: to learn from, or (keyframes) never trained on."),
@@ -25,22 +25,38 @@ def import_episodes(
     ends: Annotated[
         Literal["success", "failure"] | None, typer.Option(help="How episodes end, for files that do not say.")
     ] = None,
+    success_at: Annotated[
+        float | None, typer.Option(help="The reward from which on a step is a success, where rewards are dense.")
+    ] = None,
+    pictures: Annotated[
+        Literal["upright", "libero", "openvla"] | None,
+        typer.Option(
+            help="How files hold pictures: upright (robomimic), libero (upside down) or openvla (rotated by 180 "
+            "degrees, as for OpenVLA and RLinf). HDF5 goes by the name of its camera; .npy must have it said."
+        ),
+    ] = None,
     fps: Annotated[int, typer.Option(help="Steps a second.")] = 20,
 ) -> None:
     """Make an Episodes artifact of LIBERO's or robomimic's HDF5 demonstrations, or of RLinf's .npy trajectories.
 
         wovr episodes import libero_object/ --steps 160 --image-size 64 --out demonstrations
 
-    All are made equally long: a longer one is cut, a shorter one stands still at its end. An .npy file is a pickle,
-    which could run code: one that holds anything but data is refused.
+    All are made equally long: a longer one is cut, a shorter one stands still at its end. Pictures become upright. What
+    was counted as a success, and by which rule, is printed: a success flag or a sparse reward of 1 counts, a dense
+    reward needs --success-at. An .npy file is a pickle, which could run code: one that holds anything but data is
+    refused.
     """
     with plainly():
+        from wovr_core.artifacts.conventions import Conventions
         from wovr_core.envs.splits import Split
         from wovr_core.steps.exchange import import_episodes
 
+        ends_well = None if ends is None else ends == "success"
         made = import_episodes(
-            sources, out=out, steps=steps, split=Split[split.upper()], image_size=image_size, instruction=instruction,
-            success=None if ends is None else ends == "success", fps=fps,
+            sources, out=out, steps=steps, split=Split[split.upper()], image_size=image_size, fps=fps,
+            conventions=Conventions(
+                instruction=instruction, ends=ends_well, success_at=success_at, pictures=pictures
+            ),
         )  # fmt: skip
         console.print_json(data=made.summary)
 
@@ -48,9 +64,9 @@ def import_episodes(
 @app.command("export")
 def export_episodes(
     episodes: Annotated[Path, typer.Argument(help="An Episodes artifact.")],
-    out: Annotated[Path, typer.Option(help="The folder for the files, one an instruction.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the files, one an instruction.")],
 ) -> None:
-    """Write episodes as HDF5 demonstrations, in LIBERO's names."""
+    """Write episodes as HDF5 demonstrations, in LIBERO's names and with its pictures, upside down."""
     with plainly():
         from wovr_core.steps.exchange import export_episodes
 

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from wovr_core.artifacts.gate import as_episode, check_episode, check_size, in_our_words
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import Episode
 
@@ -41,7 +42,8 @@ def write_episodes(
     _refuse_unlike(episodes)
     instructions = sorted({episode.instruction for episode in episodes})
     starts = np.cumsum([0, *(len(episode.frames) for episode in episodes)]).tolist()  # first row of each episode
-    features = _features(episodes[0])
+    first = episodes[0]
+    features = _features(first.frames.shape[2:], first.actions.shape[1], first.pose.shape[1])
     for name in (ROWS, EPISODES):
         (folder / name).parent.mkdir(parents=True)
 
@@ -90,25 +92,54 @@ def write_episodes(
 
 
 def read_episodes(folder: Path) -> list[Episode]:
-    """The episodes, bit for bit as they were written; `read_manifest` vouches for the files first."""
+    """The episodes, bit for bit as they were written; `read_manifest` vouches for the files first.
+
+    Raises `ArtifactError` for tables that are not as `write_episodes` makes them, and for values that no episode has.
+    """
     if not (folder / INFO).is_file():
         raise ArtifactError(f"there are no episodes in {folder}, it has no {INFO}: give an Episodes artifact")
-    about = pq.read_table(folder / EPISODES).to_pylist()
-    with pq.ParquetFile(folder / ROWS) as file:
-        return [_episode(entry, file.read_row_group(i)) for i, entry in enumerate(about)]
+    with in_our_words(f"{folder}"):
+        about = pq.read_table(folder / EPISODES, columns=["tasks", "length", "init_state"]).to_pylist()
+        with pq.ParquetFile(folder / ROWS) as file:
+            size = _check_layout(folder, file, about)
+            episodes = []
+            for i, entry in enumerate(about):
+                with in_our_words(where := f"{folder}, episode {i}"):
+                    episodes.append(_episode(entry, file.read_row_group(i), i, size, where))
+            return episodes
 
 
-def _features(episode: Episode) -> dict[str, dict[str, Any]]:
+def _check_layout(folder: Path, file: pq.ParquetFile, about: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Columns and row groups are those that an index of episodes promises; returns height and width of a picture."""
+    features = json.loads((folder / INFO).read_text())["features"]
+    height, width, _ = (int(pixels) for pixels in features[CAMERA]["shape"])
+    vectors = {name: int(features[name]["shape"][0]) for name in ("action", "observation.state")}
+    wanted = _schema(_features((height, width), vectors["action"], vectors["observation.state"]))
+    if not file.schema_arrow.equals(wanted):
+        raise ArtifactError(
+            f"{folder / ROWS} has other columns than {INFO} says, or of other types: read a dataset that wovr wrote"
+        )
+    lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    if not about or lengths != [entry["length"] for entry in about]:
+        raise ArtifactError(
+            f"{folder / ROWS} has row groups of {lengths[:5]} rows, but {EPISODES} lists {len(about)} episodes of "
+            f"{[entry['length'] for entry in about][:5]}: an episode is one row group"
+        )
+    for i, rows in enumerate(lengths):
+        check_size(f"{folder}, episode {i}", "pictures", rows * height * width * 3)
+    return height, width
+
+
+def _features(size: Sequence[int], action_dim: int, pose_dim: int) -> dict[str, dict[str, Any]]:
     """LeRobot's description of every column: the only place that says which there are."""
 
     def feature(dtype: str, *shape: int, names: list[str] | None = None) -> dict[str, Any]:
         return {"dtype": dtype, "shape": list(shape), "names": names}
 
-    _, channels, height, width = episode.frames.shape
     return {
-        CAMERA: feature("image", height, width, channels, names=["height", "width", "channels"]),
-        "observation.state": feature("float32", episode.pose.shape[1]),
-        "action": feature("float32", episode.actions.shape[1]),
+        CAMERA: feature("image", *size, 3, names=["height", "width", "channels"]),
+        "observation.state": feature("float32", pose_dim),
+        "action": feature("float32", action_dim),
         "success": feature("bool", 1),  # of this frame; LeRobot's "next" is after this row's action
         "next.success": feature("bool", 1),
         "next.reward": feature("float32", 1),
@@ -134,7 +165,7 @@ def _schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
 def _columns(episode: Episode, fps: int) -> dict[str, Any]:
     """What the rows of an episode say, wherever in the file they lie."""
     rows = np.arange(len(episode.frames))
-    after = torch.cat([episode.success[1:], episode.success[-1:]]).numpy()
+    after = _after(episode.success.numpy())
     return {
         CAMERA: [{"bytes": png, "path": None} for png in _encode(episode.frames)],
         "observation.state": _vectors(episode.pose),
@@ -147,21 +178,28 @@ def _columns(episode: Episode, fps: int) -> dict[str, Any]:
     }
 
 
-def _episode(about: dict[str, Any], rows: pa.Table) -> Episode:
-    """The inverse of `_columns`."""
+def _episode(about: dict[str, Any], rows: pa.Table, index: int, size: tuple[int, int], where: str) -> Episode:
+    """The inverse of `_columns`; it believes no row."""
+    if missing := [name for name in rows.column_names if rows[name].null_count]:
+        raise ArtifactError(f"{where} has rows without {missing[0]}: every column has a value for every frame")
 
-    def floats(name: str) -> Float[Tensor, "n d"]:
-        column = rows[name].combine_chunks()
-        return torch.from_numpy(column.flatten().to_numpy().reshape(len(column), -1).copy())
+    def column(name: str) -> np.ndarray:
+        values = rows[name].combine_chunks()
+        return np.asarray(values.flatten().to_numpy().reshape(len(values), -1))
 
-    return Episode(
-        instruction=about["tasks"][0],
-        init_state=about["init_state"],
-        actions=floats("action")[:-1].clone(),
-        frames=_decode(rows[CAMERA].to_pylist()),
-        pose=floats("observation.state"),
-        success=torch.tensor(rows["success"].to_pylist()),
-    )
+    counted, success = np.arange(len(rows)), rows["success"].to_numpy()
+    if not (rows["frame_index"].to_numpy() == counted).all() or (rows["episode_index"].to_numpy() != index).any():
+        raise ArtifactError(f"{where} has rows of another episode, or in another order: frames are numbered from 0")
+    if (rows["next.success"].to_numpy() != _after(success)).any():
+        raise ArtifactError(f"{where} has next.success that is not the success of the next frame: mend one of them")
+    actions = column("action")
+    if not np.isfinite(actions[-1:]).all():
+        raise ArtifactError(f"{where} has an action in its last row, where none was taken: it must be zero")
+    (instruction,) = about["tasks"]
+    return as_episode(
+        where, instruction=instruction, init_state=about["init_state"], actions=actions[:-1],
+        frames=_decode(rows[CAMERA].to_pylist(), size, where), pose=column("observation.state"), success=success,
+    )  # fmt: skip
 
 
 def _encode(frames: UInt8[Tensor, "n c h w"]) -> list[bytes]:
@@ -173,9 +211,22 @@ def _encode(frames: UInt8[Tensor, "n c h w"]) -> list[bytes]:
     return pictures
 
 
-def _decode(pictures: list[dict[str, bytes]]) -> UInt8[Tensor, "n c h w"]:
-    frames = np.stack([np.asarray(Image.open(io.BytesIO(picture["bytes"]))) for picture in pictures])
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+def _after(success: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """The success that each row's action led to."""
+    return np.concatenate([success[1:], success[-1:]])
+
+
+def _decode(pictures: list[dict[str, bytes]], size: tuple[int, int], where: str) -> UInt8[np.ndarray, "n h w c"]:
+    frames = np.empty((len(pictures), *size, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        with Image.open(io.BytesIO(picture["bytes"]), formats=["PNG"]) as image:
+            if (image.height, image.width) != size or image.mode != "RGB":
+                raise ArtifactError(
+                    f"{where} has a picture of {image.height} x {image.width} in {image.mode} at frame {i}, but {INFO} "
+                    f"says {size[0]} x {size[1]} in RGB: make all pictures alike"
+                )
+            frames[i] = np.asarray(image)
+    return frames
 
 
 def _vectors(values: Float[Tensor, "n d"]) -> pa.FixedSizeListArray:
@@ -218,7 +269,7 @@ def _stats(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def _refuse_unlike(episodes: Sequence[Episode]) -> None:
-    """Everything in one table has one type and one size."""
+    """Everything in one table has one type and one size, and values that can be read again."""
     if not episodes:
         raise ArtifactError("there are no episodes to write: collect at least one")
     types = {"actions": torch.float32, "frames": torch.uint8, "pose": torch.float32, "success": torch.bool}
@@ -232,5 +283,6 @@ def _refuse_unlike(episodes: Sequence[Episode]) -> None:
                     f"episode {i} has {name} of size {tuple(values.shape[1:])}, episode 0 of {tuple(size)}: "
                     f"write them to different artifacts"
                 )
+        check_episode(episode, f"episode {i}")
     if episodes[0].frames.shape[1] != 3:
         raise ArtifactError(f"frames have {episodes[0].frames.shape[1]} channels, but a picture is red, green, blue")

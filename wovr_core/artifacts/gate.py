@@ -16,6 +16,7 @@ from wovr_core.settings import Task
 from wovr_core.trajectory import Episode
 
 FURTHEST = 100.0  # of a pose, in metres, radians or table units; a pose in millimetres goes beyond it
+LONGEST = 1000  # letters of an instruction
 LARGEST = 4 << 30  # bytes of one array of an episode; a file of a few kilobytes can claim terabytes
 
 
@@ -35,6 +36,8 @@ def as_episode(
     """
     if not isinstance(instruction, str) or not instruction.strip() or not instruction.isprintable():
         raise ArtifactError(f"{where} has the instruction {instruction!r:.80}: it must be a line of text")
+    if len(instruction) > LONGEST:
+        raise ArtifactError(f"{where} has an instruction of {len(instruction)} letters, but at most {LONGEST} are read")
     check_pictures(where, frames)
     steps = len(frames) - 1
     if steps < 1:
@@ -61,8 +64,8 @@ def check_episode(episode: Episode, where: str) -> None:
         ("actions", episode.actions, 1.0, "commands in [-1, 1]: scale them first"),
         ("poses", episode.pose, FURTHEST, "metres and radians: convert them first"),
     ):
-        if not values.shape[-1]:
-            raise ArtifactError(f"{where} has {name} of no numbers: there is at least one to a step")
+        if values.shape[-1] < 2:
+            raise ArtifactError(f"{where} has {name} of {values.shape[-1]} numbers a step: at least two are needed")
         if bad := (~torch.isfinite(values)).any(-1).nonzero().flatten().tolist():
             raise ArtifactError(
                 f"{where} has {name} that are not finite, first at step {bad[0]}: leave the episode out, or mend it"

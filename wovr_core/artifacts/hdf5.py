@@ -1,82 +1,103 @@
 """Demonstrations as LIBERO and robomimic keep them: one HDF5 file a task, a group `data/demo_N` an episode.
 
 Which picture belongs to which action differs. robomimic's `obs` are seen before the action, and `next_obs`, where there
-are any, after it; LIBERO's own sets hold what was seen after the action, upside down. We write robomimic's order with
-`next_obs`, so that nothing is lost, in LIBERO's names and way up.
+are any, after it; LIBERO's own sets hold what was seen after the action, upside down. Without `next_obs` one end of an
+episode is missing: LIBERO's sets do not show what preceded the first action, which is dropped; others do not show what
+followed the last one, which often is the success: that picture is taken to be as the one before it.
+We write robomimic's order with `next_obs`, so that nothing is lost, in LIBERO's names and way up.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from wovr_core.artifacts.conventions import Conventions, Imported, Pictures, success_of, upright
+from wovr_core.artifacts.gate import as_episode, check_pictures, check_size, in_our_words, numbers
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import DOWN, Episode, from_down
 
-CAMERAS = {"agentview_rgb": True, "agentview_image": False}  # LIBERO's name and robomimic's; stored upside down?
+CAMERAS: dict[str, Pictures] = {"agentview_rgb": "libero", "agentview_image": "upright"}  # LIBERO's name, robomimic's
 POSES = ("ee_pos", "robot0_eef_pos")
-TURNS = {"ee_ori": Rotation.from_rotvec, "robot0_eef_quat": Rotation.from_quat}  # of the hand, (x, y, z, w)
+TURNS = {"ee_ori": 3, "robot0_eef_quat": 4}  # of the hand: a rotation vector, or a quaternion (x, y, z, w)
 
 
-def read_hdf5(path: Path, *, instruction: str | None = None) -> list[Episode]:
-    """The episodes of a file; `instruction` for one that names none. Poses are as in LIBERO here: metres, radians.
+def read_hdf5(path: Path, conventions: Conventions) -> list[Imported]:
+    """The episodes of a file. Poses are as in LIBERO here: metres, radians.
 
-    Raises `ArtifactError` where something is missing, naming the demonstration and what it lacks.
+    Raises `ArtifactError` for whatever is missing or cannot be, naming the file and the demonstration.
     """
-    with _open(path, "r") as file:
-        if "data" not in file:
+    with _open(path, "r") as file, in_our_words(str(path)):
+        data = _member(file, "data", str(path))
+        if not _is_group(data):
             raise ArtifactError(f"{path} has no group `data`: it holds no demonstrations of LIBERO or robomimic")
-        told = file["data"].attrs.get("problem_info")
-        said = instruction or (_words(json.loads(told)["language_instruction"]) if told else None)
-        if said is None:
-            raise ArtifactError(f"{path} does not say what its demonstrations do: say it with --instruction")
-        names = sorted(file["data"], key=lambda name: int(name.rsplit("_", 1)[-1]))
-        return [_episode(file["data"][name], f"{path}, {name}", said, after=bool(told)) for name in names]
+        if not (names := sorted(data, key=_natural)):
+            raise ArtifactError(f"{path} holds no demonstrations: its group `data` is empty")
+        problem = data.attrs.get("problem_info")
+        instruction = conventions.instruction or _instruction(problem, path)
+        episodes = []
+        for name in names:
+            with in_our_words(where := f"{path}, {name}"):
+                demo = _member(data, name, str(path))
+                episodes.append(_episode(demo, where, instruction, conventions, problem is not None))
+        return episodes
 
 
-def _episode(demo: Any, where: str, instruction: str, *, after: bool) -> Episode:
+def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, after: bool) -> Imported:
     """One demonstration; `after` says that each picture was seen after its action, where there are no others."""
+    if not _is_group(demo):
+        raise ArtifactError(f"{where} is no demonstration: every member of `data` must be a group with obs and actions")
     camera, place, turn = (_first(demo, names, where) for names in (CAMERAS, POSES, TURNS))
-    if "actions" not in demo or not {"rewards", "dones"} & set(demo):
-        raise ArtifactError(f"{where} has no actions, or neither rewards nor dones: it cannot be told what was done")
+    actions = _array(demo, "actions", where)
+    steps = len(actions) if actions.ndim else 0
 
-    def seen(name: str) -> np.ndarray:
-        values = np.asarray(demo[f"obs/{name}"])
-        if "next_obs" in demo:
-            return np.concatenate([values, np.asarray(demo[f"next_obs/{name}"])[-1:]])
-        return values
+    def observed(name: str) -> np.ndarray:
+        """Before every action, and after the last one where the file shows it."""
+        values = _array(demo, f"obs/{name}", where)
+        if not steps or not values.ndim or len(values) != steps:
+            raise ArtifactError(
+                f"{where} has obs/{name} of shape {values.shape} for {steps} actions: one row each is read"
+            )
+        if both and (following := _array(demo, f"next_obs/{name}", where)).shape != values.shape:
+            raise ArtifactError(f"{where} has obs/{name} of {values.shape} but next_obs/{name} of {following.shape}")
+        if not both and after:
+            return values
+        return np.concatenate([values, following[-1:] if both else values[-1:]])
 
-    frames, actions = seen(camera), np.asarray(demo["actions"], np.float32)
-    rewards = demo["rewards"] if "rewards" in demo else demo["dones"]
-    success = np.concatenate([[False], np.asarray(rewards) > 0])
-    if "next_obs" not in demo:  # as many pictures as actions: one end has no action
-        actions, success = (actions[1:], success[1:]) if after else (actions[:-1], success[:-1])
-    if np.abs(actions).max(initial=0) > 1:
-        raise ArtifactError(f"{where}: actions reach {np.abs(actions).max():.2f}, but a command lies in [-1, 1]")
-    if CAMERAS[camera]:
-        frames = frames[:, ::-1]
-    pose = np.concatenate([seen(place), from_down(TURNS[turn](seen(turn)))], 1)
-    return Episode(
-        instruction=instruction, init_state=0, actions=torch.from_numpy(actions.copy()),
-        frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
-        pose=torch.from_numpy(pose.astype(np.float32)), success=torch.from_numpy(success),
-    )  # fmt: skip
+    both = "next_obs" in demo
+    pictures = conventions.pictures or CAMERAS[camera]
+    check_pictures(where, frames := observed(camera))
+    hand = np.concatenate([_place(where, place, observed(place)), _turn(where, turn, observed(turn))], 1)
+    rewards = _array(demo, "rewards", where) if "rewards" in demo else None
+    holds, rule = success_of(where, conventions, steps=steps, rewards=rewards)
+    if len(holds) != steps:
+        raise ArtifactError(f"{where} has {steps} actions but {len(holds)} rewards: there must be one each")
+    if both or not after:
+        holds = np.concatenate([[False], holds])
+    else:
+        actions = actions[1:]
+    episode = as_episode(
+        where, instruction=instruction, actions=actions, frames=upright(frames, pictures), pose=hand, success=holds
+    )
+    return Imported(
+        episode=episode, where=where, success_rule=rule, pictures=pictures, last_frame_repeated=not (both or after)
+    )
 
 
 def write_hdf5(path: Path, episodes: Sequence[Episode]) -> None:
     """Episodes of one instruction, as LIBERO names things; the file appears when it is whole."""
-    said = {episode.instruction for episode in episodes}
-    if len(said) != 1:
-        raise ArtifactError(f"a file of demonstrations has one instruction, these episodes have {len(said)}")
+    instructions = {episode.instruction for episode in episodes}
+    if len(instructions) != 1:
+        raise ArtifactError(f"a file of demonstrations has one instruction, these episodes have {len(instructions)}")
     half = path.with_name(f"{path.name}.writing")
     with _open(half, "w") as file:
         data = file.create_group("data")
-        data.attrs["problem_info"] = json.dumps({"language_instruction": said.pop()})
+        data.attrs["problem_info"] = json.dumps({"language_instruction": instructions.pop()})
         data.attrs["total"] = sum(len(episode.actions) for episode in episodes)
         for i, episode in enumerate(episodes):
             demo = data.create_group(f"demo_{i}")
@@ -97,9 +118,50 @@ def _pictures(frames: Tensor) -> np.ndarray:
     return frames.permute(0, 2, 3, 1).flip(1).contiguous().numpy()
 
 
-def _words(told: str | list[str]) -> str:
-    """Some of LIBERO's files hold the instruction letter by letter."""
-    return "".join(told).strip().strip('"')
+def _place(where: str, name: str, values: np.ndarray) -> np.ndarray:
+    if numbers(where, f"obs/{name}", values, 2).shape[1] != 3:
+        raise ArtifactError(f"{where} has obs/{name} of shape {values.shape}, but (x, y, z) in metres is read")
+    return values
+
+
+def _turn(where: str, name: str, values: np.ndarray) -> np.ndarray:
+    """How the hand is turned from pointing down."""
+    if numbers(where, f"obs/{name}", values, 2).shape[1] != TURNS[name]:
+        raise ArtifactError(
+            f"{where} has obs/{name} of shape {values.shape}, but {TURNS[name]} numbers a step are read"
+        )
+    if not np.isfinite(values).all():
+        raise ArtifactError(f"{where} has obs/{name} that are not finite: leave the demonstration out, or mend it")
+    if TURNS[name] == 3:
+        return from_down(Rotation.from_rotvec(values))
+    lengths = np.linalg.norm(values, axis=1)
+    if (off := np.abs(lengths - 1) > 0.01).any():
+        step = int(off.argmax())
+        raise ArtifactError(
+            f"{where} has obs/{name} of length {lengths[step]:.4g} at step {step}: a quaternion of a turn has length 1"
+        )
+    return from_down(Rotation.from_quat(values))
+
+
+def _instruction(problem: object, path: Path) -> str:
+    """What LIBERO's attribute `problem_info` says is to be done; some of its files hold it letter by letter."""
+    if problem is None:
+        raise ArtifactError(f"{path} does not say what its demonstrations do: say it with --instruction")
+    try:
+        text = problem.decode() if isinstance(problem, bytes) else str(problem)
+        words = json.loads(text)["language_instruction"]
+        return "".join(words).strip().strip('"')
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} has the attribute problem_info without a language_instruction that can be read: "
+            f"say what its demonstrations do with --instruction"
+        ) from error
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """demo_9 before demo_10; names without a number come first, in the order of their letters."""
+    number = re.search(r"(\d{1,18})$", name)
+    return (int(number[1]) if number else -1, name)
 
 
 def _first(demo: Any, names: Iterable[str], where: str) -> str:
@@ -107,6 +169,37 @@ def _first(demo: Any, names: Iterable[str], where: str) -> str:
         if f"obs/{name}" in demo:
             return name
     raise ArtifactError(f"{where} has none of {', '.join(f'obs/{name}' for name in names)}")
+
+
+def _array(demo: Any, name: str, where: str) -> np.ndarray:
+    """A dataset of a demonstration, once its size is known to be possible and its numbers to lie in this file."""
+    found = _member(demo, name, where)
+    if _is_group(found):
+        raise ArtifactError(f"{where} has a group where the dataset {name} should be")
+    with in_our_words(f"{where}, {name}"):
+        if found.shape is None or found.dtype.hasobject or found.dtype.fields:
+            raise ArtifactError(
+                f"{where} has {name} of type {found.dtype}, but plain numbers are read: decode what is compressed first"
+            )
+        if found.external or found.is_virtual:
+            raise ArtifactError(f"{where} has {name} in another file: copy the data into this one (h5repack)")
+        check_size(where, name, found.nbytes)
+        return np.asarray(found[()])
+
+
+def _member(group: Any, name: str, where: str) -> Any:
+    """A group or dataset; links into other files are not followed."""
+    import h5py
+
+    if name not in group:
+        raise ArtifactError(f"{where} has no `{name}`: it holds no demonstration of LIBERO or robomimic")
+    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+        raise ArtifactError(f"{where} has {name} in another file: copy the data into this one (h5repack)")
+    return group[name]
+
+
+def _is_group(member: Any) -> bool:
+    return hasattr(member, "keys")
 
 
 def _open(path: Path, mode: str) -> Any:

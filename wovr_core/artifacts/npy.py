@@ -1,98 +1,184 @@
 """Trajectories as RLinf keeps them: one .npy file an episode, an array of Python dictionaries, one a frame.
 
 NumPy reads such files by unpickling, which runs whatever code was put in them. Here only arrays, numbers, words,
-lists and dictionaries come out: a file that names anything else is refused before anything of it is called.
+lists and dictionaries come out: a file that names anything else is refused before anything of it is called. What the
+pickle asks for is counted before it is made, so that a small file cannot fill the memory.
 """
 
 import pickle
+import pickletools
+import re
+from io import BytesIO
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.lib import format as npy
 from scipy.spatial.transform import Rotation
 
+from wovr_core.artifacts.conventions import Conventions, Imported, success_of, upright
+from wovr_core.artifacts.gate import as_episode, check_pictures, check_size, in_our_words, numbers
 from wovr_core.artifacts.manifest import ArtifactError
-from wovr_core.trajectory import Episode, from_down
+from wovr_core.trajectory import from_down
 
-HARMLESS = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *(
-        (core, name)
-        for core in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("_reconstruct", "scalar")
-    ),
-}
 POSES = ("init_ee_pose", "abs_action")  # where the hand is, then how it is turned, a rotation vector
+MOST = 1000  # numbers of an action or a pose that is a list
 
 
-def read_npy(path: Path, *, success: bool | None = None) -> Episode:
-    """The episode in a file; `success` says how it ends where its frames do not.
+def read_npy(path: Path, conventions: Conventions) -> Imported:
+    """The episode in a file.
 
     A frame has `image` (h, w, 3), `delta_action`, a pose, `instruction` or `task`, and perhaps `success` or `reward`.
     Raises `ArtifactError` for what is missing, and for what does not belong there.
     """
+    where = str(path)
     frames = read_objects(path)
     if frames.ndim != 1 or not len(frames) or not all(isinstance(frame, dict) for frame in frames):
-        raise ArtifactError(f"{path} is no trajectory: it should hold a dictionary for each frame")
-    pose = next((name for name in POSES if name in frames[0]), None)
-    words = next((name for name in ("instruction", "task") if name in frames[0]), None)
-    known = next((name for name in ("success", "reward") if name in frames[0]), None)
-    if pose is None or words is None:
-        raise ArtifactError(f"{path} has frames without {'a pose' if pose is None else 'an instruction'}")
-    if known is None and success is None:
-        raise ArtifactError(f"{path} does not say whether it succeeds: say it, --ends success or --ends failure")
-    try:
-        held = [frame[known] > 0 if known else False for frame in frames]
-        actions = np.stack([np.asarray(frame["delta_action"], np.float32) for frame in frames[:-1]])
-        images = np.stack([frame["image"] for frame in frames])
-        hand = np.stack([np.asarray(frame[pose], np.float64)[:6] for frame in frames])
-    except KeyError as error:
-        raise ArtifactError(f"{path} has a frame without {error.args[0]}") from error
-    if hand.ndim != 2 or hand.shape[1] != 6:
-        raise ArtifactError(f"{path} has poses of shape {hand.shape[1:]}, but six numbers are read: place and turn")
-    poses = np.concatenate([hand[:, :3], from_down(Rotation.from_rotvec(hand[:, 3:]))], 1).astype(np.float32)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ArtifactError(f"{path} has pictures of {images.dtype} {images.shape[1:]}, but (h, w, 3) bytes are read")
-    if np.abs(actions).max(initial=0) > 1:
-        raise ArtifactError(f"{path}: actions reach {np.abs(actions).max():.2f}, but a command lies in [-1, 1]")
-    if known is None:
-        held[-1] = bool(success)
-    said = frames[0][words]
-    return Episode(
-        instruction=said.decode() if isinstance(said, bytes) else str(said), init_state=0,
-        actions=torch.from_numpy(actions), frames=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
-        pose=torch.from_numpy(poses), success=torch.tensor([bool(one) for one in held]),
+        raise ArtifactError(f"{where} is no trajectory: it should hold a dictionary for each frame")
+    first = frames[0]
+    pose = next((name for name in POSES if name in first), None)
+    words = next((name for name in ("instruction", "task") if name in first), None)
+    if pose is None:
+        raise ArtifactError(f"{where} has frames without a pose: one of {', '.join(POSES)} is read")
+    if words is None and conventions.instruction is None:
+        raise ArtifactError(f"{where} has frames without an instruction: say it with --instruction")
+    if len(frames) == 1:
+        raise ArtifactError(
+            f"{where} has one frame and no action: it is a state to begin from, as in RLinf's dataset/traj*.npy, "
+            f"and no episode. Import trajectories, RLinf's dataset/traj*_kir.npy, or collect in the simulator"
+        )
+    if conventions.pictures is None:
+        raise ArtifactError(
+            f"{where} does not say which way up its pictures are. Say it: --pictures openvla for RLinf's and "
+            f"OpenVLA's, which are rotated by 180 degrees, libero for upside down, or upright"
+        )
+
+    def column(name: str, *, taken: int = len(frames)) -> np.ndarray:
+        values = [_value(frame, name, f"{where}, frame {i}") for i, frame in enumerate(frames[:taken])]
+        if odd := [
+            i for i, value in enumerate(values) if (value.shape, value.dtype) != (values[0].shape, values[0].dtype)
+        ]:
+            raise ArtifactError(
+                f"{where}, frame {odd[0]} has {name} of {values[odd[0]].dtype} {values[odd[0]].shape}, frame 0 of "
+                f"{values[0].dtype} {values[0].shape}: all must be alike"
+            )
+        check_size(where, name, len(values) * values[0].nbytes)
+        return np.stack(values)
+
+    check_pictures(where, images := column("image"))
+    hand = numbers(where, pose, column(pose), 2)[:, :6].astype(np.float64)
+    if hand.shape[1] != 6 or not np.isfinite(hand).all():
+        raise ArtifactError(
+            f"{where} has poses of {hand.shape[1]} numbers, or not finite: six are read, place and turn"
+        )
+    known = {name: column(name) for name in ("success", "reward") if name in first}
+    known = {name: values.reshape(-1) if values[:1].size == 1 else values for name, values in known.items()}
+    holds, rule = success_of(
+        where, conventions, steps=len(frames), rewards=known.get("reward"), flags=known.get("success")
+    )
+    instruction = conventions.instruction or first[words]
+    episode = as_episode(
+        where, instruction=instruction.decode(errors="replace") if isinstance(instruction, bytes) else instruction,
+        actions=column("delta_action", taken=len(frames) - 1), frames=upright(images, conventions.pictures),
+        pose=np.concatenate([hand[:, :3], from_down(Rotation.from_rotvec(hand[:, 3:]))], 1), success=holds,
     )  # fmt: skip
+    return Imported(episode=episode, where=where, success_rule=rule, pictures=conventions.pictures)
+
+
+def _value(frame: dict[Any, Any], name: str, where: str) -> np.ndarray:
+    """An array, a number, or a list of numbers; nothing that is nested, for a few bytes can nest without end."""
+    if name not in frame:
+        raise ArtifactError(f"{where} has no {name}: every frame must have one")
+    value = frame[name]
+    if isinstance(value, (list, tuple)) and len(value) <= MOST:
+        value = np.array(value) if all(isinstance(one, (bool, int, float, np.number)) for one in value) else None
+    if isinstance(value, (bool, int, float, np.generic)):
+        value = np.asarray(value)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        found = value.dtype if isinstance(value, np.ndarray) else type(frame[name]).__name__
+        raise ArtifactError(f"{where} has {name} of type {found}, but numbers are read: convert or decode it first")
+    return np.asarray(value)
 
 
 def read_objects(path: Path) -> np.ndarray:
     """An array of Python objects, if they are data and nothing else."""
-    with path.open("rb") as file:
-        try:
-            version = npy.read_magic(file)
-            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            _, _, dtype = header(file)
-        except ValueError as error:
-            raise ArtifactError(f"{path} is no .npy file: {error}") from error
+    with in_our_words(str(path)):
+        check_size(str(path), "a file", path.stat().st_size)
+        file = BytesIO(path.read_bytes())
+        version = npy.read_magic(file)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        _, _, dtype = header(file)
         if not dtype.hasobject:
             raise ArtifactError(f"{path} holds an array of {dtype}, not the frames of a trajectory")
-        try:
-            return np.asarray(_Data(file, path).load(), dtype=object)
-        except (pickle.UnpicklingError, EOFError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise ArtifactError(f"{path} cannot be read: {error}") from error
+        _refuse_bombs(file, path)
+        found = _Data(file, path).load()
+    if not isinstance(found, np.ndarray) or not found.dtype.hasobject:
+        raise ArtifactError(f"{path} is no trajectory: it should hold a dictionary for each frame")
+    return found.view(np.ndarray)
+
+
+def _refuse_bombs(file: BytesIO, path: Path) -> None:
+    """Every instruction of the pickle is whole, and none of them reserves more than the file is long."""
+    begin, size = file.tell(), len(file.getbuffer())
+    for code, argument, _ in pickletools.genops(file):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > size:
+            raise ArtifactError(f"{path} is damaged: its pickle asks for place {argument}, beyond its own {size} bytes")
+    file.seek(begin)
 
 
 class _Data(pickle.Unpickler):
     """Knows arrays, and nothing that does something."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BytesIO, path: Path) -> None:
         super().__init__(file, encoding="bytes")
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in HARMLESS:
-            raise ArtifactError(f"{self.path} names {module}.{name}, which is no data: refused, nothing of it was run")
-        return super().find_class(module, name)
+        if (module, name) == ("numpy", "dtype"):
+            return _Dtype
+        if (module, name) == ("numpy", "ndarray"):
+            return "ndarray"  # only ever handed to `_reconstruct`
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
+            return _reconstruct if name == "_reconstruct" else _scalar
+        raise ArtifactError(f"{self.path} names {module}.{name}, which is no data: refused, nothing of it was run")
+
+
+class _Dtype:
+    """NumPy's dtype of numbers, letters or objects, and no other."""
+
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        self.code = code.decode() if isinstance(code, bytes) else str(code)
+        if not re.fullmatch(r"[biufSUO]\d{0,3}", self.code):
+            raise ArtifactError(f"arrays of {self.code} are not read")
+        self.swapped = False
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.swapped = state[1] in (">", b">")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.code).newbyteorder(">" if self.swapped else "<")
+
+
+class _Array(np.ndarray[Any, np.dtype[Any]]):
+    """An array whose shape must be that of its data."""
+
+    def __setstate__(self, state: Any, /) -> None:
+        version, shape, kind, fortran, data = state
+        dtype = kind.dtype
+        size = prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
+        if any(length < 0 for length in shape) or len(data) != size or not dtype.itemsize:
+            raise ArtifactError(f"an array of shape {shape} and type {dtype} has {len(data)} values")
+        super().__setstate__((version, shape, dtype, fortran, data))
+
+
+def _reconstruct(*_: object) -> np.ndarray:
+    return np.ndarray.__new__(_Array, (0,), np.int8)
+
+
+def _scalar(kind: _Dtype, data: bytes) -> Any:
+    dtype = kind.dtype
+    if dtype.hasobject or len(data) != dtype.itemsize or not dtype.itemsize:
+        raise ArtifactError(f"a number of type {dtype} has {len(data)} bytes")
+    return np.frombuffer(data, dtype)[0]

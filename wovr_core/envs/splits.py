@@ -6,6 +6,8 @@ that nobody collects, dreams or tunes on the ids it uses, so every reset names i
 
 from enum import Enum
 
+from wovr_core.artifacts.manifest import ArtifactError
+
 SPLIT_SIZE = 1_000_000
 
 
@@ -39,4 +41,9 @@ class Split(Enum):
 
 def split_of(init_state: int) -> Split:
     """The split an initial-state id belongs to."""
-    return Split(init_state // SPLIT_SIZE)
+    number = init_state // SPLIT_SIZE
+    if number not in {split.value for split in Split}:
+        raise ArtifactError(
+            f"initial state {init_state} belongs to no split, they end at {len(Split) * SPLIT_SIZE}: collect again"
+        )
+    return Split(number)

@@ -1,8 +1,12 @@
 """Episodes from elsewhere, and to elsewhere: LIBERO's and robomimic's HDF5, RLinf's .npy."""
 
+import os
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -10,13 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_episodes, read_manifest, write_episodes, writing
+from wovr_core.artifacts.conventions import Conventions, Imported
 from wovr_core.artifacts.hdf5 import read_hdf5, write_hdf5
+from wovr_core.artifacts.names import file_name
 from wovr_core.artifacts.npy import read_npy
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import success_rate
 from wovr_core.trajectory import Episode
 
 FIRST = 900_000  # initial state of the split's from which imported episodes are numbered: no run begins there
+CHUNK = 8  # actions; a task's horizon is a multiple of it
+MAX_STEPS, MAX_SIZE, MAX_FPS = 4096, 1024, 1000
+AS_FILES_SAY = Conventions()
+FORMATS = (".hdf5", ".h5", ".npy")
 
 
 def import_episodes(
@@ -26,69 +36,120 @@ def import_episodes(
     steps: int,
     split: Split,
     image_size: int | None = None,
-    instruction: str | None = None,
-    success: bool | None = None,
+    conventions: Conventions = AS_FILES_SAY,
     fps: int = 20,
 ) -> Manifest:
     """An Episodes artifact of .hdf5 and .npy files, or of folders of them, in the order of their names.
 
     Whatever is stacked must be equally long: an episode ends after `steps` actions, a shorter one stands still until
-    then. Raises `ArtifactError` for a file that is not understood, before anything is written.
+    then. The summary says what was counted, and by which rule. Raises `ArtifactError` for a file that is not
+    understood; then nothing is written.
     """
+    _check_options(steps=steps, image_size=image_size, fps=fps, conventions=conventions)
     if split is Split.EVALUATION:
         raise ArtifactError("nothing is ever learnt from evaluation states: choose another split")
-    episodes = []
-    for file in files_in(sources):
-        if file.suffix == ".npy":
-            episodes.append(read_npy(file, success=success))
-        else:
-            episodes += read_hdf5(file, instruction=instruction)
-    numbered = [
-        replace(at_size(lasting(episode, steps), image_size), init_state=state)
-        for episode, state in zip(episodes, split.ids(len(episodes), start=FIRST), strict=True)
-    ]
-    settings = {"steps": steps, "image_size": image_size, "files": [file.name for file in files_in(sources)]}
-    with writing(out, Kind.EPISODES, settings=settings) as draft:
+    files = files_in(sources)
+    settings = {"steps": steps, "image_size": image_size, "files": [file.name for file in files]}
+    with writing(out, Kind.EPISODES, settings=settings | {"pictures": "upright"}) as draft:
+        imported = [one for file in files for one in _read(file, conventions)]
+        _refuse_unlike(imported, image_size)
+        numbered = [
+            replace(at_size(lasting(one.episode, steps), image_size), init_state=state)
+            for one, state in zip(imported, split.ids(len(imported), start=FIRST), strict=True)
+        ]
         write_episodes(draft.folder, numbered, source="imported", policy_digest="unknown", fps=fps)
         rate = success_rate(sum(episode.succeeded for episode in numbered), len(numbered))
         draft.summary |= {
             "episodes": len(numbered), "successes": rate.successes, "success_rate": rate.value,
-            "interval": [rate.low, rate.high], "cut": sum(len(episode.actions) > steps for episode in episodes),
+            "interval": [rate.low, rate.high], "cut": sum(len(one.episode.actions) > steps for one in imported),
+            "successes_cut_off": sum(one.episode.succeeded for one in imported) - rate.successes,
+            "success_rules": dict(Counter(one.success_rule for one in imported)),
+            "pictures_in_files": dict(Counter(one.pictures for one in imported)), "pictures": "upright",
+            "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
+            "action_dim": numbered[0].actions.shape[1], "pose_dim": numbered[0].pose.shape[1],
+            "picture_size": list(numbered[0].frames.shape[-2:]),
         }  # fmt: skip
     return draft.manifest
 
 
-def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
-    """One HDF5 file for each instruction, named after it, in a folder."""
-    read_manifest(episodes, Kind.EPISODES)
-    told = read_episodes(episodes)
-    if told[0].pose.shape[1] != 6:
+def _read(file: Path, conventions: Conventions) -> list[Imported]:
+    return [read_npy(file, conventions)] if file.suffix.lower() == ".npy" else read_hdf5(file, conventions)
+
+
+def _check_options(*, steps: int, image_size: int | None, fps: int, conventions: Conventions) -> None:
+    if not CHUNK <= steps <= MAX_STEPS or steps % CHUNK:
         raise ArtifactError(
-            f"{episodes} has poses of {told[0].pose.shape[1]} numbers, but HDF5 keeps six: where a hand is, how turned"
+            f"episodes of {steps} steps fit no task: give task.horizon, a multiple of {CHUNK} up to {MAX_STEPS}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for words in sorted({episode.instruction for episode in told}):
-        path = out / f"{words.lower().replace(' ', '_')}_demo.hdf5"
-        write_hdf5(path, [episode for episode in told if episode.instruction == words])
-        written.append(path)
-    return written
+    if image_size is not None and not CHUNK <= image_size <= MAX_SIZE:
+        raise ArtifactError(f"pictures of {image_size} pixels are not made: --image-size is {CHUNK} to {MAX_SIZE}")
+    if not 1 <= fps <= MAX_FPS:
+        raise ArtifactError(f"{fps} steps a second is no rate of a robot: --fps is 1 to {MAX_FPS}")
+    if conventions.success_at is not None and not np.isfinite(conventions.success_at):
+        raise ArtifactError(f"a reward of {conventions.success_at} is never reached: give --success-at as a number")
+
+
+def _refuse_unlike(imported: Sequence[Imported], image_size: int | None) -> None:
+    """Episodes of one artifact have one robot and one size of picture, a square one, for a task knows no other."""
+    first = imported[0]
+    for one in imported:
+        for name in ("actions", "pose"):
+            size, wanted = (getattr(each.episode, name).shape[1] for each in (one, first))
+            if size != wanted:
+                raise ArtifactError(
+                    f"{one.where} has {name} of {size} numbers, {first.where} of {wanted}: import them apart"
+                )
+        (height, width), (wanted, _) = (each.episode.frames.shape[-2:] for each in (one, first))
+        if image_size is None and not height == width == wanted:
+            raise ArtifactError(
+                f"{one.where} has pictures of {height} x {width}, but a task knows squares of one size: "
+                f"give one with --image-size"
+            )
+
+
+def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
+    """One HDF5 file for each instruction, named after it, in a new folder that appears when all are written."""
+    if out.exists() or out.is_symlink():
+        raise ArtifactError(f"there is something at {out} already, and it is left as it is: export to a new folder")
+    read_manifest(episodes, Kind.EPISODES)
+    exported = read_episodes(episodes)
+    if exported[0].pose.shape[1] != 6:
+        raise ArtifactError(
+            f"{episodes} has poses of {exported[0].pose.shape[1]} numbers, but HDF5 keeps six: where a hand is, how "
+            f"turned. Export episodes of an arm"
+        )
+    by_name: dict[str, list[Episode]] = {}
+    for episode in exported:
+        by_name.setdefault(f"{file_name(episode.instruction)}_demo.hdf5", []).append(episode)
+    draft = out.parent / f".{uuid4().hex[:8]}.exporting"
+    draft.mkdir(parents=True)
+    try:
+        for name, group in sorted(by_name.items()):
+            write_hdf5(draft / name, group)
+        os.rename(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # gone already when all went well
+    return [out / name for name in sorted(by_name)]
 
 
 def files_in(sources: Sequence[Path]) -> list[Path]:
-    found = [
-        file
-        for source in sources
-        for file in (sorted(source.iterdir()) if source.is_dir() else [source])
-        if file.suffix in (".hdf5", ".h5", ".npy")
-    ]
+    """Files to import, each once; what lies in a folder and is of another format is passed over."""
+    found: dict[Path, Path] = {}
+    for source in sources:
+        if not source.exists():
+            raise ArtifactError(f"there is nothing at {source}: give .hdf5 or .npy files, or folders of them")
+        if not source.is_dir() and source.suffix.lower() not in FORMATS:
+            raise ArtifactError(f"{source} is none of {', '.join(FORMATS)}: give files of these kinds, or their folder")
+        for file in sorted(source.iterdir()) if source.is_dir() else [source]:
+            if file.suffix.lower() in FORMATS and not file.is_dir():
+                found.setdefault(file.resolve(), file)
     if not found:
         raise ArtifactError(f"there is no .hdf5 or .npy file in {', '.join(map(str, sources))}")
-    return found
+    return list(found.values())
 
 
 def lasting(episode: Episode, steps: int) -> Episode:
-    """The episode with so many actions: cut, or standing still at its end as the gripper was last told."""
+    """The episode with so many actions: cut, or standing still at its end with the last command of its gripper."""
     taken = episode.actions[:steps]
     missing = steps - len(taken)
     rest = torch.zeros(missing, taken.shape[1])
@@ -96,8 +157,8 @@ def lasting(episode: Episode, steps: int) -> Episode:
         rest[:, -1] = taken[-1, -1]
 
     def longer(values: Tensor) -> Tensor:
-        kept = values[: len(taken) + 1]
-        return torch.cat([kept, kept[-1:].expand(missing, *kept.shape[1:])])
+        first = values[: len(taken) + 1]
+        return torch.cat([first, first[-1:].expand(missing, *first.shape[1:])])
 
     return replace(
         episode, actions=torch.cat([taken, rest]), frames=longer(episode.frames), pose=longer(episode.pose),

@@ -1,0 +1,79 @@
+"""What other people's files leave open: how success is marked, and which way up pictures are.
+
+Nothing is guessed. What a file says counts; where it does not say, or could mean two things, the user says it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from wovr_core.artifacts.gate import labels, numbers
+from wovr_core.artifacts.manifest import ArtifactError
+from wovr_core.trajectory import Episode
+
+Pictures = Literal["upright", "libero", "openvla"]
+FLIPPED: dict[Pictures, tuple[int, ...]] = {  # axes of (n, h, w, c) to reverse, so that pictures are upright
+    "upright": (),  # as a person sees it who stands where the camera is; robomimic's, and ours
+    "libero": (1,),  # upside down, as the renderer gives it: LIBERO's own HDF5
+    "openvla": (2,),  # the renderer's rotated by 180 degrees: OpenVLA's and RLinf's; left and right are exchanged
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """What the user says about files."""
+
+    instruction: str | None = None  # for files that name none
+    ends: bool | None = None  # whether episodes end in success, for files that do not say
+    success_at: float | None = None  # the reward from which on a step is a success
+    pictures: Pictures | None = None  # how the files hold them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """An episode, and how it was read."""
+
+    episode: Episode
+    where: str  # file, and demonstration in it
+    success_rule: str
+    pictures: Pictures  # how the file held them; the episode's are upright
+    last_frame_repeated: bool = False  # the file does not show what the last action led to
+
+
+def upright(frames: np.ndarray, pictures: Pictures) -> np.ndarray:
+    """Frames (n, h, w, c) as this project keeps them."""
+    return np.flip(frames, FLIPPED[pictures])
+
+
+def success_of(
+    where: str, conventions: Conventions, *, steps: int, rewards: np.ndarray | None, flags: np.ndarray | None = None
+) -> tuple[Bool[np.ndarray, " n"], str]:
+    """At which of the steps the goal holds, and by which rule: a success flag, or a sparse reward of 0 and 1.
+
+    A dense reward, or the same yes at every step, does not say where success begins: then `--success-at` or `--ends`
+    must.
+    """
+    if rewards is not None and not np.isfinite(numbers(where, "rewards", rewards, 1)).all():
+        raise ArtifactError(f"{where} has rewards that are not finite: leave the episode out, or mend it")
+    if rewards is not None and conventions.success_at is not None:
+        return rewards >= conventions.success_at, f"reward of at least {conventions.success_at:g}"
+    doubt = "does not say at which step it succeeds"
+    for values, rule in ((flags, "success flag"), (rewards, "sparse reward of 1")):
+        if values is None:
+            continue
+        if rule == "success flag" or np.isin(values, (0, 1)).all():
+            holds = labels(where, rule, values)
+            if len(holds) < 2 or not holds.all():
+                return holds, rule
+            doubt = f"has a {rule} at every step"
+        else:
+            doubt = f"has dense rewards, {values.min():.4g} to {values.max():.4g}"
+        break
+    if conventions.ends is None:
+        at = "--success-at REWARD, or with " if rewards is not None else ""
+        raise ArtifactError(f"{where} {doubt}. Say what counts as success with {at}--ends success or --ends failure")
+    holds = np.zeros(steps, bool)
+    holds[-1:] = conventions.ends
+    return holds, f"--ends {'success' if conventions.ends else 'failure'}"
