@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from wovr_core.artifacts.gate import labels, numbers
+from wovr_core.artifacts.gate import check_finite, labels, numbers
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import Episode
 
@@ -55,8 +55,8 @@ def success_of(
     A dense reward, or the same yes at every step, does not say where success begins: then `--success-at` or `--ends`
     must.
     """
-    if rewards is not None and not np.isfinite(numbers(where, "rewards", rewards, 1)).all():
-        raise ArtifactError(f"{where} has rewards that are not finite: leave the episode out, or mend it")
+    if rewards is not None:
+        check_finite(where, "rewards", numbers(where, "rewards", rewards, 1))
     if rewards is not None and conventions.success_at is not None:
         return rewards >= conventions.success_at, f"reward of at least {conventions.success_at:g}"
     doubt = "does not say at which step it succeeds"

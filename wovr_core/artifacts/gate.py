@@ -66,10 +66,7 @@ def check_episode(episode: Episode, where: str) -> None:
     ):
         if values.shape[-1] < 2:
             raise ArtifactError(f"{where} has {name} of {values.shape[-1]} numbers a step: at least two are needed")
-        if bad := (~torch.isfinite(values)).any(-1).nonzero().flatten().tolist():
-            raise ArtifactError(
-                f"{where} has {name} that are not finite, first at step {bad[0]}: leave the episode out, or mend it"
-            )
+        check_finite(where, name, values.numpy())
         if (reach := float(values.abs().max())) > limit:
             raise ArtifactError(f"{where} has {name} that reach {reach:.4g}, but they must be {hint}")
     if episode.init_state < 0:
@@ -145,6 +142,14 @@ def in_our_words(where: str) -> Iterator[None]:
     except Exception as error:  # libraries that decode damaged files raise almost anything
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise ArtifactError(f"{where} cannot be read, it is damaged or of another kind: {detail}") from error
+
+
+def check_finite(where: str, name: str, values: np.ndarray) -> None:
+    """Refuse NaN and infinity; what is no floating-point number has neither."""
+    if values.dtype.kind in "fc" and (bad := np.argwhere(~np.isfinite(values))).size:
+        raise ArtifactError(
+            f"{where} has {name} that are not finite, first at step {bad[0, 0]}: leave the episode out, or mend it"
+        )
 
 
 def check_size(where: str, name: str, nbytes: int) -> None:

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from wovr_core.artifacts.conventions import Conventions, Imported, Pictures, success_of, upright
-from wovr_core.artifacts.gate import as_episode, check_pictures, check_size, in_our_words, numbers
+from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, check_size, in_our_words, numbers
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import DOWN, Episode, from_down
 
@@ -54,12 +54,12 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
         raise ArtifactError(f"{where} is no demonstration: every member of `data` must be a group with obs and actions")
     camera, place, turn = (_first(demo, names, where) for names in (CAMERAS, POSES, TURNS))
     actions = _array(demo, "actions", where)
-    steps = len(actions) if actions.ndim else 0
+    steps = len(actions)
 
     def observed(name: str) -> np.ndarray:
         """Before every action, and after the last one where the file shows it."""
         values = _array(demo, f"obs/{name}", where)
-        if not steps or not values.ndim or len(values) != steps:
+        if not steps or len(values) != steps:
             raise ArtifactError(
                 f"{where} has obs/{name} of shape {values.shape} for {steps} actions: one row each is read"
             )
@@ -130,8 +130,6 @@ def _turn(where: str, name: str, values: np.ndarray) -> np.ndarray:
         raise ArtifactError(
             f"{where} has obs/{name} of shape {values.shape}, but {TURNS[name]} numbers a step are read"
         )
-    if not np.isfinite(values).all():
-        raise ArtifactError(f"{where} has obs/{name} that are not finite: leave the demonstration out, or mend it")
     if TURNS[name] == 3:
         return from_down(Rotation.from_rotvec(values))
     lengths = np.linalg.norm(values, axis=1)
@@ -184,7 +182,9 @@ def _array(demo: Any, name: str, where: str) -> np.ndarray:
         if found.external or found.is_virtual:
             raise ArtifactError(f"{where} has {name} in another file: copy the data into this one (h5repack)")
         check_size(where, name, found.nbytes)
-        return np.asarray(found[()])
+        values = np.atleast_1d(found[()])
+    check_finite(where, name, values)
+    return values
 
 
 def _member(group: Any, name: str, where: str) -> Any:
