@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from components.platform.storage import Storage, StorageError
+from components.platform.tracking import database_of, sqlite_uri
 from pipelines.catalogue import arguments_of, pipeline_named
 from pipelines.forked import FORKS, work
 from wovr_core.artifacts import ArtifactError, read_manifest
@@ -287,12 +288,12 @@ def run_name(folder: Path) -> str:
 def _environment(folder: Path) -> dict[str, str]:
     """What every task of the run finds in its environment."""
     wishes = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": sqlite_uri(folder.parent / "mlflow.db"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
         "OMP_WAIT_POLICY": "passive",  # a waiting thread leaves its core to others
     }
-    given = {name: os.environ.get(name, wish) for name, wish in wishes.items()}
+    given = {name: os.environ.get(name) or wish for name, wish in wishes.items()}
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     given["WOVR_RUN"] = run_name(folder)
     return given | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
@@ -312,8 +313,8 @@ def _mounts(folder: Path, environment: dict[str, str]) -> dict[Path, str]:
     """What a container shares with this machine: the run, MLflow's database, the models that Triton loads."""
     tracked, models = environment["MLFLOW_TRACKING_URI"], environment.get("WOVR_TRITON_REPOSITORY")
     written = [folder]
-    if tracked.startswith("sqlite:///"):
-        written.append(Path(tracked.removeprefix("sqlite:///")).resolve().parent)
+    if (database := database_of(tracked)) is not None:
+        written.append(database.resolve().parent)
     if models:
         written.append(Path(models))
     bundles = [Path(environment[name]) for name in CERTIFICATES if environment.get(name)]

@@ -18,6 +18,8 @@ from pathlib import Path
 import urllib3
 from minio import Minio
 
+from components.platform.tracking import sqlite_uri
+
 CHECKOUT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 BUCKET, REGION = "wovr", "us-east-1"
@@ -139,7 +141,7 @@ def _launch_mlflow(place: Place) -> Launch:
     return Launch(
         [
             *[sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(place.ports["mlflow"])],
-            *["--workers", "1", "--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"],
+            *["--workers", "1", "--backend-store-uri", sqlite_uri(data / "mlflow.db")],
             *["--artifacts-destination", f"s3://{BUCKET}/mlflow"],
         ],
         {

@@ -1,0 +1,194 @@
+"""What users do to the registry, and how the tracking server fails them: a sentence, and a way out."""
+
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from components.platform import tracking
+from components.platform.tracking import TrackingError, check_tracking, database_of, open_client, sqlite_uri
+from tests.faults.harness import deadline
+
+NAMES = ["plain", "what?", "a#b", "a%41", "a%3Fb", "with space", "ü&=+", "?uri=true", "a:b@c"]
+
+
+@pytest.fixture
+def uri(monkeypatch):
+    """Sets $MLFLOW_TRACKING_URI."""
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    return lambda value: monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Path:
+    """An MLflow whose experiment `wovr` was deleted."""
+    path = tmp_path_factory.mktemp("runs") / "mlflow.db"
+    client = MlflowClient(sqlite_uri(path))
+    client.delete_experiment(client.create_experiment("wovr"))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_database_is_found_again_whatever_its_folder_is_called(name, tmp_path):
+    path = tmp_path / name / "mlflow.db"
+    assert database_of(sqlite_uri(path)) == path
+    assert database_of(f"{sqlite_uri(path)}?timeout=5") == path
+
+
+def test_a_database_lies_in_its_own_folder_whatever_that_is_called(tmp_path, uri):
+    path = tmp_path / "a?b#c%41" / "mlflow.db"
+    uri(sqlite_uri(path))
+    client = open_client()
+    client.create_registered_model("m")
+    assert path.exists() and [entry.name for entry in tmp_path.iterdir()] == ["a?b#c%41"]
+    check_tracking()
+
+
+@pytest.fixture
+def answers():
+    """A server that gives every request this status, type and body."""
+    servers = []
+
+    def start(status: int, kind: str, body: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_):
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+UNUSABLE = {
+    "./mlruns": "has no registry",
+    "file:///tmp/mlruns": "has no registry",
+    "banana://x": "has no registry",
+    "databricks": "has no registry",
+    "sqlite://": "has no registry",
+    "http://somebody:s3cret@127.0.0.1:1": "cannot be reached",
+    "http://no-such-host.invalid:5000": "cannot be reached",
+    "sqlite:////proc/nowhere/mlflow.db": "cannot be written",
+    "sqlite:////proc/self/mlflow.db": "cannot be written",
+}
+
+
+@pytest.mark.parametrize("value", UNUSABLE)
+def test_a_tracking_server_that_cannot_be_used_is_told_within_seconds(value, uri):
+    uri(value)
+    with deadline(12, value), pytest.raises(TrackingError, match=UNUSABLE[value]) as refusal:
+        check_tracking()
+    assert "s3cret" not in str(refusal.value)
+
+
+STRANGE = [
+    (200, "text/html", "<form>log in</form>", "not as MLflow does"),
+    (200, "application/json", "[]", "not as MLflow does"),
+    (404, "application/json", '{"detail": "no"}', "not as MLflow does"),
+    (401, "text/plain", "who are you", "does not let us in"),
+    (503, "text/html", "busy", "answers with an error"),
+    (
+        200,
+        "application/json",
+        '{"experiment": {"experiment_id": "7", "lifecycle_stage": "deleted"}}',
+        "restore --exp.* 7",
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "kind", "body", "words"), STRANGE)
+def test_a_server_that_is_no_mlflow_or_refuses_is_told(status, kind, body, words, uri, answers):
+    uri(answers(status, kind, body))
+    with deadline(12, body), pytest.raises(TrackingError, match=words):
+        check_tracking()
+
+
+def test_a_server_that_knows_no_experiment_yet_will_do(uri, answers):
+    uri(answers(404, "application/json", '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no"}'))
+    check_tracking()
+
+
+def test_a_server_that_never_answers_is_given_up_on(uri, monkeypatch):
+    monkeypatch.setattr(tracking, "CHECK", 2.0)
+    with socket.socket() as deaf, deadline(12, "a deaf server"):
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        uri(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        with pytest.raises(TrackingError, match=r"no answer within|cannot be reached"):
+            check_tracking()
+
+
+def test_a_deleted_experiment_is_told_and_how_to_bring_it_back(database, uri, monkeypatch):
+    uri(sqlite_uri(database))
+    with pytest.raises(TrackingError, match=r"mlflow experiments restore --experiment-id 1.*MLFLOW_EXPERIMENT_NAME"):
+        check_tracking()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    check_tracking()
+    with pytest.raises(TrackingError, match=r"promote\.model"):
+        check_tracking(experiments=["wovr"])
+
+
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + b"\1" * 500])
+def test_a_file_that_is_no_database_is_told(content, tmp_path, uri):
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(content)
+    uri(sqlite_uri(path))
+    with pytest.raises(TrackingError, match=r"cannot be opened as MLflow's database.*Move it away"):
+        check_tracking()
+
+
+OPENS = """
+import multiprocessing
+from mlflow import MlflowClient  # once for all: it takes seconds
+from components.platform.tracking import open_client
+
+def count(_):
+    return len(open_client().search_experiments())
+
+print(multiprocessing.get_context("fork").Pool(4).map(count, range(4), chunksize=1))
+"""
+
+
+def test_several_processes_open_a_fresh_database_at_once(tmp_path, uri):
+    """Without a lock all but one die, and the file may stay unusable."""
+    uri(sqlite_uri(tmp_path / "mlflow.db"))
+    opened = subprocess.run([sys.executable, "-c", OPENS], capture_output=True, text=True, timeout=120)
+    assert opened.stdout == "[1, 1, 1, 1]\n", opened.stderr[-500:]
+    check_tracking()
+
+
+def test_a_database_left_half_made_is_told(tmp_path, uri, database):
+    path = tmp_path / "mlflow.db"
+    with sqlite3.connect(path) as half:
+        half.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT, lifecycle_stage TEXT)")
+    uri(sqlite_uri(path))
+    with pytest.raises(TrackingError, match=r"half made.*mlflow db upgrade 'sqlite:///.*move the file away"):
+        check_tracking()
+    with pytest.raises(TrackingError, match="half made"):
+        open_client()
+
+
+def test_a_pod_without_its_configmap_promotes_nothing_into_itself(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(TrackingError, match="ConfigMap"):
+        check_tracking()
+    with pytest.raises(TrackingError, match="ConfigMap"):
+        open_client()
