@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from ablation_table import ResultsError, write_table
 from real_rl import clone_successes, improve_for_real
 
@@ -42,6 +41,7 @@ from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
+from wovr_core.strict_yaml import YamlError, parse_yaml
 
 CONFIG = Path(__file__).parents[1] / "pipelines" / "configs" / "tabletop.yaml"
 Switches = dict[str, Any]  # settings by their dotted keys
@@ -333,12 +333,12 @@ def main() -> None:
             pairs = dict(pair.partition("=")[::2] for pair in given.set)
             path = run(
                 given.row, full=Settings.load(given.config), seed=given.seed, out=given.out,
-                changed={key: yaml.safe_load(value) for key, value in pairs.items()},
+                changed={key: parse_yaml(value, source=key) for key, value in pairs.items()},
                 command=shlex.join(["python", "benchmarks/ablations.py", *sys.argv[1:]]),
             )  # fmt: skip
             said = json.loads(path.read_text())
             print(f"{said['label']}, seed {said['seed']}: {said['successes']} of {said['n']}, in {path}")
-    except (RowError, SettingsError, ResultsError) as error:
+    except (RowError, SettingsError, YamlError, ResultsError) as error:
         sys.exit(f"ablations: {error}")
 
 

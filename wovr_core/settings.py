@@ -5,25 +5,53 @@ Top-level branches are the pipelines' words: `policy`, `collect`, `world_model`,
 defaults are those of the tabletop quick start, except where a comment says whose they are.
 """
 
+import json
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from reprlib import Repr
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
+from wovr_core.strict_yaml import YamlError, read_yaml
+
+SPLIT_STATES = 1_000_000  # initial states of a split
+ROUND_STATES = 10_000  # of those, the ones that a collection may take: a seed's are shared out among its rounds
+RETRAINING_STATES = 500  # and those of a retraining
+
+Few = Annotated[int, Field(ge=1, le=1000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]  # Kubeflow hands numbers on as doubles, which know no larger ones apart
 Share = Annotated[float, Field(ge=0, le=1)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(ge=0.01, le=1000)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Gain = Annotated[float, Field(ge=-1, le=1)]
+Decibels = Annotated[float, Field(ge=-1000, le=1000)]
+
+
+def _of_a_round(episodes: int) -> int:
+    if episodes > ROUND_STATES:
+        raise ValueError(
+            f"{episodes} episodes, but a round has {ROUND_STATES} initial states, and the next ones are another "
+            f"round's: use {ROUND_STATES} or fewer"
+        )
+    return episodes
+
+
+EpisodesOfARound = Annotated[Count, AfterValidator(_of_a_round)]
 
 
 class SettingsError(ValueError):
@@ -65,9 +93,34 @@ Bounds = Annotated[tuple[Share, Share], AfterValidator(_lowest_first)]
 
 
 class Section(BaseModel):
-    """A branch of the tree: frozen, and strict about names."""
+    """A branch of the tree: frozen, and strict about names and kinds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """No text and no true or false for a number, and nothing but true or false for those.
+
+        A whole number may come as a float: Kubeflow knows no others.
+        """
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError("write true or false")
+        if _holds_numbers(kind) and any(
+            isinstance(one, bool | str) for one in (value if isinstance(value, list | tuple) else [value])
+        ):
+            raise ValueError(f"write {'a number' if kind is float else 'an integer'}, without quotes")
+        return value
+
+
+def _holds_numbers(kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _holds_numbers(arguments[0])
+    if origin is Literal:
+        return all(isinstance(one, int) for one in arguments)
+    return kind in (int, float) or (origin is tuple and _holds_numbers(arguments[0]))
 
 
 SuiteName = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
@@ -79,7 +132,13 @@ class Suite(Section):
     suite: SuiteName = "libero_spatial"
     tasks: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
     rendering: Literal["fast", "standard"] = "fast"  # another look: never two of them in one run
-    processes: PositiveInt = 2  # an environment each
+    processes: Few = 2  # an environment each
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"task.libero.tasks are {list(self.tasks)}: name each task once")
+        return self
 
 
 class Task(Section):
@@ -87,12 +146,12 @@ class Task(Section):
 
     environment: Literal["tabletop", "libero"] = "tabletop"
     libero: Suite = Suite()
-    image_size: PositiveInt = 48  # pixels, square
-    action_dim: PositiveInt = 3  # libero: 7
-    chunk: PositiveInt = 8  # actions a policy decides at once
-    horizon: PositiveInt = 48  # steps of an episode
+    image_size: Annotated[int, Field(ge=8, le=512)] = 48  # pixels, square; of whole patches of 8
+    action_dim: Count = 3  # libero: 7
+    chunk: Count = 8  # actions a policy decides at once
+    horizon: Annotated[int, Field(ge=16, le=10_000)] = 48  # steps of an episode
     mirror: bool = True  # mirror images of a scene are scenes too, and teach; only the table has no left or right
-    seed: NonNegativeInt = 0  # of everything that is drawn at random
+    seed: Seed = 0  # of everything that is drawn at random
 
     @property
     def pose_dim(self) -> int:
@@ -108,6 +167,15 @@ class Task(Section):
             )
         if self.mirror and self.environment == "libero":
             raise ValueError("task.mirror is on, but LIBERO's scenes in a mirror are no scenes: set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.image_size % 8:
+            raise ValueError(
+                f"task.image_size is {self.image_size}, not a multiple of 8, the pixels that a codec makes one latent "
+                f"of: use {self.image_size // 8 * 8} or {(self.image_size // 8 + 1) * 8}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -128,42 +196,40 @@ class Task(Section):
 class Policy(Section):
     """The base policy: behaviour-cloned from scripted demonstrations."""
 
-    demonstrations: PositiveInt = 10
+    demonstrations: EpisodesOfARound = 10
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     grasp_offset: Share = 0.02  # where it grasps, in table units
-    every: PositiveInt = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
+    every: Count = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
     stride: Literal[2, 4] = 2  # of the first convolution: 4 where pictures are large
     kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
-    after_success: NonNegativeInt = 1000  # steps to learn from once a demonstration has succeeded; so many are all
+    after_success: CountOrZero = 1000  # steps to learn from once a demonstration has succeeded; so many are all
     proprioception: bool = False  # reads the arm's own pose beside picture and words
-    steps: PositiveInt = 1000
-    batch: PositiveInt = 64
-    learning_rate: PositiveFloat = 2e-3
+    steps: Count = 1000
+    batch: Annotated[int, Field(ge=2, le=65_536)] = 64
+    learning_rate: LearningRate = 2e-3
 
 
 class Collect(Section):
     """Real episodes: the budget that everything else is made from."""
 
-    episodes: PositiveInt = 320  # to train world model and reward on
-    held_out: PositiveInt = 96  # never trained on: fidelity, calibration, further starts of dreams
-    temperature: PositiveFloat = 1.0
-    shards: PositiveInt = 1  # pods that collect side by side; the policy's dice are another's in each
+    episodes: EpisodesOfARound = 320  # to train world model and reward on
+    held_out: EpisodesOfARound = 96  # never trained on: fidelity, calibration, further starts of dreams
+    temperature: Temperature = 1.0
+    shards: Few = 1  # pods that collect side by side; the policy's dice are another's in each
 
 
 class Architecture(Section):
     """The diffusion transformer. These are the shipped backbone's; `pipelines/configs/libero-*.yaml` has Wan's."""
 
-    latent_channels: PositiveInt = 48
+    latent_channels: Few = 48
     codec: Literal["convolutional", "components"] = "convolutional"  # components: sharp, of one frame in four
-    patch: PositiveInt = 1  # latent pixels to a token, each way
-    heads: PositiveInt = 4
-    head_dim: PositiveInt = 40
-    layers: PositiveInt = 4
-    ffn_dim: PositiveInt = 512
-    freq_dim: PositiveInt = 128
-    text_dim: PositiveInt = (
-        64  # of the text embedder that is dropped; kept so that Wan's configuration reads as published
-    )
+    patch: Few = 1  # latent pixels to a token, each way
+    heads: Few = 4
+    head_dim: Annotated[int, Field(ge=6, le=512)] = 40
+    layers: Few = 4
+    ffn_dim: Count = 512
+    freq_dim: Annotated[int, Field(ge=2, le=8192)] = 128
+    text_dim: Count = 64  # of Wan's text embedder, which is dropped; its configuration reads as published
     prediction: Literal["velocity", "sample"] = "sample"  # Wan predicts velocity
     action_modulation: bool = True
     action_tokens: bool = True
@@ -172,6 +238,20 @@ class Architecture(Section):
     advection: bool = False  # mix pixels instead: what was seen, and as the hand moved it; codec: components only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
     kinematics: bool = False  # learn how actions move the arm, and to see where it is; the table's moves as told
+
+    @model_validator(mode="after")
+    def _numbers_go_together(self) -> Self:
+        if self.head_dim % 2:
+            raise ValueError(
+                f"world_model.architecture.head_dim is {self.head_dim}, but rotary positions turn pairs of channels: "
+                f"use {self.head_dim - 1} or {self.head_dim + 1}"
+            )
+        if self.codec == "components" and self.latent_channels > 192:
+            raise ValueError(
+                f"world_model.architecture.latent_channels is {self.latent_channels}, but a patch of 8 x 8 pixels has "
+                f"192 components: use 192 or fewer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gates_need_samples(self) -> Self:
@@ -190,14 +270,14 @@ class WorldModel(Section):
 
     architecture: Architecture = Architecture()
     pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
-    steps: PositiveInt = 20  # few: fitted longer, the shipped backbone forgets contact (docs/results/tabletop.md)
-    kinematics_steps: NonNegativeInt = 500  # before those, where architecture.kinematics is on
-    batch: PositiveInt = 32
-    learning_rate: PositiveFloat = 2e-5
+    steps: Count = 20  # few: fitted longer, the shipped backbone forgets contact (docs/results/tabletop.md)
+    kinematics_steps: CountOrZero = 500  # before those, where architecture.kinematics is on
+    batch: Count = 32
+    learning_rate: LearningRate = 2e-5
     ema: Share = 0.99
-    clip: PositiveFloat = 1.0  # of the gradient norm
-    shift: PositiveFloat = 5.0  # of the noise schedule, METHOD section 3
-    sampler_steps: PositiveInt = 5
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0  # of the gradient norm
+    shift: Weight = 5.0  # of the noise schedule, METHOD section 3
+    sampler_steps: Few = 5
     lowest_noise: Share = 0.2  # lowest u drawn in training; a sampler of 5 steps visits none below
     memory_noise: Share = 0.2  # largest noise level on the memory latent during training; 0 switches noisy context off
     memory_noise_when_dreaming: Share = 0.0
@@ -205,26 +285,26 @@ class WorldModel(Section):
     dream_precision: Literal["float32", "bfloat16"] = "bfloat16"  # float32 on a CPU that has no AVX-512, here as below
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
-    contact_weight: PositiveFloat = 5.0  # how much likelier a window with a gripper event is drawn
+    contact_weight: Weight = 5.0  # how much likelier a window with a gripper event is drawn
     context: Literal["latent", "reencode", "frame"] = "latent"  # carried from chunk to chunk; frame: only the last one
-    checkpoint_every: PositiveInt = 100
-    minimum_psnr_gain: float = 0.0  # gate: dB above holding the last frame, at every depth
+    checkpoint_every: Count = 100
+    minimum_psnr_gain: Decibels = 0.0  # gate: dB above holding the last frame, at every depth
 
 
 class Reward(Section):
     """The success classifier."""
 
-    steps: PositiveInt = 3600  # on real frames; a PACE round goes on from the reward model before it
-    imagined_steps: PositiveInt = 600  # further ones, on dreams of replayed real actions too
-    batch: PositiveInt = 64
-    learning_rate: PositiveFloat = 3e-3
-    ensemble: PositiveInt = 1
+    steps: Count = 3600  # on real frames; a PACE round goes on from the reward model before it
+    imagined_steps: Count = 600  # further ones, on dreams of replayed real actions too
+    batch: Annotated[int, Field(ge=8, le=65_536)] = 64  # half real frames, half dreams
+    learning_rate: LearningRate = 3e-3
+    ensemble: Few = 1
     precision: Share = 0.85  # the threshold is calibrated to reach it on imagined held-out frames
-    hysteresis: PositiveInt = 2  # consecutive frames that must agree
-    every: PositiveInt = 2  # read every n-th imagined frame
+    hysteresis: Count = 2  # consecutive frames that must agree
+    every: Count = 2  # read every n-th imagined frame
     read_precision: Literal["float32", "bfloat16"] = "bfloat16"  # of classifier and detector, where they look at frames
-    detector_steps: NonNegativeInt = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
-    replays: PositiveInt = 1  # dreams of each held-out episode that the threshold is set by: one more, one chance less
+    detector_steps: CountOrZero = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
+    replays: Few = 1  # dreams of each held-out episode that the threshold is set by: one more, one chance less
     wrong: Share = 0.12  # a frame is wrong when a neighbourhood is off by more, as a share of the pixel range
     spared: Share = 0.6  # of the newest held-out successes rightly imagined: so doubtful may a dream look
 
@@ -238,11 +318,11 @@ class Reward(Section):
 class Keyframes(Section):
     """Where imagined rollouts begin."""
 
-    per_episode: PositiveInt = 4
-    min_gap: PositiveInt = 8  # steps between two keyframes; nearer ones show nearly the same scene
-    min_steps_left: PositiveInt = 16
-    per_rule: PositiveInt = 400  # quota over the whole collection
-    per_task: PositiveInt = 400
+    per_episode: Count = 4
+    min_gap: Count = 8  # steps between two keyframes; nearer ones show nearly the same scene
+    min_steps_left: Count = 16
+    per_rule: Count = 400  # quota over the whole collection
+    per_task: Count = 400
     gripper_event: bool = True
     reward_peak: bool = True
     divergence: bool = True
@@ -253,80 +333,101 @@ class Keyframes(Section):
 class Serve(Section):
     """The world model on a Triton server, where there is one ($WOVR_TRITON_URL); without one it dreams in process."""
 
-    instances: PositiveInt = 2  # processes that answer; on a CPU as many as cores
+    instances: Few = 2  # processes that answer; on a CPU as many as cores
     together: bool = False  # compute requests that wait as one batch; a dream's last bits then depend on who else asked
-    keep: PositiveInt = 2  # versions: the newest, and those before it that may still be asked
+    keep: Few = 2  # versions: the newest, and those before it that may still be asked
     tolerance: Share = 0.0  # of the known dream, a share of the range: 0 asks for the same bits
 
 
 class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
-    rehearsal: NonNegativeInt = 0  # steps of cloning before it, from demonstrations and dreams of them
-    updates: PositiveInt = 30
-    groups: PositiveInt = 64  # informative groups an update wants
-    group_size: Annotated[int, Field(ge=2)] = 4
-    max_draws: PositiveInt = 1  # refill: at most this many times `groups` are drawn for an update
+    rehearsal: CountOrZero = 0  # steps of cloning before it, from demonstrations and dreams of them
+    updates: Count = 30
+    groups: Count = 64  # informative groups an update wants
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 4
+    max_draws: Few = 1  # refill: at most this many times `groups` are drawn for an update
     informative: Bounds = (0.1, 0.9)  # success rates of a group that carry signal
     kir_ratio: Share = 0.125  # share of groups that start at keyframes; few help here (docs/results/tabletop.md)
-    keyframe_horizon: PositiveInt = 32  # a dream from a keyframe is short
-    temperature: PositiveFloat = 1.0
-    discount: Share = 1.0
+    keyframe_horizon: Count = 32  # a dream from a keyframe is short
+    temperature: Temperature = 1.0
+    discount: Annotated[float, Field(ge=0.5, le=1)] = 1.0
     advantage: Literal["mean", "standardised"] = "mean"
     monitor: bool = True  # a dream that looks hallucinated ends there, and is no success
     mirror: bool = True  # a success teaches its mirror images too: the table has no left or right
     mask: bool = True  # nothing dreamt after the first success counts
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.28
-    epochs: PositiveInt = 4
-    minibatch: PositiveInt = 256  # chunks
-    learning_rate: PositiveFloat = 6e-4
-    warmup: PositiveInt = 4  # updates over which the learning rate rises to it
-    kl: Annotated[float, Field(ge=0)] = 0.0  # weight of the divergence from the base policy
+    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0, le=1000)] = 0.28
+    epochs: Few = 4
+    minibatch: Count = 256  # chunks
+    learning_rate: LearningRate = 6e-4
+    warmup: Count = 4  # updates over which the learning rate rises to it
+    kl: Annotated[float, Field(ge=0, le=1000)] = 0.0  # weight of the divergence from the base policy
     max_imagined_gain: Share = 0.5  # stop when imagined success has risen by more: the next thing is to look at reality
-    snapshot_every: PositiveInt = 8  # updates between two snapshots, for the curve of real success drawn afterwards
+    snapshot_every: Count = 8  # updates between two snapshots, for the curve of real success drawn afterwards
     base_success: Bounds = (0.03, 0.97)  # outside, there is nothing to learn from
+
+    @model_validator(mode="after")
+    def _some_group_is_informative(self) -> Self:
+        low, high = self.informative
+        between = [success / self.group_size for success in range(1, self.group_size)]
+        if not any(low <= rate <= high for rate in between):
+            near = min(between, key=lambda rate: max(low - rate, rate - high))
+            raise ValueError(
+                f"grpo.informative is [{low:g}, {high:g}], but no group of {self.group_size} can have such a success "
+                f"rate and members that disagree (the nearest is {near:.3g}): widen it, or raise grpo.group_size"
+            )
+        return self
 
 
 class Pace(Section):
     """Refit the world model on what the evolved policy does."""
 
-    rounds: NonNegativeInt = 2  # at most: learning ends before, with the first look that says it may
+    rounds: CountOrZero = 2  # at most: learning ends before, with the first look that says it may
     enough: Share = 0.97  # real success that may end it ...
-    plateau: float = -1.0  # ... and so may a rise of it since the look before that is smaller than this; -1: never
-    drift: float = -100.0  # dB: refit only when new held-out episodes are dreamt worse than older ones by more
-    episodes: PositiveInt = 160
-    held_out: PositiveInt = 48
-    steps: PositiveInt = 40
+    plateau: Gain = -1.0  # ... and so may a rise of it since the look before that is smaller than this; -1: never
+    drift: Decibels = -100.0  # dB: refit only when new held-out episodes are dreamt worse than older ones by more
+    episodes: EpisodesOfARound = 160
+    held_out: EpisodesOfARound = 48
+    steps: Count = 40
     new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
-    updates: PositiveInt = 16
-    rollback_confidence: Share = 0.95  # roll back when the evolved policy is worse with this confidence
+    updates: Count = 16
+    rollback_confidence: Confidence = 0.95  # roll back when the evolved policy is worse with this confidence
 
 
 class Retrain(Section):
     """When a champion in service learns again: its world has changed, or it does worse there than it did."""
 
-    drift: float = 1.0  # dB: its episodes are dreamt worse than those its world model was fitted beside, by more
-    confidence: Share = 0.95  # with which its real success is lower than its evaluation said
+    drift: Decibels = 1.0  # dB: its episodes are dreamt worse than those its world model was fitted beside, by more
+    confidence: Confidence = 0.95  # with which its real success is lower than its evaluation said
 
 
 class Evaluate(Section):
     """Real success on initial states that nothing else ever sees."""
 
-    episodes: PositiveInt = 3000
-    first: NonNegativeInt = 100_000  # initial state of the split to begin at; development looked at earlier ones
-    confidence: Share = 0.95
+    episodes: Count = 3000
+    first: CountOrZero = 100_000  # initial state of the split to begin at; development looked at earlier ones
+    confidence: Confidence = 0.95
     greedy: bool = False
-    temperature: PositiveFloat = 1.0
-    curve_episodes: NonNegativeInt = 300  # a snapshot, for the report's curve only; nothing is chosen by it
+    temperature: Temperature = 1.0
+    curve_episodes: CountOrZero = 300  # a snapshot, for the report's curve only; nothing is chosen by it
+
+    @model_validator(mode="after")
+    def _within_the_split(self) -> Self:
+        if self.first + self.episodes > SPLIT_STATES:
+            raise ValueError(
+                f"evaluate.first {self.first} + evaluate.episodes {self.episodes} = {self.first + self.episodes}, but "
+                f"the evaluation has {SPLIT_STATES} initial states: lower one of the two"
+            )
+        return self
 
 
 class Franka(Section):
     """Trials on a real arm: asked of the gateway beside it, which waits for its operator."""
 
     gateway: Annotated[str, Field(pattern=r"^(https?://[^/@\s]+)?$")] = ""  # http://robot.example:8000
-    episodes: PositiveInt = 20  # of each policy
-    patience_hours: PositiveFloat = 8.0
+    episodes: Few = 20  # of each policy
+    patience_hours: Annotated[float, Field(gt=0, le=1000)] = 8.0
 
 
 class Promote(Section):
@@ -361,6 +462,26 @@ class Settings(Section):
                 f"pace.rounds is {self.pace.rounds}, but a seed's initial states are shared out for a first collection "
                 f"and 4 rounds: use 4 or fewer; `wovr run --pipeline retrain` goes on from there"
             )
+        few = min(self.collect.episodes, self.collect.held_out)
+        if self.collect.shards > few:
+            raise ValueError(
+                f"collect.shards is {self.collect.shards}, but of collect.episodes {self.collect.episodes} and "
+                f"collect.held_out {self.collect.held_out} each shard takes one at least: use {few} shards or fewer"
+            )
+        latents, patch = self.task.image_size // 8, self.world_model.architecture.patch
+        if latents % patch:
+            raise ValueError(
+                f"world_model.architecture.patch is {patch}, but a picture of task.image_size {self.task.image_size} "
+                f"is {latents} x {latents} latents: use a patch that divides {latents}"
+            )
+        readings = self.task.horizon // self.reward.every
+        if self.reward.hysteresis > readings:
+            raise ValueError(
+                f"reward.hysteresis is {self.reward.hysteresis}, but of a dream of task.horizon {self.task.horizon} "
+                f"every {self.reward.every}-th frame is read, {readings} in all: use {readings} or fewer"
+            )
+        if self.grpo.kir_ratio > 0:
+            self._keyframes_can_be()
         if self.keyframes.min_steps_left < self.task.chunk:
             raise ValueError(
                 f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a dream is at least one chunk of "
@@ -394,22 +515,59 @@ class Settings(Section):
             )
         return self
 
+    def _keyframes_can_be(self) -> None:
+        """Some dreams are to begin at keyframes: there must be some, and such a dream must be able to succeed."""
+        rules = [name for name, field in Keyframes.model_fields.items() if field.annotation is bool]
+        if not any(getattr(self.keyframes, rule) for rule in rules):
+            raise ValueError(
+                f"grpo.kir_ratio is {self.grpo.kir_ratio:g}, but no rule finds keyframes to begin at: switch on one of "
+                f"keyframes.{', '.join(rules)}, or set grpo.kir_ratio to 0"
+            )
+        most = self.task.horizon - self.task.chunk  # the first chunk of an episode is no keyframe, but its start
+        if self.keyframes.min_steps_left > most:
+            raise ValueError(
+                f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a keyframe has at most task.horizon "
+                f"{self.task.horizon} - task.chunk {self.task.chunk} = {most} steps left: use {most} or fewer, or set "
+                f"grpo.kir_ratio to 0"
+            )
+        readings = self.grpo.keyframe_horizon // self.reward.every
+        if self.reward.hysteresis > readings:
+            raise ValueError(
+                f"reward.hysteresis is {self.reward.hysteresis}, but of a dream of grpo.keyframe_horizon "
+                f"{self.grpo.keyframe_horizon} every {self.reward.every}-th frame is read, {readings} in all: use "
+                f"{readings} or fewer, or set grpo.kir_ratio to 0"
+            )
+
     @classmethod
-    def of_branches(cls, tree: dict[str, Any]) -> Self:
-        """Some branches of settings that were validated whole elsewhere; for a step that reads no others."""
-        return cls().model_copy(
-            update={name: type(getattr(cls(), name)).model_validate(branch) for name, branch in tree.items()}
-        )
+    def of_branches(cls, text: str, *, source: str) -> Self:
+        """Some branches, as JSON, of settings that were validated whole elsewhere; for a step that reads no others."""
+        try:
+            tree = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f"{source} is not JSON: {error}. Write branches of settings as an object") from error
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{source} holds a {type(tree).__name__}. Write branches of settings as an object")
+        if unknown := sorted(tree.keys() - cls.model_fields.keys()):
+            raise SettingsError(f"{source}: {unknown[0]} is no branch. Known are {', '.join(cls.model_fields)}")
+        whole, branches, complaints = cls(), {}, []
+        for name, branch in tree.items():
+            try:
+                branches[name] = type(getattr(whole, name)).model_validate(branch)
+            except ValidationError as error:
+                complaints.append(_explain(error, f"{source}: {name}", type(getattr(whole, name))))
+        if complaints:
+            raise SettingsError("\n".join(complaints))
+        return whole.model_copy(update=branches)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a YAML file; every complaint names the key, what was given and what is allowed."""
         try:
-            tree = yaml.safe_load(path.read_text())
+            tree = read_yaml(path)
         except OSError as error:
             raise SettingsError(f"cannot read settings {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path} is not YAML: {error}") from error
+        except YamlError as error:
+            raise SettingsError(str(error)) from error
         tree = {} if tree is None else tree  # an empty file
         if not isinstance(tree, dict):
             raise SettingsError(f"{path} holds a {type(tree).__name__}, not a tree of settings")
@@ -422,6 +580,11 @@ class Settings(Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise SettingsError(_explain(error, source, cls)) from error
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+LINES = 20  # of complaints about one file
 
 
 def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
@@ -440,6 +603,7 @@ def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
                 f"unknown setting; did you mean {near[0]}?" if near else f"unknown setting; known: {', '.join(known)}"
             )
         elif "input" in problem and not isinstance(problem["input"], dict):
-            message += f" (got {problem['input']!r})"
+            message += f" (got {_SHORT.repr(problem['input'])})"
         lines.append(f"  {where}: {message}" if where else f"  {message}")
-    return f"{source} cannot be run:\n" + "\n".join(lines)
+    more = [f"  and {len(lines) - LINES} more"] if len(lines) > LINES else []
+    return f"{source} cannot be run:\n" + "\n".join(lines[:LINES] + more)

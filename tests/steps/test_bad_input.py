@@ -164,7 +164,7 @@ def test_demonstrations_that_all_fail_are_refused_with_what_to_change(tmp_path):
 
 
 def test_a_base_policy_whose_training_breaks_is_not_written(tmp_path):
-    cfg = Policy(demonstrations=4, steps=40, learning_rate=1e30)
+    cfg = Policy(demonstrations=4, steps=40).model_copy(update={"learning_rate": 1e30})
     with pytest.raises(TrainingError, match=r"base policy: the loss is .*Lower the learning rate \(1e\+30\)"):
         clone_base_policy(
             cfg, TASK.model_copy(update={"horizon": 48}), out=tmp_path / "out", demonstrations=tmp_path / "shown"

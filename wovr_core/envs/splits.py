@@ -7,8 +7,13 @@ that nobody collects, dreams or tunes on the ids it uses, so every reset names i
 from enum import Enum
 
 from wovr_core.artifacts.manifest import ArtifactError
+from wovr_core.settings import SPLIT_STATES
 
-SPLIT_SIZE = 1_000_000
+SPLIT_SIZE = SPLIT_STATES
+
+
+class SplitError(ValueError):
+    """Initial states that a purpose does not have."""
 
 
 class Split(Enum):
@@ -23,7 +28,7 @@ class Split(Enum):
     def ids(self, count: int, *, start: int = 0) -> range:
         """`count` ids of this split from its `start`-th on."""
         if start < 0 or count < 0 or start + count > SPLIT_SIZE:
-            raise ValueError(
+            raise SplitError(
                 f"{self.name.lower()} has {SPLIT_SIZE} initial states: cannot take {count} from the {start}-th on"
             )
         first = self.value * SPLIT_SIZE + start
@@ -33,7 +38,7 @@ class Split(Enum):
         """Refuse ids that belong to another purpose."""
         strangers = [i for i in ids if i // SPLIT_SIZE != self.value]
         if strangers:
-            raise ValueError(
+            raise SplitError(
                 f"initial state {strangers[0]} does not belong to the {self.name.lower()} split "
                 f"[{self.value * SPLIT_SIZE}, {(self.value + 1) * SPLIT_SIZE}); take ids from Split.{self.name}.ids(n)"
             )

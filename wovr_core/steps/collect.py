@@ -8,25 +8,27 @@ import torch
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest, writing
 from wovr_core.artifacts.episodes import read_episodes, write_episodes
-from wovr_core.envs.splits import Split
+from wovr_core.envs.splits import Split, SplitError
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
-from wovr_core.settings import Collect, Task
+from wovr_core.settings import RETRAINING_STATES as STATES
+from wovr_core.settings import ROUND_STATES, Collect, Task
 from wovr_core.steps.models import open_policy
 from wovr_core.steps.reality import FPS, reality
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 
 RETRAINING = 5  # the first round that is one
-STATES = 500  # initial states of a retraining, of each split
 
 
 def first_state(round: int, *, count: int) -> int:
     """Where a round's initial states begin among the 100,000 of its seed, so that no two rounds share one."""
+    if round < 0:
+        raise SplitError(f"collect: there is no round {round}. Use 0, the first collection, or a later one")
     if round < RETRAINING:
-        return round * 10_000
+        return round * ROUND_STATES
     again = round - RETRAINING
     if again >= 50_000 // STATES or count > STATES:
-        raise ValueError(
+        raise SplitError(
             f"collect: retraining {again} with {count} episodes, but a seed has initial states for {50_000 // STATES} "
             f"retrainings of {STATES}: take fewer episodes, or go on with another task.seed"
         )
@@ -41,6 +43,10 @@ def collect_episodes(
     Rounds 0 to 4 belong to a run, the first collection and PACE; those from `RETRAINING` on to retrainings. A `shard`
     takes every `cfg.shards`-th initial state from its own on, and `merge_episodes` puts the shards together.
     """
+    if shard is not None and not 0 <= shard < cfg.shards:
+        raise SplitError(
+            f"collect: there is no shard {shard} of collect.shards {cfg.shards}. Use 0 to {cfg.shards - 1}"
+        )
     model = open_policy(policy)
     part = slice(shard, None, cfg.shards) if shard is not None else slice(None)
     generator = torch.Generator().manual_seed(1000 * task.seed + round + 1_000_000 * (shard or 0))
