@@ -25,7 +25,7 @@ def listening(answer: Answer) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(reply)
 
-        do_GET = do_POST = do_DELETE = _serve  # noqa: N815
+        do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass

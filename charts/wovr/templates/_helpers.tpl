@@ -1,6 +1,6 @@
 {{- define "wovr.labels" -}}
 app.kubernetes.io/name: wovr
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/part-of: wovr
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -9,7 +9,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* Labels that select the pods of one part: (dict "root" . "part" "triton") */}}
 {{- define "wovr.selector" -}}
 app.kubernetes.io/name: wovr
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .part }}
 {{- end }}
 
@@ -36,11 +36,16 @@ capabilities: {drop: [ALL]}
 {{ .Values.image.repository }}:{{ .Values.image.tag }}
 {{- end }}
 
+{{/* Of every pod and of the pipelines' account: the chart's own, and those that a chart around this one gives to all */}}
 {{- define "wovr.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
+{{- $names := .Values.image.pullSecrets }}
+{{- range (.Values.global).imagePullSecrets }}
+{{- $names = append $names (kindIs "map" . | ternary (dig "name" "" (kindIs "map" . | ternary . dict)) .) }}
+{{- end }}
+{{- with uniq $names }}
 imagePullSecrets:
 {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -61,21 +66,72 @@ http://{{ .Release.Name }}-mlflow.{{ .Release.Namespace }}:5000
 {{- end -}}
 {{- end }}
 
-{{/* A volume claim: (dict "root" . "name" "models" "mode" "ReadWriteMany" "of" .Values.triton.models) */}}
+{{/* A number that quantities are compared by: "1500m", "1.5", "8Gi" */}}
+{{- define "wovr.quantity" -}}
+{{- $factors := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 }}
+{{- $unit := toString . | regexFind "[A-Za-z]*$" }}
+{{- mulf (toString . | trimSuffix $unit | float64) (get $factors $unit) }}
+{{- end }}
+
+{{/* Refuses what a volume cannot become, and says nothing else:
+     (dict "root" . "value" "pipelines.cache" "of" .Values.pipelines.cache "name" "wovr-cache") */}}
+{{- define "wovr.volume" -}}
+{{- $namespace := .root.Release.Namespace }}
+{{- with lookup "v1" "PersistentVolumeClaim" $namespace .name }}
+{{- $size := .spec.resources.requests.storage }}
+{{- $class := dig "storageClassName" "" .spec }}
+{{- if ne (include "wovr.quantity" $size) (include "wovr.quantity" $.of.storage) }}
+{{- $patch := printf `{"spec": {"resources": {"requests": {"storage": "%s"}}}}` $.of.storage }}
+{{- fail (printf "%s.storage is %s, and the claim %s has %s. Set that here; or enlarge the claim first, where its storage class allows it: kubectl -n %s patch pvc %s -p '%s'" $.value $.of.storage $.name $size $namespace $.name $patch) }}
+{{- end }}
+{{- if and $.of.storageClass (ne $.of.storageClass $class) }}
+{{- fail (printf "%s.storageClass is %s, and the claim %s is of class %q for good. Set that here; or save what it holds and delete it first: kubectl -n %s delete pvc %s" $.value $.of.storageClass $.name $class $namespace $.name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A claim that stays when the release goes. One that another release left, or somebody made, is used as it is.
+     (dict "root" . "value" "triton.models" "of" .Values.triton.models "name" "wovr-models" "mode" "ReadWriteMany") */}}
 {{- define "wovr.claim" -}}
+{{- include "wovr.volume" . }}
+{{- $live := lookup "v1" "PersistentVolumeClaim" .root.Release.Namespace .name }}
+{{- if or (not $live) (eq .root.Release.Name (dig "metadata" "annotations" "meta.helm.sh/release-name" "" $live)) -}}
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata:
   name: {{ .name }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ .root.Release.Namespace | quote }}
   labels: {{- include "wovr.labels" .root | nindent 4 }}
   annotations: {helm.sh/resource-policy: keep}
 spec:
   accessModes: [{{ .mode }}]
-  {{- with .of.storageClass }}
-  storageClassName: {{ . }}
+  {{- with dig "spec" "storageClassName" .of.storageClass $live }}
+  storageClassName: {{ . | quote }}
   {{- end }}
   resources: {requests: {storage: {{ .of.storage }}}}
+{{- end }}
+{{- end }}
+
+{{/* Ports of S3, MLflow and a database that are elsewhere, as a JSON list */}}
+{{- define "wovr.portsElsewhere" -}}
+{{- $ports := list }}
+{{- if .Values.mlflow.database.existingSecret }}
+{{- $ports = append $ports 5432 }}
+{{- end }}
+{{- $urls := list (eq .Values.s3.mode "external" | ternary .Values.s3.endpoint "") (.Values.mlflow.enabled | ternary "" .Values.mlflow.url) }}
+{{- range compact $urls }}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default (hasPrefix "https" . | ternary "443" "80") }}
+{{- $ports = append $ports (atoi $port) }}
+{{- end }}
+{{- uniq $ports | toJson }}
+{{- end }}
+
+{{/* MLflow's login, where the Secret has one */}}
+{{- define "wovr.mlflow.login" -}}
+{{- range list "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "MLFLOW_TRACKING_TOKEN" }}
+- name: {{ . }}
+  valueFrom: {secretKeyRef: {name: wovr-services, key: {{ . }}, optional: true}}
+{{- end }}
 {{- end }}
 
 {{/* The variables by which S3's keys reach a container, by reference */}}
@@ -84,4 +140,21 @@ spec:
   valueFrom: {secretKeyRef: {name: wovr-services, key: WOVR_S3_ACCESS_KEY}}
 - name: {{ .key }}
   valueFrom: {secretKeyRef: {name: wovr-services, key: WOVR_S3_SECRET_KEY}}
+{{- end }}
+
+{{/* The pod that makes S3's keys; the API server is what it asks */}}
+{{- define "wovr.keys.pod" -}}
+restartPolicy: Never
+serviceAccountName: {{ .Release.Name }}-keys
+{{- include "wovr.pullSecrets" . | nindent 0 }}
+securityContext: {{- include "wovr.podSecurity" . | nindent 2 }}
+containers:
+  - name: keys
+    image: {{ include "wovr.image" . | quote }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command: [python, -m, components.platform.keys]
+    securityContext: {{- include "wovr.containerSecurity" . | nindent 6 }}
+    resources: {requests: {cpu: 50m, memory: 128Mi}, limits: {memory: 512Mi}}
+    volumeMounts: [{name: tmp, mountPath: /tmp}]
+volumes: [{name: tmp, emptyDir: {}}]
 {{- end }}
