@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from scipy.spatial.transform import Rotation
 
 from wovr_core.artifacts.conventions import Conventions, Imported, success_of, upright
-from wovr_core.artifacts.gate import as_episode, check_pictures, check_size, in_our_words, numbers
+from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, check_size, in_our_words, numbers
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import from_down
 
@@ -56,15 +56,14 @@ def read_npy(path: Path, conventions: Conventions) -> Imported:
 
     def column(name: str, *, taken: int = len(frames)) -> np.ndarray:
         values = [_value(frame, name, f"{where}, frame {i}") for i, frame in enumerate(frames[:taken])]
-        if odd := [
-            i for i, value in enumerate(values) if (value.shape, value.dtype) != (values[0].shape, values[0].dtype)
-        ]:
+        if odd := [i for i, value in enumerate(values) if value.shape != values[0].shape]:
             raise ArtifactError(
-                f"{where}, frame {odd[0]} has {name} of {values[odd[0]].dtype} {values[odd[0]].shape}, frame 0 of "
-                f"{values[0].dtype} {values[0].shape}: all must be alike"
+                f"{where}, frame {odd[0]} has {name} of shape {values[odd[0]].shape}, frame 0 of {values[0].shape}: "
+                f"all must be alike"
             )
         check_size(where, name, len(values) * values[0].nbytes)
-        return np.stack(values)
+        check_finite(where, name, stacked := np.stack(values))
+        return stacked
 
     check_pictures(where, images := column("image"))
     hand = numbers(where, pose, column(pose), 2)[:, :6].astype(np.float64)
@@ -77,10 +76,11 @@ def read_npy(path: Path, conventions: Conventions) -> Imported:
     holds, rule = success_of(
         where, conventions, steps=len(frames), rewards=known.get("reward"), flags=known.get("success")
     )
+    taken = len(frames) if "delta_action" in frames[-1] else len(frames) - 1  # no frame shows what the last one led to
     instruction = conventions.instruction or first[words]
     episode = as_episode(
         where, instruction=instruction.decode(errors="replace") if isinstance(instruction, bytes) else instruction,
-        actions=column("delta_action", taken=len(frames) - 1), frames=upright(images, conventions.pictures),
+        actions=column("delta_action", taken=taken)[: len(frames) - 1], frames=upright(images, conventions.pictures),
         pose=np.concatenate([hand[:, :3], from_down(Rotation.from_rotvec(hand[:, 3:]))], 1), success=holds,
     )  # fmt: skip
     return Imported(episode=episode, where=where, success_rule=rule, pictures=conventions.pictures)
@@ -150,7 +150,7 @@ class _Dtype:
     def __init__(self, code: str | bytes, *_: object) -> None:
         self.code = code.decode() if isinstance(code, bytes) else str(code)
         if not re.fullmatch(r"[biufSUO]\d{0,3}", self.code):
-            raise ArtifactError(f"arrays of {self.code} are not read")
+            raise pickle.UnpicklingError(f"arrays of {self.code} are not read")
         self.swapped = False
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -169,7 +169,7 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
         dtype = kind.dtype
         size = prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
         if any(length < 0 for length in shape) or len(data) != size or not dtype.itemsize:
-            raise ArtifactError(f"an array of shape {shape} and type {dtype} has {len(data)} values")
+            raise pickle.UnpicklingError(f"an array of shape {shape} and type {dtype} has {len(data)} values")
         super().__setstate__((version, shape, dtype, fortran, data))
 
 
@@ -180,5 +180,5 @@ def _reconstruct(*_: object) -> np.ndarray:
 def _scalar(kind: _Dtype, data: bytes) -> Any:
     dtype = kind.dtype
     if dtype.hasobject or len(data) != dtype.itemsize or not dtype.itemsize:
-        raise ArtifactError(f"a number of type {dtype} has {len(data)} bytes")
+        raise pickle.UnpicklingError(f"a number of type {dtype} has {len(data)} bytes")
     return np.frombuffer(data, dtype)[0]
