@@ -209,8 +209,8 @@ def random_frames(rng: np.random.Generator) -> Any:
     frames = some_frames(int(rng.integers(99)), count=int(rng.integers(0, 12)))
     odd = [
         None, np.nan, "text", b"bytes", [], {}, [1.0, 2.0], np.zeros((8, 8, 3), np.uint8), np.zeros(7),
-        np.full(7, np.inf), np.zeros(6, np.float16), np.array("a"), np.array(None), np.zeros((0, 3)), 7, True, 2.5, 1e300,
-        np.float32(1), 2**80, np.zeros(7, complex), np.zeros(7, ">f4"), np.array([1, None], dtype=object),
+        np.full(7, np.inf), np.zeros(6, np.float16), np.array("a"), np.array(None), np.zeros((0, 3)), 7, True, 2.5,
+        1e300, np.float32(1), 2**80, np.zeros(7, complex), np.zeros(7, ">f4"), np.array([1, None], dtype=object),
     ]  # fmt: skip
     for _ in range(rng.integers(0, 3) if frames else 0):
         name = str(rng.choice([*frames[0], "success", "abs_action", "task"]))

@@ -149,7 +149,7 @@ class _Dtype:
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         self.code = code.decode() if isinstance(code, bytes) else str(code)
-        if not re.fullmatch(r"[biufSUO]\d{0,3}", self.code):
+        if not re.fullmatch(r"[biufcSUO]\d{0,4}", self.code):
             raise pickle.UnpicklingError(f"arrays of {self.code} are not read")
         self.swapped = False
 
