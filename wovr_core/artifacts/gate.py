@@ -6,6 +6,7 @@ with that place. Whether good episodes belong to the task at hand is another que
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ def as_episode(
     if steps < 1:
         raise ArtifactError(f"{where} has {len(frames)} frames: an episode has at least one action and two frames")
     actions, pose = numbers(where, "actions", actions, 2), numbers(where, "poses", pose, 2)
+    check_range(where, "actions", actions)
+    check_range(where, "poses", pose)
     held = labels(where, "success", success)
     for name, length, wanted in (
         ("actions", len(actions), steps), ("poses", len(pose), steps + 1), ("success labels", len(held), steps + 1),
@@ -60,17 +63,23 @@ def as_episode(
 
 def check_episode(episode: Episode, where: str) -> None:
     """Values that an episode must have, whoever made it."""
-    for name, values, limit, hint in (
-        ("actions", episode.actions, 1.0, "commands in [-1, 1]: scale them first"),
-        ("poses", episode.pose, FURTHEST, "metres and radians: convert them first"),
-    ):
-        if values.shape[-1] < 2:
-            raise ArtifactError(f"{where} has {name} of {values.shape[-1]} numbers a step: at least two are needed")
-        check_finite(where, name, values.numpy())
-        if (reach := float(values.abs().max())) > limit:
-            raise ArtifactError(f"{where} has {name} that reach {reach:.4g}, but they must be {hint}")
-    if episode.init_state < 0:
-        raise ArtifactError(f"{where} has the initial state {episode.init_state}: those are numbered from 0")
+    check_range(where, "actions", episode.actions.numpy())
+    check_range(where, "poses", episode.pose.numpy())
+    if type(episode.init_state) is not int or episode.init_state < 0:
+        raise ArtifactError(f"{where} has the initial state {episode.init_state}: it is a whole number from 0 on")
+
+
+def check_range(where: str, name: Literal["actions", "poses"], values: np.ndarray) -> None:
+    """Rows of at least two numbers, finite, and as large as a command or a pose may be."""
+    limit, hint = {
+        "actions": (1.0, "commands in [-1, 1]: scale them first"),
+        "poses": (FURTHEST, "metres and radians: convert them first"),
+    }[name]
+    if values.shape[-1] < 2:
+        raise ArtifactError(f"{where} has {name} of {values.shape[-1]} numbers a step: at least two are needed")
+    check_finite(where, name, values)
+    if (reach := float(np.abs(values.astype(float)).max(initial=0))) > limit:
+        raise ArtifactError(f"{where} has {name} that reach {reach:.4g}, but they must be {hint}")
 
 
 def check_pictures(where: str, frames: np.ndarray) -> None:
