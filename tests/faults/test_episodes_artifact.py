@@ -194,16 +194,16 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, name, change):
     ("task", "complaint"),
     [
         ({"image_size": 16}, "pictures of (3, 8, 8)"),
-        ({"horizon": 16}, "has 8 actions"),
+        ({"horizon": 24}, "has 16 actions"),
         ({"environment": "libero", "action_dim": 7, "mirror": False}, "actions of 3 numbers"),
     ],
 )
-def test_episodes_of_another_task_are_told_before_any_work(folder, task, complaint):
-    episodes = read_episodes(folder)
-    check_episodes_fit(episodes, Task(image_size=8, horizon=8), folder)
+def test_episodes_of_another_task_are_told_before_any_work(task, complaint):
+    episodes, fitting = [an_episode(steps=16)], {"image_size": 8, "horizon": 16}
+    check_episodes_fit(episodes, Task.model_validate(fitting), "episodes")
     with pytest.raises(ArtifactError) as error:
-        check_episodes_fit(episodes, Task(**{"image_size": 8, "horizon": 8, **task}), folder)
-    assert str(folder) in str(error.value) and complaint in str(error.value), error.value
+        check_episodes_fit(episodes, Task.model_validate(fitting | task), "runs/mine/episodes")
+    assert "runs/mine/episodes" in str(error.value) and complaint in str(error.value), error.value
 
 
 def test_random_damage_is_told(folder):

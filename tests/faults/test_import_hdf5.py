@@ -16,7 +16,7 @@ from wovr_core.steps.exchange import import_episodes
 
 h5py = pytest.importorskip("h5py")
 Demo = dict[str, Any]  # datasets by name; `attrs` apart
-STEPS = 8
+STEPS, HORIZON = 8, 16  # of a demonstration, and of what is made of it
 
 
 def a_demo(seed: int = 0, *, steps: int = STEPS, robomimic: bool = False, following: bool = False) -> Demo:
@@ -49,7 +49,7 @@ def a_file(path: Path, demos: dict[str, Demo], problem: object = '{"language_ins
 
 def bring(file: Path, out: Path, **options: Any) -> dict[str, Any]:
     """The summary of an import."""
-    return import_episodes([file], out=out, steps=STEPS, split=Split.COLLECTION, **options).summary
+    return import_episodes([file], out=out, steps=HORIZON, split=Split.COLLECTION, **options).summary
 
 
 # ------------------------------------------------------------------------------------- refused, and told where
@@ -256,7 +256,7 @@ def test_the_user_says_what_the_rewards_do_not(tmp_path):
 
 
 def test_a_success_that_is_cut_off_is_told(tmp_path):
-    demos = {"demo_0": a_demo(steps=12), "demo_1": a_demo(steps=6)}
+    demos = {"demo_0": a_demo(steps=20), "demo_1": a_demo(steps=6)}
     summary = bring(a_file(tmp_path / "set.hdf5", demos), tmp_path / "made")
     assert (summary["successes"], summary["cut"], summary["successes_cut_off"]) == (1, 1, 1)
 
@@ -274,7 +274,7 @@ def test_pictures_become_upright_and_the_artifact_says_so(tmp_path, pictures, ax
 
 def test_a_file_given_twice_counts_once(tmp_path):
     file = a_file(tmp_path / "set.HDF5", {"demo_0": a_demo()})
-    made = import_episodes([tmp_path, file], out=tmp_path / "made", steps=STEPS, split=Split.COLLECTION)
+    made = import_episodes([tmp_path, file], out=tmp_path / "made", steps=HORIZON, split=Split.COLLECTION)
     assert made.summary["episodes"] == 1
 
 
@@ -284,13 +284,14 @@ def test_a_file_given_twice_counts_once(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--image-size", "0"], ["0 pixels"]),
-        (["--image-size", "-3"], ["-3 pixels"]),
-        (["--image-size", "100000"], ["100000 pixels"]),
-        (["--steps", "0"], ["0 steps"]),
-        (["--steps", "-8"], ["-8 steps"]),
-        (["--steps", "12"], ["12 steps", "multiple of 8"]),
-        (["--steps", "1000000000"], ["1000000000 steps"]),
+        (["--image-size", "0"], ["--image-size 0"]),
+        (["--image-size", "-3"], ["--image-size -3"]),
+        (["--image-size", "100000"], ["--image-size 100000"]),
+        (["--steps", "0"], ["--steps 0"]),
+        (["--steps", "-8"], ["--steps -8"]),
+        (["--steps", "20"], ["20, not a multiple of"]),
+        (["--image-size", "50"], ["50, not a multiple of"]),
+        (["--steps", "1000000000"], ["--steps 1000000000"]),
         (["--fps", "0"], ["--fps"]),
         (["--fps", "-20"], ["--fps"]),
         (["--success-at", "nan"], ["--success-at"]),
@@ -303,7 +304,7 @@ def test_a_file_given_twice_counts_once(tmp_path):
 )
 def test_an_option_that_cannot_be_is_refused_at_once(tmp_path, options, words):
     file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo()})
-    steps = [] if "--steps" in options else ["--steps", "8"]
+    steps = [] if "--steps" in options else ["--steps", "16"]
     refused(wovr("episodes", "import", str(file), *steps, "--out", str(tmp_path / "made"), *options), *words)
 
 
@@ -373,6 +374,6 @@ def test_random_files_are_read_well_or_refused_in_words(tmp_path):
             assert name == "dones" or np.isfinite(values).all(), f"case {case}: {name}"
         for episode in read_episodes(out):  # which checks values and shapes again
             assert episode.actions.isfinite().all() and episode.pose.isfinite().all(), f"case {case}"
-            assert episode.frames.shape == (STEPS + 1, 3, 8, 8), f"case {case}"
+            assert episode.frames.shape == (HORIZON + 1, 3, 8, 8), f"case {case}"
     print(outcomes)
     assert min(outcomes.values()) > 0, outcomes

@@ -16,7 +16,7 @@ from wovr_core.artifacts.conventions import Conventions
 from wovr_core.envs.splits import Split
 from wovr_core.steps.exchange import import_episodes
 
-STEPS = 8
+STEPS, HORIZON = 8, 16  # of a trajectory, and of what is made of it
 UPRIGHT = Conventions(pictures="upright")
 Frame = dict[str, Any]
 
@@ -43,7 +43,7 @@ def a_file(path: Path, frames: Any) -> Path:
 
 
 def bring(file: Path, out: Path, conventions: Conventions = UPRIGHT) -> dict[str, Any]:
-    return import_episodes([file], out=out, steps=STEPS, split=Split.COLLECTION, conventions=conventions).summary
+    return import_episodes([file], out=out, steps=HORIZON, split=Split.COLLECTION, conventions=conventions).summary
 
 
 def every(**values: Any) -> Callable[[list[Frame]], list[Frame]]:
@@ -124,7 +124,7 @@ def test_which_way_up_must_be_said(tmp_path):
     frames = some_frames()
     file = a_file(tmp_path / "traj0.npy", frames)
     refused(
-        wovr("episodes", "import", str(file), "--steps", "8", "--out", str(tmp_path / "made")),
+        wovr("episodes", "import", str(file), "--steps", "16", "--out", str(tmp_path / "made")),
         "--pictures openvla", "libero", "upright",
     )  # fmt: skip
     summary = bring(file, tmp_path / "made", Conventions(pictures="openvla"))
@@ -253,6 +253,6 @@ def test_random_files_are_read_well_or_refused_in_words(tmp_path):
         outcomes["read"] += 1
         (episode,) = read_episodes(out)  # which checks values and shapes again
         assert episode.actions.isfinite().all() and episode.pose.isfinite().all(), f"case {case}"
-        assert episode.frames.shape == (STEPS + 1, 3, 8, 8), f"case {case}"
+        assert episode.frames.shape == (HORIZON + 1, 3, 8, 8), f"case {case}"
     print(outcomes)
     assert min(outcomes.values()) > 0, outcomes

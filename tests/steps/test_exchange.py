@@ -21,7 +21,7 @@ SUCCEEDS = Conventions(pictures="upright", ends=True)
 WORDS = "pick up the soup and place it in the basket"
 
 
-def an_arm_episode(steps: int = 8, *, seed: int = 0) -> Episode:
+def an_arm_episode(steps: int = 16, *, seed: int = 0) -> Episode:
     """Noise from an arm whose hand has a place in space; succeeds at its end."""
     g = torch.Generator().manual_seed(seed)
     return Episode(
@@ -51,7 +51,7 @@ def test_what_is_exported_and_imported_again_is_the_same(tmp_path):
         write_episodes(draft.folder, sent, source="here", policy_digest="c0ffee")
     (file,) = export_episodes(tmp_path / "sent", out=tmp_path / "files")
     assert file.name == "pick_up_the_soup_and_place_it_in_the_basket_demo.hdf5"
-    made = import_episodes([tmp_path / "files"], out=tmp_path / "back", steps=8, split=Split.DEMONSTRATION)
+    made = import_episodes([tmp_path / "files"], out=tmp_path / "back", steps=16, split=Split.DEMONSTRATION)
     came = read_episodes(tmp_path / "back")
     assert all(same(one, other) for one, other in zip(sent, came, strict=True))
     assert [e.init_state for e in came] == list(Split.DEMONSTRATION.ids(3, start=FIRST))
@@ -82,12 +82,12 @@ def a_libero_file(
 def test_liberos_pictures_are_upside_down_and_seen_after_their_action(tmp_path):
     pytest.importorskip("h5py")
     file = a_libero_file(tmp_path / "soup_demo.hdf5", instruction=list(WORDS))
-    import_episodes([file], out=tmp_path / "made", steps=8, split=Split.COLLECTION)
+    import_episodes([file], out=tmp_path / "made", steps=16, split=Split.COLLECTION)
     first, second = read_episodes(tmp_path / "made")
     assert first.actions[0, 0] > 0 > second.actions[0, 0], "demo_9 comes before demo_10"
     assert first.frames[:5, 0, -1, 0].tolist() == [0, 1, 2, 3, 4], "the right way up"
     assert first.actions[:4, 0].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4]), "that led to the pictures after them"
-    assert first.success.tolist() == [False] * 4 + [True] * 5
+    assert first.success.tolist() == [False] * 4 + [True] * 13
     assert first.instruction == WORDS
     assert first.pose.abs().max() < 1e-6, "the hand points down"
 
@@ -102,7 +102,7 @@ def test_robomimics_are_the_right_way_up_and_seen_before(tmp_path):
         instruction=None,
     )
     with pytest.raises(ArtifactError, match="--instruction"):
-        import_episodes([file], out=tmp_path / "never", steps=8, split=Split.DEMONSTRATION)
+        import_episodes([file], out=tmp_path / "never", steps=16, split=Split.DEMONSTRATION)
     made = import_episodes(
         [file],
         out=tmp_path / "made",
@@ -134,12 +134,12 @@ def test_a_file_of_something_else_is_told(tmp_path):
         ("idle", "demo_9 does not say at which step it succeeds.*--ends"),
     ):
         with pytest.raises(ArtifactError, match=complaint):
-            import_episodes([tmp_path / f"{file}.hdf5"], out=tmp_path / "never", steps=8, split=Split.DEMONSTRATION)
+            import_episodes([tmp_path / f"{file}.hdf5"], out=tmp_path / "never", steps=16, split=Split.DEMONSTRATION)
     assert blind.exists() and not (tmp_path / "never").exists()
     with pytest.raises(ArtifactError, match="there is nothing at"):
-        import_episodes([tmp_path / "nowhere"], out=tmp_path / "never", steps=8, split=Split.DEMONSTRATION)
+        import_episodes([tmp_path / "nowhere"], out=tmp_path / "never", steps=16, split=Split.DEMONSTRATION)
     with pytest.raises(ArtifactError, match="evaluation"):
-        import_episodes([blind], out=tmp_path / "never", steps=8, split=Split.EVALUATION)
+        import_episodes([blind], out=tmp_path / "never", steps=16, split=Split.EVALUATION)
 
 
 def test_a_table_seen_from_above_is_not_exported(shelf, tmp_path):
@@ -165,11 +165,11 @@ def test_a_trajectory_of_dictionaries_is_an_episode(tmp_path):
     episode = an_arm_episode()
     file = a_trajectory(tmp_path / "0.npy", episode)
     with pytest.raises(ArtifactError, match="--ends"):
-        import_episodes([file], out=tmp_path / "never", steps=8, split=Split.COLLECTION, conventions=UPRIGHT)
-    import_episodes([tmp_path], out=tmp_path / "made", steps=8, split=Split.COLLECTION, conventions=SUCCEEDS)
+        import_episodes([file], out=tmp_path / "never", steps=16, split=Split.COLLECTION, conventions=UPRIGHT)
+    import_episodes([tmp_path], out=tmp_path / "made", steps=16, split=Split.COLLECTION, conventions=SUCCEEDS)
     assert same(read_episodes(tmp_path / "made")[0], episode)
     a_trajectory(file, episode, reward=np.float32(0))
-    made = import_episodes([file], out=tmp_path / "failed", steps=8, split=Split.KEYFRAMES, conventions=SUCCEEDS)
+    made = import_episodes([file], out=tmp_path / "failed", steps=16, split=Split.KEYFRAMES, conventions=SUCCEEDS)
     assert made.summary["successes"] == 0, "what the file says counts"
 
 
@@ -190,7 +190,7 @@ def test_planted_code_is_refused_and_not_run(tmp_path):
     assert mark.exists(), "the plant works"
     mark.rmdir()
     with pytest.raises(ArtifactError, match=r"names posix\.mkdir.*refused"):
-        import_episodes([file], out=tmp_path / "never", steps=8, split=Split.COLLECTION)
+        import_episodes([file], out=tmp_path / "never", steps=16, split=Split.COLLECTION)
     assert not mark.exists() and not (tmp_path / "never").exists()
 
 
@@ -206,14 +206,14 @@ def test_planted_code_is_refused_and_not_run(tmp_path):
 def test_what_is_no_trajectory_is_told(tmp_path, what, complaint):
     np.save(tmp_path / "0.npy", what, allow_pickle=True)
     with pytest.raises(ArtifactError, match=complaint):
-        import_episodes([tmp_path], out=tmp_path / "never", steps=8, split=Split.COLLECTION)
+        import_episodes([tmp_path], out=tmp_path / "never", steps=16, split=Split.COLLECTION)
 
 
 def test_half_a_file_is_told(tmp_path):
     file = a_trajectory(tmp_path / "0.npy", an_arm_episode())
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(ArtifactError, match="cannot be read"):
-        import_episodes([file], out=tmp_path / "never", steps=8, split=Split.COLLECTION, conventions=SUCCEEDS)
+        import_episodes([file], out=tmp_path / "never", steps=16, split=Split.COLLECTION, conventions=SUCCEEDS)
 
 
 # ------------------------------------------------------------------------------------------------------ lengths
@@ -231,6 +231,6 @@ def test_episodes_are_made_equally_long():
 
 def test_pictures_take_the_size_asked_for(tmp_path):
     file = a_trajectory(tmp_path / "0.npy", an_arm_episode(), reward=0)
-    import_episodes([file], out=tmp_path / "made", steps=8, split=Split.COLLECTION, image_size=16, conventions=UPRIGHT)
-    assert read_episodes(tmp_path / "made")[0].frames.shape == (9, 3, 16, 16)
+    import_episodes([file], out=tmp_path / "made", steps=16, split=Split.COLLECTION, image_size=16, conventions=UPRIGHT)
+    assert read_episodes(tmp_path / "made")[0].frames.shape == (17, 3, 16, 16)
     assert read_manifest(tmp_path / "made").settings["image_size"] == 16

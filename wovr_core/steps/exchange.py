@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_episodes, read_manifest, write_episodes, writing
@@ -20,11 +21,11 @@ from wovr_core.artifacts.names import file_name
 from wovr_core.artifacts.npy import read_npy
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import success_rate
+from wovr_core.settings import Task
 from wovr_core.trajectory import Episode
 
 FIRST = 900_000  # initial state of the split's from which imported episodes are numbered: no run begins there
-CHUNK = 8  # actions; a task's horizon is a multiple of it
-MAX_STEPS, MAX_SIZE, MAX_FPS = 4096, 1024, 1000
+MAX_FPS = 1000
 AS_FILES_SAY = Conventions()
 FORMATS = (".hdf5", ".h5", ".npy")
 
@@ -77,12 +78,16 @@ def _read(file: Path, conventions: Conventions) -> list[Imported]:
 
 
 def _check_options(*, steps: int, image_size: int | None, fps: int, conventions: Conventions) -> None:
-    if not CHUNK <= steps <= MAX_STEPS or steps % CHUNK:
+    size = {} if image_size is None else {"image_size": image_size}
+    try:
+        Task.model_validate({"horizon": steps} | size)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        option = {"horizon": "--steps", "image_size": "--image-size"}.get(str(next(iter(fault["loc"]), "")), "")
+        value = f"{option} {fault['input']}: " if option else ""
         raise ArtifactError(
-            f"episodes of {steps} steps fit no task: give task.horizon, a multiple of {CHUNK} up to {MAX_STEPS}"
-        )
-    if image_size is not None and not CHUNK <= image_size <= MAX_SIZE:
-        raise ArtifactError(f"pictures of {image_size} pixels are not made: --image-size is {CHUNK} to {MAX_SIZE}")
+            f"no task takes such episodes: {value}{fault['msg'].removeprefix('Value error, ')}"
+        ) from error
     if not 1 <= fps <= MAX_FPS:
         raise ArtifactError(f"{fps} steps a second is no rate of a robot: --fps is 1 to {MAX_FPS}")
     if conventions.success_at is not None and not np.isfinite(conventions.success_at):
