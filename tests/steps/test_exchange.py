@@ -106,7 +106,7 @@ def test_robomimics_are_the_right_way_up_and_seen_before(tmp_path):
     made = import_episodes(
         [file],
         out=tmp_path / "made",
-        steps=8,
+        steps=16,
         split=Split.DEMONSTRATION,
         conventions=Conventions(instruction="lift it"),
     )
