@@ -1,6 +1,5 @@
 """The `wovr` command."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,13 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.commands import cluster, episodes, stack
-from pipelines.terminal import Config, PipelineName, complaints, console, find_config, plainly
+from pipelines.terminal import App, Config, PipelineName, complaints, console, find_config, plainly
 from wovr_core.settings import Promote, Settings, SettingsError, alias_name, model_name
 
 if TYPE_CHECKING:
     from pipelines.local import Run
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -72,16 +71,24 @@ def run(
     with plainly():
         path = find_config(config)
         settings = Settings.load(path)
+        from pipelines.preflight import check_machine, check_settings
+
+        check_settings(settings, pipeline, version=version)
         from pipelines.local import run_pipeline
 
-        folder = out or Path("runs") / (path.stem if pipeline == "posttrain" else f"{path.stem}-{pipeline}")
+        folder = out or _folder(path, pipeline)
         if stack:
             from pipelines.services import use_services
 
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
+        check_machine(settings, folder, pipeline)
         console.print(f"[bold]{pipeline}[/] with {path.name}, kept in {folder}")
         given = {"version": version} if version else {}
         _tell(run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, runner=runner, **given))
+
+
+def _folder(config: Path, pipeline: str) -> Path:
+    return Path("runs") / (config.stem if pipeline == "posttrain" else f"{config.stem}-{pipeline}")
 
 
 @app.command()
@@ -155,13 +162,18 @@ def step(
     Under torchrun the processes share the work. CONFIG `-` reads the settings from $WOVR_SETTINGS, as JSON.
     """
     with plainly():
+        ports = context.args
+        if config.startswith("--"):  # CONFIG was left out, and this is the first port
+            config, ports = "tabletop", [config, *ports]
         if config == "-":
-            settings = Settings.of_branches(json.loads(os.environ.get("WOVR_SETTINGS", "{}")))
+            settings = Settings.of_branches(os.environ.get("WOVR_SETTINGS", "{}"), source="$WOVR_SETTINGS")
         else:
             settings = Settings.load(find_config(config))
+        from pipelines.preflight import check_step
         from pipelines.steps import run_step
 
-        done = run_step(word, settings, context.args)
+        check_step(word, settings)
+        done = run_step(word, settings, ports)
         console.print_json(data=done.summary) if hasattr(done, "summary") else console.print(escape(str(done)))
 
 
@@ -238,18 +250,22 @@ def compile_(
     """Compile a pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""
     with plainly():
         settings = Settings.load(find_config(config))
+        file = out or Path("build") / f"{pipeline}.yaml"
+        if file.suffix not in (".yaml", ".yml") or file.is_dir():
+            raise SettingsError(f"--out is {file}, and Kubeflow takes a file that ends in .yaml. Name one")
         from kfp import compiler
 
         from pipelines.catalogue import pipeline_named
+        from pipelines.preflight import check_settings
         from pipelines.resources import equip
 
-        file = out or Path("build") / f"{pipeline}.yaml"
+        check_settings(settings, pipeline)
         built = pipeline_named(pipeline)(settings)
         if profile:
             equip(built, profile)
         file.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(built, str(file))
-        console.print(f"wrote {file}")
+        console.print(f"wrote {escape(str(file))}", soft_wrap=True)
 
 
 @app.command()
@@ -276,12 +292,19 @@ def show(config: Config = "tabletop") -> None:
 
 
 @config_app.command("check")
-def check(config: Config) -> None:
-    """Say whether CONFIG can be run, and if not, why."""
+def check(config: Config, pipeline: PipelineName = "posttrain") -> None:
+    """Say whether CONFIG can be run here, and if not, why: all that `wovr run` looks at before its first task.
+
+    The settings, the backbone, the simulator, the folder of the run, MLflow and the memory.
+    """
     with plainly():
         path = find_config(config)
-        Settings.load(path)
-        console.print(f"{path} can be run")
+        settings = Settings.load(path)
+        from pipelines.preflight import check_machine, check_settings
+
+        check_settings(settings, pipeline)
+        check_machine(settings, _folder(path, pipeline), pipeline)
+        console.print(f"{escape(str(path))} can be run", soft_wrap=True)
 
 
 def _model(name: str | None) -> str:

@@ -1,12 +1,12 @@
 """One step alone, outside any pipeline: from settings and the paths of artifacts to an artifact."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from components.platform.storage import Storage
 from wovr_core.artifacts import Manifest
@@ -60,6 +60,8 @@ def _fetched(value: Any) -> Any:
     """What lies in S3 is brought here first; a step knows folders only."""
     if isinstance(value, tuple):
         return tuple(_fetched(each) for each in value)
+    if isinstance(value, dict):
+        return {name: _fetched(each) for name, each in value.items()}
     if isinstance(value, str) and value.startswith(S3):
         Storage.from_env().get(value, _place(value))
         return _place(value)
@@ -82,8 +84,8 @@ def usage(word: str, function: Callable[..., Any]) -> str:
     """How a step's ports are given."""
     said = []
     for name, kind, required in _ports(function):
-        several = " (several: oldest first)" if _many(kind) else ""
-        one = f"--{name} {'N' if int in (kind, *get_args(kind)) else 'PATH'}{several}"
+        several = " (several)" if _by_name(kind) else " (several: oldest first)" if _many(kind) else ""
+        one = f"--{name} {'N' if _integer(kind) else 'NAME=PATH' if _by_name(kind) else 'PATH'}{several}"
         said.append(one if required else f"[{one}]")
     return f"wovr step {word} CONFIG {' '.join(said)}"
 
@@ -110,14 +112,37 @@ def _read(word: str, function: Callable[..., Any], given: Sequence[str]) -> list
         raise PortsError(
             f"the step {word} {', '.join(wrong) or 'wants a value for each port'}\n{usage(word, function)}"
         )
-    return [(name, _value(kind, texts[name])) for name, kind, _ in ports if name in texts]
+    return [(name, _value(name, kind, texts[name])) for name, kind, _ in ports if name in texts]
 
 
-def _value(kind: Any, texts: list[str]) -> Any:
-    if int in (kind, *get_args(kind)):
-        return int(texts[-1])
-    paths = tuple(text if text.startswith(S3) else Path(text) for text in texts)
-    return paths if _many(kind) else paths[-1]
+def _value(name: str, kind: Any, texts: list[str]) -> Any:
+    if not _many(kind) and len(texts) > 1:
+        raise PortsError(f"--{name} is given {len(texts)} times, and takes one value. Leave one of them")
+    if _integer(kind):
+        if not texts[0].isascii() or not texts[0].isdigit():
+            raise PortsError(f"--{name} is {texts[0]!r}, and takes a whole number. Write it in digits")
+        return int(texts[0])
+    if _by_name(kind):
+        pairs = [text.partition("=") for text in texts]
+        if wrong := [text for text, (word, _, path) in zip(texts, pairs, strict=True) if not word or not path]:
+            raise PortsError(f"--{name} is {wrong[0]!r}, and takes a name and a path. Write NAME=PATH")
+        return {word: _path(name, path) for word, _, path in pairs}
+    paths = tuple(_path(name, text) for text in texts)
+    return paths if _many(kind) else paths[0]
+
+
+def _path(name: str, text: str) -> str | Path:
+    if not text:
+        raise PortsError(f"--{name} is empty, and takes a path. Write one")
+    return text if text.startswith(S3) else Path(text)
+
+
+def _integer(kind: Any) -> bool:
+    return int in (kind, *get_args(kind))
+
+
+def _by_name(kind: Any) -> bool:
+    return get_origin(kind) is Mapping
 
 
 def _many(kind: Any) -> bool:

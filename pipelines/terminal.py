@@ -1,9 +1,11 @@
 """What all commands share: where they write, how they find settings, and how a mistake is told."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +13,10 @@ from rich.markup import escape
 
 from wovr_core.settings import SettingsError
 
+OURS = ("wovr_core", "components", "pipelines")
+# clients of services: what they raise is news from there, be it ours to mend or not
+OUTSIDE = ("mlflow", "requests", "urllib3", "kfp", "kfp_server_api", "kubernetes", "docker", "minio", "tritonclient")
+LONGEST = 500  # characters of such news
 CONFIGS = Path(__file__).parent / "configs"
 console = Console(highlight=False)
 complaints = Console(stderr=True, highlight=False)
@@ -41,9 +47,28 @@ def plainly() -> Iterator[None]:
     except KeyboardInterrupt as error:
         complaints.print("\nstopped; the same command goes on from here")
         raise typer.Exit(130) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        ours = type(error).__module__.startswith(("wovr_core", "pipelines", "components"))
-        if not ours and not isinstance(error, OSError):
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if package not in (*OURS, *OUTSIDE) and not isinstance(error, OSError | MemoryError):
             raise
-        complaints.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+        words = _of_outside(package, error) if package in OUTSIDE else str(error) or type(error).__name__
+        complaints.print(f"[red]{escape(words)}[/]", soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _of_outside(package: str, error: Exception) -> str:
+    """What a service or its client says, in one paragraph and without the password that an address may hold."""
+    from components.platform.tracking import discreet
+
+    return discreet(f"{package} says: {' '.join(str(error).split())[:LONGEST] or type(error).__name__}")
+
+
+class App(typer.Typer):
+    """Typer's, for terminals that know few letters, too: what they cannot show is shown as a question mark."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if "utf" not in (stream.encoding or "").lower():
+                stream.reconfigure(errors="replace")
+                os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:replace"  # of the tasks, which print themselves
+        return super().__call__(*args, **options)

@@ -13,6 +13,7 @@ The same two policies asked for again are the same trials: a gateway answers wit
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import requests
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -21,6 +22,7 @@ from components.platform.storage import Storage
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
 from wovr_core.settings import Franka
 
+STATES = ("asked", "running", "done", "refused")
 EVERY = 10.0  # seconds between two looks
 PATIENCE = 30.0  # seconds for an answer
 
@@ -39,9 +41,15 @@ def try_on_robot(cfg: Franka, *, candidate: Path, baseline: Path, out: Path, eve
     policies = {"candidate": candidate, "baseline": baseline}
     digests = {role: read_manifest(path, Kind.POLICY).digest for role, path in policies.items()}
     asked: dict[str, Any] = {role: storage.put(path, f"trials/{role}") for role, path in policies.items()}
-    id = _ask("POST", f"{cfg.gateway}/trials", asked | {"episodes": cfg.episodes})["id"]
+    id = _ask("POST", f"{cfg.gateway}/trials", asked | {"episodes": cfg.episodes}, wants="id")["id"]
+    trials = f"{cfg.gateway}/trials/{quote(id, safe='')}"
     told, until = "", time.monotonic() + cfg.patience_hours * 3600
-    while (seen := _ask("GET", f"{cfg.gateway}/trials/{id}"))["state"] != "done":
+    while (seen := _ask("GET", trials, wants="state"))["state"] != "done":
+        if seen["state"] not in STATES:
+            raise RobotError(
+                f"the gateway says that trials {id} are {seen['state']!r}, and it may say {', '.join(STATES)}. It must "
+                f"speak the interface of components/platform/robot.py"
+            )
         if seen["state"] == "refused":
             raise RobotError(f"the operator refused trials {id}: {seen.get('said') or 'no reason given'}")
         if time.monotonic() > until:
@@ -54,13 +62,19 @@ def try_on_robot(cfg: Franka, *, candidate: Path, baseline: Path, out: Path, eve
                 {"asked": f"trials {id} wait for the operator's go at {cfg.gateway}"}.get(told, f"trials {id}: {told}")
             )
         time.sleep(every)
+    if not str(seen.get("evaluation", "")).startswith("s3://"):
+        raise RobotError(
+            f"trials {id} are done, but the gateway names no evaluation in S3 (it says {seen.get('evaluation')!r}). It "
+            f"must speak the interface of components/platform/robot.py"
+        )
     manifest = storage.get(seen["evaluation"], out)
     if manifest.kind is not Kind.EVALUATION or {r: manifest.made_from.get(r) for r in digests} != digests:
         raise ArtifactError(f"{seen['evaluation']} is no evaluation of these two policies: the gateway mixed them up")
     return manifest
 
 
-def _ask(method: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def _ask(method: str, url: str, body: dict[str, Any] | None = None, *, wants: str) -> dict[str, Any]:
+    """The gateway's answer, an object that has the text (or the number) `wants`, as a text."""
     again = Retrying(
         retry=retry_if_exception_type(requests.ConnectionError), stop=stop_after_attempt(5),
         wait=wait_exponential(0.2, max=5), reraise=True,
@@ -68,6 +82,11 @@ def _ask(method: str, url: str, body: dict[str, Any] | None = None) -> dict[str,
     try:
         answer = again(requests.request, method, url, json=body, timeout=PATIENCE)
         answer.raise_for_status()
-        return dict(answer.json())
+        said = answer.json()
     except (requests.RequestException, ValueError) as error:
         raise RobotError(f"the gateway at {url} does not answer as one ({type(error).__name__}): is it up?") from error
+    if not isinstance(said, dict) or not isinstance(said.get(wants), str | int):
+        raise RobotError(
+            f"the gateway at {url} answers without {wants!r}: {str(said)[:100]}. Is franka.gateway its address?"
+        )
+    return said | {wants: str(said[wants])}

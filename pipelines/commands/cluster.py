@@ -78,14 +78,15 @@ def schedule(
     """
     with plainly():
         path = find_config(config)
+        job = _job(path, pipeline, profile) if cron and not change else None
         kubeflow, called = _reach(host, token_file, namespace), name or f"{pipeline} {path.stem}"
         if change:
             if change not in ("pause", "resume", "delete"):
                 raise SettingsError(f"--change is {change!r}: choose pause, resume or delete")
             kubeflow.change(called, change)
             console.print(f"{called}: {change}d")
-        elif cron:
-            id, new = kubeflow.schedule(_job(path, pipeline, profile), called, cron)
+        elif job and cron:
+            id, new = kubeflow.schedule(job, called, cron)
             console.print(f"schedule {id} ({called}) {'stands' if new else 'stands as it was'}")
         else:
             _list(kubeflow.schedules(), "schedule")
@@ -101,14 +102,30 @@ def runs(host: Host = None, token_file: TokenFile = None, namespace: Namespace =
 def _reach(host: str | None, token_file: Path | None, namespace: str) -> "Kubeflow":
     from pipelines.submit import Kubeflow
 
-    token = token_file.read_text().strip() if token_file else os.environ.get("KFP_TOKEN")
+    written = token_file.read_text(errors="replace") if token_file else os.environ.get("KFP_TOKEN") or None
+    token = None if written is None else _token(written, str(token_file or "$KFP_TOKEN"))
     return Kubeflow(host, token=token, namespace=namespace)
 
 
+def _token(text: str, source: str) -> str:
+    """One word that can stand in a header of HTTP; what else there is never shows in a complaint."""
+    words = text.split()
+    if len(words) != 1 or not (words[0].isascii() and words[0].isprintable()):
+        raise SettingsError(
+            f"{source} holds {len(words)} words or strange letters, and a token is one word of ASCII. "
+            f"Put the token alone there"
+        )
+    return words[0]
+
+
 def _job(path: Path, pipeline: str, profile: str) -> "Job":
+    settings = Settings.load(path)
+    from pipelines.preflight import check_settings
     from pipelines.submit import Job
 
-    return Job(Settings.load(path), pipeline, profile)
+    job = Job(settings, pipeline, profile)
+    check_settings(settings, pipeline)
+    return job
 
 
 def _list(found: "list[Seen]", what: str) -> None:

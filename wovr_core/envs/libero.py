@@ -11,6 +11,7 @@ its tasks and states in turn; after the last one they begin again, with other di
 them, for there things lie wherever the task's description lets them, another way for every id.
 """
 
+import logging
 import multiprocessing
 import os
 import random
@@ -315,17 +316,29 @@ class LiberoTask(NamedTuple):
     init_states: np.ndarray  # (50, numbers)
 
 
-def task_of(suite: str, task: int) -> LiberoTask:
+def check_installed() -> None:
     """Raises `LiberoError` where LIBERO is not installed."""
+    os.environ.setdefault("MUJOCO_GL", "egl")  # it is read when the simulator is imported
+    logging.disable(logging.WARNING)  # robosuite wants a file of macros, which nobody needs
     try:
         with redirect_stdout(None):  # it greets
-            from libero.libero import benchmark, get_libero_path
-            from libero.libero.envs.bddl_utils import robosuite_parse_problem
+            import libero.libero.benchmark
+            import libero.libero.envs.env_wrapper  # noqa: F401, and with it the simulator
     except ImportError as error:
         raise LiberoError(
             f"LIBERO cannot be imported ({error}): make libero, or pip install 'wovr[libero]' and the Debian packages "
             f"libosmesa6 libegl1 libgles2"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def task_of(suite: str, task: int) -> LiberoTask:
+    """Raises `LiberoError` where LIBERO is not installed."""
+    check_installed()
+    from libero.libero import benchmark, get_libero_path
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
     with redirect_stdout(None):
         chosen = benchmark.get_benchmark(suite)(task_order_index=0)
     found = chosen.get_task(task)

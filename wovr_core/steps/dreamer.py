@@ -21,8 +21,8 @@ def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
     if cfg.pretrained == "none":
         return model
     folder = PRETRAINED / cfg.pretrained
-    if not folder.is_dir():
-        known = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+    known = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+    if cfg.pretrained not in known:
         raise ArtifactError(
             f"world_model.pretrained is {cfg.pretrained!r}, but the package ships {', '.join(known) or 'no backbone'}"
         )

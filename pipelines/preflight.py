@@ -1,0 +1,149 @@
+"""What can be known before the first task is checked before the first task.
+
+`check_settings` asks whether a pipeline can be run with these settings anywhere: `run`, `submit`, `schedule`, `compile`
+and `config check` begin with it. `check_machine` asks whether it can be run here: `run` and `config check`.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from components.platform.storage import Storage, StorageError
+from components.platform.tracking import TrackingError, check_tracking, sqlite_uri
+from pipelines.catalogue import pipeline_named
+from pipelines.doctor import available_memory
+from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError
+
+TRYING = ("posttrain", "retrain", "evaluate")  # pipelines that open the simulator
+VERSIONED = ("evaluate", "franka")  # pipelines that are asked for a version
+COPIES = 5  # of a weight while it is trained: itself, its gradient, two moments, the moving average
+
+
+class PreflightError(RuntimeError):
+    """What this machine lacks for a run."""
+
+
+def check_settings(settings: Settings, pipeline: str = "posttrain", *, version: str | None = None) -> None:
+    """Refuse settings that the pipeline could not be run with, with every reason."""
+    from wovr_core.artifacts import ArtifactError
+
+    pipeline_named(pipeline)
+    looks = [lambda: _versioned(pipeline, version)]
+    if pipeline == "posttrain":
+        looks.append(lambda: _world_model(settings))
+    if pipeline == "retrain":
+        looks.append(lambda: _retraining(settings))
+    if pipeline == "franka":
+        looks.append(lambda: _gateway(settings))
+    if wrong := _complaints(looks, (SettingsError, ArtifactError)):
+        raise SettingsError("\n".join(wrong))
+
+
+def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain") -> None:
+    """Refuse to begin a run in `folder` that this machine could not end, with every reason."""
+    from wovr_core.envs.libero import LiberoError, check_installed
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve().parent / "mlflow.db")
+    looks = [lambda: _writable(folder), lambda: check_tracking(uri, experiments=[settings.promote.model])]
+    if pipeline == "posttrain":
+        looks.append(lambda: _memory(settings))
+    if pipeline == "franka":
+        looks.append(lambda: Storage.from_env() and None)
+    if pipeline in TRYING and settings.task.environment == "libero":
+        looks.append(check_installed)
+    if wrong := _complaints(looks, (PreflightError, TrackingError, StorageError, LiberoError)):
+        raise PreflightError("\n".join(wrong))
+
+
+def check_step(word: str, settings: Settings) -> None:
+    """Refuse to begin a step that lacks the simulator or the registry here; it looks at its artifacts itself."""
+    from wovr_core.envs.libero import check_installed
+
+    if word in ("policy", "collect", "evaluate") and settings.task.environment == "libero":
+        check_installed()
+    if word == "promote":
+        check_tracking(experiments=[settings.promote.model])
+
+
+def _complaints(looks: list[Callable[[], None]], expected: tuple[type[Exception], ...]) -> list[str]:
+    wrong = []
+    for look in looks:
+        try:
+            look()
+        except expected as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def _versioned(pipeline: str, version: str | None) -> None:
+    if version is not None and pipeline not in VERSIONED:
+        raise SettingsError(f"--version is for {' and '.join(VERSIONED)}, not for {pipeline}. Leave it out")
+
+
+def _retraining(settings: Settings) -> None:
+    """A retraining collects as `pace` says, on states of its own."""
+    for name, count in (("episodes", settings.pace.episodes), ("held_out", settings.pace.held_out)):
+        if count > RETRAINING_STATES:
+            raise SettingsError(
+                f"pace.{name} is {count}, but a retraining has {RETRAINING_STATES} initial states. Use "
+                f"{RETRAINING_STATES} or fewer"
+            )
+
+
+def _gateway(settings: Settings) -> None:
+    if not settings.franka.gateway:
+        raise SettingsError(
+            "franka.gateway names no robot. Set it to the address of the gateway beside the arm, "
+            "http://robot.example:8000"
+        )
+
+
+def _world_model(settings: Settings) -> None:
+    """The backbone is there and fits; or, without one, nobody expects anything of the dreams."""
+    cfg = settings.world_model
+    if cfg.pretrained == "none" and cfg.minimum_psnr_gain >= 0:
+        raise SettingsError(
+            f"world_model.pretrained is none, so its codec begins as noise, and no step trains a codec: the gate "
+            f"world_model.minimum_psnr_gain {cfg.minimum_psnr_gain:g} would end the run. Take a backbone that the "
+            f"package ships; or, to try the plumbing alone, set minimum_psnr_gain to -100"
+        )
+    _parameters(settings)
+
+
+def _memory(settings: Settings) -> None:
+    try:
+        count = _parameters(settings)
+    except ValueError:  # `check_settings` says so
+        return
+    wanted, free = COPIES * 4 * count / 1e9, available_memory()
+    if wanted > free:
+        raise PreflightError(
+            f"the world model has {count / 1e9:.1f} billion weights: to train it takes {wanted:.0f} GB of memory, and "
+            f"{free:.0f} are free here. Use a smaller world_model.architecture"
+        )
+
+
+def _parameters(settings: Settings) -> int:
+    """How many weights the world model has; it is built without any memory for them, and takes its backbone."""
+    import torch
+
+    from wovr_core.steps.dreamer import new_world_model
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing is copied to weights that are not there
+        return sum(weight.numel() for weight in new_world_model(settings.world_model, settings.task).parameters())
+
+
+def _writable(folder: Path) -> None:
+    """In the run's folder, or where it will be made; MLflow's check looks at what lies beside it."""
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise PreflightError(
+            f"the run's folder {folder} cannot be written ({error.strerror}: {place}). Choose another with --out, or "
+            f"make it writable"
+        ) from error
