@@ -45,14 +45,19 @@ def ensure_keys(namespace: str, *, api: Any = None) -> str:
 
 def main() -> None:
     from kubernetes import client, config
+    from urllib3.exceptions import HTTPError
 
-    config.load_incluster_config()
     try:
+        config.load_incluster_config()
         print(ensure_keys(NAMESPACE.read_text().strip()))
+    except config.ConfigException:
+        sys.exit("this is no pod with an account: the chart runs it in a Job; elsewhere make the Secret with kubectl")
     except KeysError as error:
         sys.exit(str(error))
     except client.ApiException as error:
         sys.exit(f"the Secret {SERVICES} cannot be made: the API server answers {error.status} {error.reason}")
+    except HTTPError as error:
+        sys.exit(f"the Secret {SERVICES} cannot be made: the API server does not answer ({type(error).__name__})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API as Helm asks before it changes anything: which kinds there are, and what stands."""
+"""As much of a Kubernetes API as Helm asks for: which kinds there are, what stands, and a place for what it writes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +39,9 @@ class Double:
     config: helm.Config
     pages: dict[str, Any]  # what stands, by path
 
+    def names(self) -> set[tuple[str, str]]:
+        return {(one["kind"], one["metadata"]["name"]) for one in self.pages.values()}
+
     def holds(self, *objects: dict[str, Any]) -> None:
         """From now on these stand there, and nothing else."""
         self.pages.clear()
@@ -49,12 +52,14 @@ class Double:
 
 @contextmanager
 def cluster() -> Iterator[Double]:
-    """An empty cluster. Ask it with dry_run="server" only: nothing can be written."""
+    """An empty cluster. It takes whatever Helm writes, and nobody works there."""
     known, pages = _discovery(), dict[str, Any]()
 
-    def answer(method: str, path: str, _: Any, __: Mapping[str, str]) -> tuple[int, Any]:
+    def answer(method: str, path: str, body: Any, _: Mapping[str, str]) -> tuple[int, Any]:
         path = path.split("?")[0]
-        page = (pages.get(path) or known.get(path)) if method == "GET" else None
+        if method == "PATCH":  # server-side apply
+            pages[path] = body
+        page = pages.pop(path, None) if method == "DELETE" else pages.get(path) or known.get(path)
         return (200, page) if page else (404, GONE)
 
     with listening(answer) as url:

@@ -159,3 +159,24 @@ def test_a_schedule_has_a_status_and_keeps_what_its_controller_wrote(robots, sta
     robots.holds(*([] if status is None else [standing]))
     (schedule,) = [d for d in install(robots, SETS["scheduled"]) if d["kind"] == "ScheduledWorkflow"]
     assert schedule["status"] == (status or {})
+
+
+LEFT = {("PersistentVolumeClaim", name) for name in ("wovr-cache", "wovr-models", "wovr-mlflow")}
+
+
+def test_a_release_leaves_its_data_and_says_so_and_one_of_any_name_may_follow(robots):
+    keys = live("Secret", "wovr-services", data={"WOVR_S3_ACCESS_KEY": "eA=="})  # as the Job makes it
+    robots.holds(keys)
+    release = robots.config.install(str(CHART), "wovr", namespace="robots")
+    robots.config.upgrade(str(CHART), "wovr", values={"image": {"tag": "0.2.0"}}, namespace="robots")
+    assert len([name for kind, name in robots.names() if kind == "Job"]) == 1, "a Job of another image takes its place"
+    robots.config.uninstall("wovr")
+    assert robots.names() == LEFT | {("Secret", "wovr-services")}
+    assert all(name in release["notes"] for _, name in robots.names())
+    removal = (CHART.parents[1] / "docs" / "chart.md").read_text().split("## Uninstalling")[1]
+    assert all(name in removal.split("```")[1] for _, name in robots.names())
+    for name in ("other", "wovr"):
+        robots.config.install(str(CHART), name, namespace="robots")
+        robots.config.uninstall(name)
+    assert robots.names() == LEFT | {("PersistentVolumeClaim", "other-mlflow"), ("Secret", "wovr-services")}
+    assert keys in robots.pages.values()
