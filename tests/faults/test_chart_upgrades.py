@@ -92,6 +92,11 @@ REFUSED = {
         {},
         ['has the release "first" already', "uninstall first"],
     ),
+    "an account made by somebody else": (
+        [live("ServiceAccount", "default-editor")],
+        {"pipelines": {"serviceAccount": "default-editor"}},
+        ["pipelines.serviceAccount: namespace robots has an account default-editor already"],
+    ),
     "a ConfigMap made by hand": (
         [live("ConfigMap", "wovr-services")],
         {},

@@ -12,8 +12,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from pipelines.catalogue import PIPELINES
 from tests.charts.test_chart import CHART, CUSTOM, EXTERNAL, KUBERNETES, SETS
 from tests.faults.harness import FUZZ
+from wovr_core.settings import Settings
 
 SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 LABEL_VALUE = r"(([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9])?"
@@ -152,6 +154,15 @@ def test_what_a_chart_around_this_one_sets_may_be_missing(values):
     check(rendered(values))
 
 
+def test_two_renderings_are_the_same():
+    assert chart().render(EVERYTHING, name="rel") == chart().render(EVERYTHING, name="rel")
+
+
+def test_a_schedule_takes_the_parameters_of_its_pipeline():
+    known = chart().schema["properties"]["schedule"]["properties"]["parameters"]["propertyNames"]["enum"]
+    assert set(known) == set(PIPELINES["retrain"](Settings()).pipeline_spec.root.input_definitions.parameters)
+
+
 def test_every_value_of_the_schema_has_a_default_and_every_default_is_in_the_schema():
     schema = chart().schema
 
@@ -161,7 +172,7 @@ def test_every_value_of_the_schema_has_a_default_and_every_default_is_in_the_sch
             yield (*above, key)
             yield from known(child, (*above, key))
 
-    without_default = {path for path in known(schema) if path[-2:] == ("limits", "cpu")}
+    without_default = {path for path in known(schema) if path[-2:] == ("limits", "cpu") or path == ("enabled",)}
     assert set(known(schema)) - without_default == set(PATHS)
 
 
@@ -297,6 +308,15 @@ WRONG = {
     "pull secrets of everywhere, nameless": ({"global": {"imagePullSecrets": [{}]}}, "imagePullSecrets"),
     "a pull secret of everywhere that cannot be": ({"global": {"imagePullSecrets": ["a b"]}}, "imagePullSecrets"),
     "pull secrets by the word of Kubernetes": ({"image": {"pullSecrets": [{"name": "a"}]}}, "pullSecrets"),
+    "S3 in the pod itself": ({"s3": {**EXTERNAL["s3"], "endpoint": "http://localhost:9000"}}, "s3.endpoint"),
+    "MLflow in the pod itself": ({"mlflow": {"enabled": False, "url": "http://127.0.0.1:5000"}}, "mlflow.url"),
+    "the account that makes the keys": ({"pipelines": {"serviceAccount": "rel-keys"}}, "pipelines.serviceAccount"),
+    "a parameter that the pipeline lacks": ({"schedule": {"parameters": {"grop": {}}}}, "grop"),
+    "a chart that is off and installed": ({"enabled": False}, "enabled"),
+    "--set image.tag=110": (helm.parse_set_string("image.tag=110"), "tag"),
+    "--set image.pullSecrets=mine": (helm.parse_set_string("image.pullSecrets=mine"), "pullSecrets"),
+    "--set s3.minio=null": (helm.parse_set_string("s3.minio=null"), "minio"),
+    "--set triton.enabled=off": (helm.parse_set_string("triton.enabled=off"), "enabled"),
     "fewer at most than at least": ({"triton": {"autoscaling": {"enabled": True, "min": 5}}}, "autoscaling.min"),
 }
 
@@ -357,9 +377,13 @@ RIGHT: dict[str, dict[str, Any]] = {
         "mlflow": {"database": {"existingSecret": "null"}, "experiment": "on"},
         "s3": {"bucket": "yes"},
     },
+    "as --set writes it": helm.parse_set_string(
+        "image.pullSecrets={one,two},triton.replicas=3,mlflow.resources.requests.cpu=1.5,monitoring.labels.release=x"
+    ),
+    "a chart around this one": {"enabled": True, "global": {"imageRegistry": "x", "imagePullSecrets": ["y"]}},
     "a registry with a port": {"image": {"repository": "localhost:5000/robots/wo__vr.x"}},
     "labels of all kinds": {"monitoring": {"rules": True, "labels": {"example.org/team": "a.B_c-1", "empty": ""}}},
-    "S3 at an address of version 6": {"s3": {**EXTERNAL["s3"], "endpoint": "http://[::1]:9000"}},
+    "S3 at an address of version 6": {"s3": {**EXTERNAL["s3"], "endpoint": "http://[fd00::1]:9000"}},
     "a night": cron("0 30 22-23,0-5 * * MON-FRI"),
     "names in small letters": cron("0 0 3 ? jan,jul sun"),
     "every ten minutes from five past": cron("0 5/10 * * * *"),
