@@ -1,10 +1,15 @@
-"""The image every task runs in; one image holds the whole project. $WOVR_IMAGE names another."""
+"""The image every task runs in; one image holds the whole project. $WOVR_IMAGE names another.
+
+$WOVR_PULL_SECRETS names the Secrets (comma between two) by which a cluster pulls it, where the account that tasks run
+as does not.
+"""
 
 import os
 from hashlib import sha256
 from pathlib import Path
 
 TRAIN = os.environ.get("WOVR_IMAGE", "wovr:0.1.0")
+PULL_SECRETS = tuple(name.strip() for name in os.environ.get("WOVR_PULL_SECRETS", "").split(",") if name.strip())
 
 
 def code() -> str:

@@ -257,10 +257,10 @@ def compile_(
 
         from pipelines.catalogue import pipeline_named
         from pipelines.preflight import check_settings
-        from pipelines.resources import equip
+        from pipelines.resources import equip, stamp
 
         check_settings(settings, pipeline)
-        built = pipeline_named(pipeline)(settings)
+        built = stamp(pipeline_named(pipeline)(settings))
         if profile:
             equip(built, profile)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,24 +4,31 @@ A pipeline is built without any of it, so that it runs anywhere; `equip` adds it
 kfp-kubernetes. Nothing secret is in there: keys come from a Secret of the cluster, named here and never read.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from google.protobuf import json_format
-from kfp import kubernetes
+from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
-from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineDeploymentConfig, PipelineSpec
+from kfp.pipeline_spec.pipeline_spec_pb2 import (
+    ComponentInputsSpec,
+    ComponentOutputsSpec,
+    ComponentSpec,
+    PipelineDeploymentConfig,
+    PipelineSpec,
+)  # fmt: skip
 
+from components import images
+from components.artifacts import Episodes, Evaluation, Policy, RewardModel, WorldModel
 from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
 from wovr_core.settings import SettingsError
 
 CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
 MODELS = "wovr-models"  # likewise: what Triton serves
-LEARNS = (
-    "train-world-model", "refit-world-model", "train-reward", "rehearse-policy", "improve-policy", "improve-again"
-)  # fmt: skip
-TRIES = ("collect-episodes", "collect-shard", "collect-again", "evaluate-policies", "clone-base-policy", "write-report")
+LEARNT, TRIED = {Policy, WorldModel, RewardModel}, {Episodes, Evaluation}
+OPENED = LEARNT | {Episodes, dsl.Artifact}  # kinds that are large in memory; a list's kind is not known
 HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
 ONCE = ("finish", "try-on-robot")  # told of once; asked of people once
 USER = 10001  # of the image
@@ -40,34 +47,47 @@ class Needs:
 
 @dataclass(frozen=True)
 class Profile:
-    """A kind of cluster."""
+    """A kind of cluster. `needs` says what a task needs by its ports, so that a new one is never forgotten."""
 
     says: str
-    others: Needs
-    tries: Needs
+    opens: Needs  # reads, copies or stores episodes and models
+    tries: Needs  # simulates, or shows episodes to a model
     learns: Needs
+    others: Needs = Needs()
     accelerator: str = "nvidia.com/gpu"
     train_jobs: TrainJobs | None = None  # that world models learn on, instead of in the task's own pod
 
-    def needs(self, task: str) -> Needs:
+    def needs(self, task: str, component: ComponentSpec) -> Needs:
         if self.train_jobs and task in HANDED_OVER:
-            return replace(self.others, hours=self.train_jobs.hours + 1)  # it waits
-        return self.learns if task in LEARNS else self.tries if task in TRIES else self.others
+            return replace(self.opens, hours=self.train_jobs.hours + self.opens.hours)  # it waits, and fetches
+        takes, makes = _titles(component.input_definitions), _titles(component.output_definitions)
+        ports = takes | makes
+        if not ports & _titles_of(OPENED):
+            return self.others
+        if "task" not in component.input_definitions.parameters:  # it only carries
+            return self.opens
+        if makes & _titles_of(LEARNT) and WorldModel.schema_title in ports:
+            return self.learns
+        if makes & _titles_of(TRIED) or takes & _titles_of({WorldModel, RewardModel}):
+            return self.tries
+        return self.opens
 
 
 PROFILES = {
     "cpu": Profile(
-        "two cores a task, no GPU: the tabletop", Needs(), Needs(2, "4Gi", hours=6), Needs(2, "8Gi", hours=12)
+        "two cores a task, no GPU: the tabletop",
+        opens=Needs(1, "8Gi", hours=6), tries=Needs(2, "8Gi", hours=6), learns=Needs(2, "8Gi", hours=12),
     ),
     "gpu": Profile(
-        "one GPU for whatever learns or tries a policy", Needs(), Needs(8, "48Gi", 1, "8Gi", 24),
-        Needs(8, "64Gi", 1, "16Gi", 72),
-    ),
-    "gpu8": Profile(
-        "world models on 8 GPUs by a TrainJob, one GPU for the rest of what learns or tries", Needs(),
-        Needs(8, "48Gi", 1, "8Gi", 24), Needs(8, "64Gi", 1, "16Gi", 72), train_jobs=TrainJobs(),
+        "one GPU for whatever learns or tries a policy",
+        opens=Needs(4, "48Gi", hours=12), tries=Needs(8, "48Gi", 1, "8Gi", 24), learns=Needs(8, "64Gi", 1, "16Gi", 72),
     ),
 }  # fmt: skip
+PROFILES["gpu8"] = replace(
+    PROFILES["gpu"],
+    says="world models on 8 GPUs by a TrainJob, one GPU for the rest of what learns or tries",
+    train_jobs=TrainJobs(),
+)
 
 
 def profile_named(name: str) -> Profile:
@@ -75,6 +95,19 @@ def profile_named(name: str) -> Profile:
         told = "; ".join(f"{known}: {profile.says}" for known, profile in PROFILES.items())
         raise SettingsError(f"there is no profile {name!r}: choose one of {told}")
     return PROFILES[name]
+
+
+def stamp(pipeline: BaseComponent) -> BaseComponent:
+    """The same pipeline, whose tasks name the code they are to run; call it once, before compiling.
+
+    Kubeflow's cache knows a task by its inputs, the name of its image and its command: without this it would take what
+    older code of the same image tag made for what this code makes.
+    """
+    code = images.code()
+    for executor in pipeline.pipeline_spec.deployment_spec["executors"].values():
+        *shell, source = executor["container"]["command"]
+        executor["container"]["command"] = [*shell, f"{source.rstrip()}\n# code: {code}\n"]
+    return pipeline
 
 
 def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
@@ -86,7 +119,9 @@ def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
     tasks = {label: component for component in _names(spec) for label in [spec.components[component].executor_label]}
     for label, component in tasks.items():
         task = component.removeprefix("comp-").rstrip("0123456789").rstrip("-")
-        needs = kind.needs(task)
+        needs = kind.needs(task, spec.components[component])
+        if patience := _patience(spec, spec.components[component]):
+            needs = replace(needs, hours=patience + 1)
         container = deployment.executors[label].container
         container.resources.cpu_limit = needs.cpu
         container.resources.memory_limit = _bytes(needs.memory) / 1e9
@@ -121,6 +156,8 @@ def _pod(name: str, needs: Needs) -> dict:
         kubernetes.mount_pvc(task, MODELS, "/models")
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "wovr")
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    if images.PULL_SECRETS:
+        kubernetes.set_image_pull_secrets(task, list(images.PULL_SECRETS))
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.set_timeout(task, int(needs.hours * 3600))
     if needs.shared_memory:
@@ -140,6 +177,22 @@ def _try_again(spec: PipelineSpec) -> None:
                 task.retry_policy.max_retry_count = 2
                 task.retry_policy.backoff_duration.seconds = 30
                 task.retry_policy.backoff_factor = 2.0
+
+
+def _titles_of(kinds: Iterable[type[dsl.Artifact]]) -> set[str]:
+    return {kind.schema_title for kind in kinds}
+
+
+def _titles(ports: ComponentInputsSpec | ComponentOutputsSpec) -> set[str]:
+    return {port.artifact_type.schema_title for port in ports.artifacts.values()}
+
+
+def _patience(spec: PipelineSpec, component: ComponentSpec) -> float:
+    """Hours that a task waits for people, if it does: as the pipeline's settings say."""
+    if "franka" not in component.input_definitions.parameters:
+        return 0.0
+    default = spec.root.input_definitions.parameters["franka"].default_value
+    return float(json_format.MessageToDict(default)["patience_hours"])
 
 
 def _names(spec: PipelineSpec) -> list[str]:

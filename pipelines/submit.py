@@ -19,7 +19,7 @@ from kfp_server_api.exceptions import ApiException
 from kubernetes.config import ConfigException
 
 from pipelines.catalogue import arguments_of, pipeline_named
-from pipelines.resources import equip, profile_named
+from pipelines.resources import equip, profile_named, stamp
 from wovr_core.settings import Settings
 
 EXPERIMENT = "wovr"
@@ -47,7 +47,7 @@ class Job:
     @contextmanager
     def package(self) -> Iterator[str]:
         """The file that Kubeflow takes, while it is needed."""
-        built = equip(pipeline_named(self.pipeline)(self.settings), self.profile)
+        built = equip(stamp(pipeline_named(self.pipeline)(self.settings)), self.profile)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{self.pipeline}.yaml"
             compiler.Compiler().compile(built, str(file))

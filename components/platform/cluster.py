@@ -70,7 +70,7 @@ def run_or_submit(
         return here()
     storage = Storage.from_env()
     digests = {name: [read_manifest(path).digest for path in _many(given)] for name, given in sorted(ports.items())}
-    key = sha256(json.dumps([word, dict(settings), digests], sort_keys=True).encode()).hexdigest()[:16]
+    key = sha256(json.dumps([word, dict(settings), digests, images.code()], sort_keys=True).encode()).hexdigest()[:16]
     place = f"trainjobs/{word}-{key}"
     if not storage.history(place):
         uris = {name: [storage.put(path, f"inputs/{name}") for path in _many(given)] for name, given in ports.items()}

@@ -32,6 +32,7 @@ from wovr_core.protocols import UNTOLD, BrokenDreamError, DreamState, Sight, Sim
 from wovr_core.settings import Serve
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
+from wovr_core.world_model.model import ActionStatistics
 
 LOADING = 600.0  # seconds that loading a version may take
 GONE = 15.0  # seconds after which a version that Triton does not know is taken for gone
@@ -318,7 +319,7 @@ def _check(cfg: Serve, url: str, name: str, world_model: Path, reward: Path) -> 
     here = open_simulator(world_model, reward, monitor=monitored)
     shape = here.reward.shape
     words = " ".join(shape.vocabulary[: shape.words])
-    starts = known_starts(len(here.world_model.statistics.q01), shape.image_size, words)
+    starts = known_starts(here.world_model.statistics, shape.image_size, words)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -334,16 +335,17 @@ def _check(cfg: Serve, url: str, name: str, world_model: Path, reward: Path) -> 
             )
 
 
-def known_starts(action_dim: int, image_size: int, instruction: str, n: int = 64) -> list[InitState]:
+def known_starts(statistics: ActionStatistics, image_size: int, instruction: str, n: int = 64) -> list[InitState]:
     """Made-up moments, always the same; as many as a rollout's batch has, for the last bits depend on that."""
     g = torch.Generator().manual_seed(0)
     blots = torch.randint(0, 256, (n, 5, 3, 4, 4), generator=g, dtype=torch.uint8)
-    side = -(-image_size // 4)
+    side, action_dim, pose_dim = -(-image_size // 4), len(statistics.q01), len(statistics.reach)
     frames = blots.repeat_interleave(side, -1).repeat_interleave(side, -2)[..., :image_size, :image_size]
     return [
         InitState(
             instruction=instruction, reference=f[0], memory=f[1:], actions=torch.rand(4, action_dim, generator=g),
-            pose=torch.rand(5, 2, generator=g), steps_left=16, episode=0, step=0, rule="initial",
+            pose=statistics.pose_of(torch.rand(5, pose_dim, generator=g)), steps_left=16, episode=0, step=0,
+            rule="initial",
         )
         for f in frames
     ]  # fmt: skip

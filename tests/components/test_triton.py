@@ -28,14 +28,14 @@ from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Sight, Simulator
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.reliability import HallucinationDetector
-from wovr_core.settings import Grpo, Serve
+from wovr_core.settings import Grpo, Serve, Task
 from wovr_core.settings import Reward as RewardSettings
 from wovr_core.steps.dreamer import new_world_model, open_simulator, save_world_model
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.models import save_detector, save_policy, save_reward
 from wovr_core.training.loop import TrainingError
 from wovr_core.trajectory import InitState
-from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
 
 ONE = Serve(instances=1)
 COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "doubted", "broken")
@@ -100,7 +100,7 @@ def client(stack: Stack, version: str, **kwargs) -> ServedSimulator:
 
 
 def starts() -> list[InitState]:
-    return known_starts(3, SIDE, "put the red block on the green pad", n=2) * 6
+    return known_starts(ActionStatistics(3, 2), SIDE, "put the red block on the green pad", n=2) * 6
 
 
 @cache
@@ -128,6 +128,28 @@ def test_a_served_dream_is_the_dream_of_this_process_bit_for_bit(stack, minds):
         assert same(dreams_in(client(stack, version, monitor=monitor)), here)
         assert here.doubted.any() == monitor and 0 < here.success.sum() < len(here), "the judges have a say"
     assert not same(dreams_in(open_simulator(**minds(2))), here), "another world dreams otherwise"
+
+
+def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
+    """Poses of six numbers and seven of an action, as LIBERO has them; nothing of LIBERO is installed for this."""
+    task = Task(environment="libero", action_dim=7, mirror=False, image_size=SIDE)
+    torch.manual_seed(0)
+    world, shape = new_world_model(WORLD_MODEL, task), SHAPE.model_copy(update={"action_dim": 7})
+    for parameter in world.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    world.statistics.camera.copy_(torch.tensor([[1.0, 0, 0.2, 0, 0, 0, 0], [0, 1, 0.1, 0, 0, 0, 0], [0] * 6 + [1]]))
+    world.statistics.pose_low.copy_(torch.linspace(-1, 0, 6))
+    with writing(tmp_path / "world_model", Kind.WORLD_MODEL, settings={}) as draft:
+        save_world_model(draft.folder, world)
+    with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={}) as draft:
+        save_reward(draft.folder, SuccessClassifier(shape))
+    parts = {name: tmp_path / name for name in ("world_model", "reward")}
+    version = put(stack, parts)
+    starts = known_starts(world.statistics, SIDE, "put the red block", n=3)
+    here = triton.known_dream(open_simulator(**parts, monitor=False), starts)
+    served = triton.known_dream(client(stack, version, monitor=False), starts)
+    assert here.keys() == served.keys() and all(torch.equal(here[name], served[name]) for name in here)
+    assert starts[0].pose.shape == (5, 6) and here["frames"].float().std() > 1
 
 
 def test_a_video_shows_what_the_rollout_saw(stack, minds):

@@ -47,10 +47,12 @@ class Double:
     def _run(self, name: str) -> None:
         """One node, as the runtime torch-distributed starts it."""
         trainer = self.jobs[name]["spec"]["trainer"]
-        env = {
-            one["name"]: one["value"] if "value" in one else self.secrets[one["valueFrom"]["secretKeyRef"]["key"]]
-            for one in trainer["env"]
-        }
+        env = {one["name"]: one["value"] for one in trainer["env"] if "value" in one}
+        for key in (one["valueFrom"]["secretKeyRef"] for one in trainer["env"] if "valueFrom" in one):
+            if key["key"] in self.secrets:
+                env[key["key"]] = self.secrets[key["key"]]
+            elif not key["optional"]:
+                return self.end(name, "Failed", f"couldn't find key {key['key']} in Secret {key['name']}")
         env |= {"PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]), "PET_NNODES": str(trainer["numNodes"])}
         env |= {
             "PYTHONPATH": str(CHECKOUT),

@@ -1,6 +1,7 @@
 """What is compiled for a cluster: the whole of it against golden files, and the facts that must not slip."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +9,23 @@ import pytest
 import yaml
 from kfp import compiler
 
+from components import images
 from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
 from pipelines.catalogue import PIPELINES
 from pipelines.resources import PROFILES, USER, equip
-from wovr_core.settings import Settings, SettingsError
+from pipelines.submit import Job
+from wovr_core.settings import Collect, Franka, Settings, SettingsError
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [(pipeline, profile) for pipeline in PIPELINES for profile in PROFILES]
 
 
-def compiled(pipeline: str, profile: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def compiled(
+    pipeline: str, profile: str, folder: Path, settings: Settings | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     file = folder / "compiled.yaml"
-    compiler.Compiler().compile(equip(PIPELINES[pipeline](Settings()), profile), str(file))
+    compiler.Compiler().compile(equip(PIPELINES[pipeline](settings or Settings()), profile), str(file))
     spec, platform = yaml.safe_load_all(file.read_text())
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
@@ -76,12 +81,65 @@ def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else(tmp_path):
         if "accelerator" in executor["container"]["resources"]
     }
     assert {"train-world-model", "improve-policy", "evaluate-policies"} <= gpus
-    assert not [name for name in gpus if name.startswith(("judge", "promote", "finish", "serve", "choose", "mine"))]
+    assert not [name for name in gpus if name.startswith(("judge", "promote", "finish", "serve", "choose", "fetch"))]
     for name in gpus:
         assert pods[f"exec-{name}"]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
         assert pods[f"exec-{name}"]["tolerations"] and pods[f"exec-{name}"]["nodeSelector"]
     spec, _ = compiled("posttrain", "cpu", tmp_path)
     assert "accelerator" not in str(spec["deploymentSpec"])
+
+
+@pytest.mark.parametrize(("pipeline", "profile"), CASES)
+def test_whatever_opens_episodes_or_models_has_the_memory_and_the_time_for_it(pipeline, profile, tmp_path):
+    spec, pods = compiled(pipeline, profile, tmp_path, Settings(collect=Collect(shards=2)))
+    large = {f"system.{kind}" for kind in ("Episodes", "Policy", "WorldModel", "RewardModel", "Artifact")}
+    opens = [
+        component["executorLabel"]
+        for component in spec["components"].values()
+        if "executorLabel" in component and large & set(re.findall(r"'schemaTitle': '(.*?)'", str(component)))
+    ]
+    assert opens
+    for label in opens:
+        asked = spec["deploymentSpec"]["executors"][label]["container"]["resources"]
+        assert int(asked["resourceMemoryLimit"].removesuffix("Gi")) >= 8, label
+        assert int(pods[label]["activeDeadlineSeconds"]) >= 6 * 3600, label
+
+
+@pytest.mark.parametrize("hours", [0.5, 8, 100])
+def test_a_task_that_waits_for_people_outlives_their_patience(hours, tmp_path):
+    _, pods = compiled("franka", "cpu", tmp_path, Settings(franka=Franka(patience_hours=hours)))
+    assert int(pods["exec-try-on-robot"]["activeDeadlineSeconds"]) == (hours + 1) * 3600
+    _, pods = compiled("posttrain", "gpu8", tmp_path)
+    waits = int(pods["exec-train-world-model"]["activeDeadlineSeconds"])
+    assert waits > PROFILES["gpu8"].train_jobs.hours * 3600, "and one that waits for a TrainJob outlives that"
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_tasks_of_other_code_are_other_tasks_to_kubeflows_cache(pipeline, tmp_path, monkeypatch):
+    """It hashes inputs, image, command and arguments, and neither the environment nor what an image tag holds."""
+
+    def commands(code: str) -> dict[str, list[str]]:
+        monkeypatch.setattr(images, "code", lambda: code)
+        with Job(Settings(), pipeline).package() as file:
+            spec, _ = yaml.safe_load_all(Path(file).read_text())
+        return {
+            label: [executor["container"]["image"], *executor["container"]["command"], *executor["container"]["args"]]
+            for label, executor in spec["deploymentSpec"]["executors"].items()
+        }
+
+    before = commands("abc")
+    assert commands("abc") == before
+    assert [label for label, command in commands("abd").items() if command == before[label]] == []
+    for *_, source, _, _, _, _ in before.values():
+        compile(source, "a component", "exec")
+
+
+def test_pull_secrets_that_are_named_reach_every_pod(tmp_path, monkeypatch):
+    _, pods = compiled("retrain", "cpu", tmp_path)
+    assert not any("imagePullSecret" in pod for pod in pods.values())
+    monkeypatch.setattr(images, "PULL_SECRETS", ("one", "two"))
+    _, pods = compiled("retrain", "cpu", tmp_path)
+    assert all([one["secretName"] for one in pod["imagePullSecret"]] == ["one", "two"] for pod in pods.values())
 
 
 def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job(tmp_path):
