@@ -24,6 +24,7 @@ VARIABLES = (
     Variable("MLFLOW_TRACKING_USERNAME", "mlflow", secret=True, optional=True),
     Variable("MLFLOW_TRACKING_PASSWORD", "mlflow", secret=True, optional=True),
     Variable("MLFLOW_TRACKING_TOKEN", "mlflow", secret=True, optional=True),
+    Variable("MLFLOW_TRACKING_INSECURE_TLS", "mlflow", optional=True),
     Variable("MLFLOW_EXPERIMENT_NAME", "mlflow", optional=True),
     Variable("MLFLOW_DISABLE_TELEMETRY", "mlflow", optional=True),
     Variable("WOVR_S3_ENDPOINT", "s3"),
