@@ -99,6 +99,7 @@ FAULTS: dict[str, tuple[Callable[[list[Frame]], Any], str]] = {
     "actions that are numbers": (every(delta_action=0.5), "an array of 2 dimensions"),
     "actions in words": (every(delta_action="left"), "frame 0 has delta_action of type str"),
     "an action that nests without end": (every(delta_action=laughs()), "frame 0 has delta_action of type list"),
+    "an instruction that nests without end": (every(instruction=laughs()), "an instruction of type list"),
     "poses of three numbers": (every(init_ee_pose=np.zeros(3)), "poses of 3 numbers"),
     "poses in millimetres": (every(init_ee_pose=np.full(6, 450.0)), "metres and radians"),
     "pictures of another size": (one(image=np.zeros((4, 4, 3), np.uint8)), "frame 2 has image of shape (4, 4, 3)"),
@@ -161,16 +162,24 @@ def call(module: str, name: str, arguments: bytes) -> bytes:
 ARRAY = (
     b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n(I0\ntS'b'\n\x87R(I1\n(L1000000000000L\ntcnumpy\ndtype\n"
 )
+NESTED = b"]q\x01" + b"h\x010](h\x01h\x01eq\x01" * 40  # a list of two lists of two lists ...
 HARMFUL: dict[str, bytes] = {
     "a header of 10^12 frames": npy_of(pickle.dumps([]), "(1000000000000,)"),
     "a header of 10^12 numbers": npy_of(b"", "(1000000000000,)", "<f8"),
     "an array of 10^12 objects": npy_of(b"\x80\x02" + ARRAY + b"(S'O8'\nK\x00K\x01tRI00\n](K\x01etb."),
     "an array of 10^12 bytes": npy_of(b"\x80\x02" + ARRAY + b"(S'u1'\nK\x00K\x01tRI00\nS'abc'\ntb."),
     "an array of nothing, 10^12 times": npy_of(b"\x80\x02" + ARRAY + b"(S'V0'\nK\x00K\x01tRI00\nS''\ntb."),
-    "ndarray called by itself": npy_of(call("numpy", "ndarray", b"((L1000000000000LtS'O'\nt")),
+    "a type that nests without end": npy_of(call("numpy", "dtype", b"(" + NESTED + b"t")),
+    "a shape that nests without end": npy_of(
+        b"\x80\x02"
+        + ARRAY.replace(b"I1\n(L1000000000000L\n", b"I1\n(J\xff\xff\xff\x7f" + NESTED)
+        + b"(S'u1'\ntRI00\nS''\ntb."
+    ),
+    "ndarray called by itself": npy_of(call("numpy", "ndarray", b"((L1000000000000L\ntS'O'\nt")),
     "place 2^31 of the memo": npy_of(b"\x80\x02Nr\xff\xff\xff\x7f0]."),
     "a string of 2^62 bytes": npy_of(b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc."),
     "bytes of 2^62": npy_of(b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"abc."),
+    "a key that takes for ever to hash": npy_of(b"\x80\x02)q\x00" + b"h\x000h\x00h\x00\x86q\x00" * 64 + b"}h\x00Ns."),
     "a number of 10^6 digits": npy_of(b"I" + b"9" * 10**6 + b"\n."),
     "lists in lists in lists": npy_of(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."),
     "os.system": npy_of(call("os", "system", b"(S'touch planted'\nt")),

@@ -3,6 +3,7 @@
 LeRobot's own reader opens the folder; we do not need `lerobot` for it. Beside LeRobot's columns lie ours: `success`
 of every frame, and `init_state`, `policy_digest` and `source` of every episode.
 
+Pictures are upright: as a person sees the scene who stands where the camera is.
 An episode of t actions has t+1 rows, one for each frame; the action of the last row was never taken and is zero.
 """
 
@@ -87,6 +88,7 @@ def write_episodes(
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": None,
         "features": features,
+        "pictures": "upright",  # ours; OpenVLA and RLinf exchange left and right
     }
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n")
 

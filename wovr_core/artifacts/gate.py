@@ -35,7 +35,11 @@ def as_episode(
 
     Raises `ArtifactError`, which begins with `where`: a file, and the demonstration in it.
     """
-    if not isinstance(instruction, str) or not instruction.strip() or not instruction.isprintable():
+    if not isinstance(instruction, str):
+        raise ArtifactError(
+            f"{where} has an instruction of type {type(instruction).__name__}: it must be a line of text"
+        )
+    if not instruction.strip() or not instruction.isprintable():
         raise ArtifactError(f"{where} has the instruction {instruction!r:.80}: it must be a line of text")
     if len(instruction) > LONGEST:
         raise ArtifactError(f"{where} has an instruction of {len(instruction)} letters, but at most {LONGEST} are read")
@@ -149,7 +153,9 @@ def in_our_words(where: str) -> Iterator[None]:
     except MemoryError as error:
         raise ArtifactError(f"{where} does not fit into memory: split the file") from error
     except Exception as error:  # libraries that decode damaged files raise almost anything
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        detail = " ".join(str(error).split())[:200]
+        if isinstance(error, KeyError) or not detail:
+            detail = f"{type(error).__name__} {detail}".rstrip()
         raise ArtifactError(f"{where} cannot be read, it is damaged or of another kind: {detail}") from error
 
 
