@@ -29,12 +29,13 @@ import torch
 from ablation_table import ResultsError, write_table
 from real_rl import clone_successes, improve_for_real
 
-from wovr_core.artifacts import Kind, Manifest, load_json, load_table, read_manifest
+from wovr_core.artifacts import Kind, Manifest, digest_at, load_table, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.evaluation.verdict import compare
 from wovr_core.settings import Pace, Policy, Settings, SettingsError, Task
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies
+from wovr_core.steps.facts import Trial
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
 from wovr_core.steps.pace import choose_policy, refit_world_model
@@ -140,7 +141,7 @@ def demonstrations_of(policy: Path) -> Path:
 
 
 def digest(port: Any) -> Any:
-    return load_json(port, "manifest")["digest"] if isinstance(port, Path) else port
+    return digest_at(port) if isinstance(port, Path) else port
 
 
 def in_dreams(shelf: Shelf, given: Plan) -> Path:
@@ -279,7 +280,8 @@ def run(row: str, *, full: Settings, seed: int, out: Path, changed: Switches, co
         real += shelf.total("real_episodes", Kind.POLICY, improve_for_real, clone_successes)
         frames, seconds = shelf.total("imagined_frames", Kind.POLICY, improve_policy), round(shelf.seconds, 1)
         trials = shelf.make(evaluate_policies, full.evaluate, full.task, candidate=policy, baseline=shelf.base()[0])
-    won, before = (torch.tensor([t[role] for t in load_table(trials, "trials")]) for role in ("candidate", "baseline"))
+    tried = load_table(trials, "trials", Trial)
+    won, before = (torch.tensor([getattr(t, role) for t in tried]) for role in ("candidate", "baseline"))
     c = compare(won, before, confidence=full.evaluate.confidence)
     result = {
         "row": row, "label": " ".join([row, *tuned]), "kind": ROWS[row].kind,

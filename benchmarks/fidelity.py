@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.charts import Axis, Chart, alone, text
@@ -32,9 +31,8 @@ from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
-from wovr_core.settings import Reward
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_detector, open_policy, open_reward
+from wovr_core.steps.models import open_detector, open_policy, open_reward, reading_of
 
 FRESH = 500_000  # first of the collection-free initial states used here
 
@@ -60,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     policy, reward = open_policy(given.policy), open_reward(given.reward)
     world_model = open_world_model(given.world_model)
-    cfg = Reward.model_validate(read_manifest(given.reward, Kind.REWARD_MODEL).settings["reward"])
+    cfg = reading_of(given.reward)
     judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
     generator = torch.Generator().manual_seed(given.seed)
     ids = Split.KEYFRAMES.ids(given.episodes, start=FRESH)

@@ -25,16 +25,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.envs.libero import Libero
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import attempt, success_rate
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge, dream
 from wovr_core.policy.action_chunks import from_tokens
-from wovr_core.settings import Reward, Settings
+from wovr_core.settings import Settings
 from wovr_core.steps.dreamer import open_simulator
-from wovr_core.steps.models import open_episodes, open_policy
+from wovr_core.steps.models import open_episodes, open_policy, reading_of
 from wovr_core.steps.reality import reality
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
@@ -85,7 +84,7 @@ def main() -> None:
     given = parser.parse_args()
     task, held = Settings.load(given.config).task, open_episodes([given.episodes]).held_out
     policy, simulator = open_policy(given.policy), open_simulator(given.world_model, given.reward, monitor=False)
-    cfg = Reward.model_validate(read_manifest(given.reward, Kind.REWARD_MODEL).settings["reward"])
+    cfg = reading_of(given.reward)
     starts = [init_state(e, 0, index=i, steps_left=task.horizon, rule="initial") for i, e in enumerate(held)]
     dreams = dream(
         policy, simulator, starts, temperature=1.0, judge=Judge(every=cfg.every, hysteresis=cfg.hysteresis),

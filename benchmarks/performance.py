@@ -23,12 +23,10 @@ def main() -> None:
     print(f"| all | {total:.0f} | |\n")
     for name, task in run.tasks.items():
         if name.startswith("improve-"):
-            said = read_manifest(Path(task.outputs["improved"]), Kind.POLICY).summary
-            rate = said["imagined_frames"] / said["seconds"]
-            print(
-                f"{name}: {said['imagined_frames']:,} imagined frames in {said['seconds']:.0f} s: {rate:,.0f} frames/s,"
-            )
-            print("counting the policy, the reward model and the updates of the policy\n")
+            frames = read_manifest(Path(task.outputs["improved"]), Kind.POLICY).summary["imagined_frames"]
+            rate = frames / task.seconds
+            print(f"{name}: {frames:,} imagined frames in {task.seconds:.0f} s: {rate:,.0f} frames/s,")
+            print("counting the policy, the reward model, the updates of the policy and the start of the task\n")
 
 
 if __name__ == "__main__":

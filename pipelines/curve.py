@@ -17,6 +17,7 @@ from wovr_core.artifacts.manifest import MANIFEST
 from wovr_core.evaluation import curves
 from wovr_core.evaluation.charts import Axis, Chart, alone, between
 from wovr_core.evaluation.curves import Curve, CurveError, Phase, Point, Reference
+from wovr_core.steps.facts import SnapshotRow
 
 REFERENCES = Path(__file__).parent / "reference_curves.json"
 FORMAT = 1  # of that file
@@ -82,9 +83,8 @@ def read_run(folder: Path) -> tuple[Curve, dict[str, Any], list[str]]:
                 tried.clear()  # the policy that collected acted otherwise
             for role in ROLES:
                 tried[same.get(origin[role], origin[role])] = (summary[role]["successes"], summary[role]["n"])
-            for row in load_json(path, "curve"):
-                shot = (row["update"], row["successes"], row["n"])
-                shots.setdefault(origin[f"snapshots_{row['phase']}"], []).append(shot)
+            for row in load_json(path, "curve", list[SnapshotRow]):
+                shots.setdefault(origin[f"snapshots_{row.phase}"], []).append((row.update, row.successes, row.n))
         if backbone := summary.get("backbone"):
             settings.setdefault("backbone", {key: backbone[key] for key in ("date", "play_frames")})
         for key in ("stopped", "rolled_back"):
@@ -122,8 +122,8 @@ def artifacts_of(folder: Path) -> dict[str, tuple[Path, Manifest]]:
             raise CurveError(f"{folder / 'run.json'} names {path}, which is not there: was the run moved or cleaned?")
         if (path / MANIFEST).is_file():
             try:
-                manifest = read_manifest(path, Kind(load_json(path, "manifest")["kind"]))
-            except (ArtifactError, KeyError, ValueError) as error:
+                manifest = read_manifest(path)
+            except ArtifactError as error:
                 raise CurveError(str(error)) from error
             made[manifest.digest] = (path, manifest)
     return made

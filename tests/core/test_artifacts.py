@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, NonNegativeInt
 
 from wovr_core.artifacts import (
     ArtifactError,
+    Facts,
     Kind,
     load_json,
+    load_lines,
     load_table,
     load_weights,
     read_manifest,
@@ -29,6 +31,12 @@ ROWS = [{"episode": 3, "score": 1 / 3, "rule": "gripper"}, {"episode": 4, "score
 
 class Fit(BaseModel):
     steps: int = 500
+
+
+class Row(Facts):
+    episode: NonNegativeInt
+    score: float
+    rule: str
 
 
 def write(out: Path, kind: Kind = Kind.REWARD_MODEL, made_from: dict[str, Path] | None = None):
@@ -55,8 +63,8 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read.settings == {"steps": 500} and read.summary == {"precision": 0.9}
     assert set(read.files) == {"weights.safetensors", "facts.json", "rows.parquet", "notes/history.jsonl"}
     assert load_weights(tmp_path / "reward", "weights")["w"].equal(torch.arange(100.0))
-    assert load_json(tmp_path / "reward", "facts") == FACTS
-    assert load_table(tmp_path / "reward", "rows") == ROWS
+    assert load_json(tmp_path / "reward", "facts", dict) == FACTS
+    assert [row.model_dump() for row in load_table(tmp_path / "reward", "rows", Row)] == ROWS
 
 
 def test_the_same_contents_have_the_same_digest_and_others_another(tmp_path):
@@ -248,7 +256,7 @@ def test_weights_keep_their_bits_whatever_their_type_and_layout(tmp_path):
         "view": whole[1:3],
         "tied": whole,
         "half": whole.bfloat16(),
-        "nan": torch.tensor([float("nan"), -0.0]),
+        "zero": torch.tensor([1e-45, -0.0]),
         "trained": torch.nn.Parameter(torch.ones(2)),
         "count": torch.tensor(7),
     }
@@ -261,19 +269,28 @@ def test_weights_keep_their_bits_whatever_their_type_and_layout(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("load", "suffix"), [(load_weights, "safetensors"), (load_json, "json"), (load_table, "parquet")]
+    ("load", "suffix", "types", "said"),
+    [
+        (load_weights, "safetensors", (), " is corrupted"),
+        (load_json, "json", (Row,), ": invalid JSON"),
+        (load_lines, "jsonl", (Row,), ", line 1: invalid JSON"),
+        (load_table, "parquet", (Row,), " is corrupted"),
+    ],
 )
-def test_files_that_are_absent_or_damaged_are_named(tmp_path, load, suffix):
+def test_files_that_are_absent_or_damaged_are_named(tmp_path, load, suffix, types, said):
     with pytest.raises(ArtifactError, match=rf"there is no it\.{suffix} in"):
-        load(tmp_path, "it")
+        load(tmp_path, "it", *types)
     (tmp_path / f"it.{suffix}").write_bytes(b"half")
-    with pytest.raises(ArtifactError, match=rf"it\.{suffix} is corrupted"):
-        load(tmp_path, "it")
+    with pytest.raises(ArtifactError, match=rf"it\.{suffix}{said}"):
+        load(tmp_path, "it", *types)
+    (tmp_path / f"it.{suffix}").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ArtifactError, match=rf"it\.{suffix} is a pointer of Git LFS.*git lfs pull"):
+        load(tmp_path, "it", *types)
 
 
 def test_a_table_without_rows_stays_empty(tmp_path):
     save_table(tmp_path, "rows", [])
-    assert load_table(tmp_path, "rows") == []
+    assert load_table(tmp_path, "rows", Row) == []
 
 
 def test_rows_that_differ_in_their_keys_are_refused(tmp_path):

@@ -43,7 +43,7 @@ def a_phase(*, updates: int, round: int = 0, notes: tuple[str, ...] = ()) -> Pha
         gate="PSNR 25 dB against 20 dB for holding the last frame, at depth 48, where the difference is smallest",
         outcomes=Agreement(18, 3, 4, 25), threshold=0.6,
         updates=[Update(imagined_success=0.3 + u / 100, group_rates=[0, 0.25, 0.5, 1]) for u in range(updates)],
-        informative=(0.1, 0.9), group_size=8, keyframes={"gripper_event": 40}, imagined_frames=20_000, seconds=300,
+        informative=(0.1, 0.9), group_size=8, keyframes={"gripper_event": 40}, imagined_frames=20_000,
         notes=notes,
     )  # fmt: skip
 
@@ -166,9 +166,7 @@ def test_better_but_not_by_enough_is_told_with_the_number():
 
 def test_a_run_cut_short_still_has_a_report():
     """No snapshot, no imagined success from starts, no keyframes, nothing to show."""
-    phase = replace(
-        a_phase(updates=1), updates=[Update(imagined_success=None, group_rates=[])], keyframes={}, seconds=0
-    )
+    phase = replace(a_phase(updates=1), updates=[Update(imagined_success=None, group_rates=[])], keyframes={})
     whole = a_story(compared(gained=0, lost=0, n=20, base=0), promote=False)
     story = replace(whole, phases=[phase], curve=[], clips=[], thumbnails=[], contact=[], play={})
     assert "cannot tell" in render(story)

@@ -51,7 +51,8 @@ def shelf(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     with writing(folder / "policy", Kind.POLICY, settings={}) as draft:
         save_policy(draft.folder, TinyVLA(SHAPE))
-    with writing(folder / "world_model", Kind.WORLD_MODEL, settings={"world_model": WORLD_MODEL.model_dump()}) as draft:
+    settings = {"world_model": WORLD_MODEL.model_dump(), "task": TASK.model_dump()}
+    with writing(folder / "world_model", Kind.WORLD_MODEL, settings=settings) as draft:
         save_world_model(draft.folder, new_world_model(WORLD_MODEL, TASK))
     with writing(folder / "reward", Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
         save_reward(draft.folder, SuccessClassifier(SHAPE))

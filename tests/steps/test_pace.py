@@ -13,6 +13,16 @@ from wovr_core.steps.models import save_policy
 from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.reward import train_reward
 
+LOOK = {
+    "successes": 1,
+    "n": 12,
+    "held_out": 6,
+    "imagined_success": [0.2, 0.9],
+    "rolled_back": False,
+    "reason": "kept",
+    "stands": [1, 12],
+}
+
 
 @pytest.mark.parametrize(
     ("before", "after", "rolled_back", "settled"),
@@ -67,7 +77,7 @@ def test_after_a_roll_back_the_next_policy_is_compared_with_the_one_that_stands(
     """Base 10 of 12, then 1 of 12 and rolled back, then 4 of 12: better than what was dropped, worse than the base."""
     with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
         save_policy(draft.folder, TinyVLA(SHAPE))
-        draft.summary["looks"] = [{"rolled_back": True, "stands": [10, 12]}]
+        draft.summary["looks"] = [LOOK | {"rolled_back": True, "stands": [10, 12]}]
     dropped = collection(tmp_path / "dropped", [True] + [False] * 11)
     episodes = collection(tmp_path / "new", [True] * 4 + [False] * 8)
     manifest = choose_policy(
@@ -160,14 +170,14 @@ def test_doubt_is_measured_on_the_newest_dreams_if_there_are_enough(
 def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_path):
     with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
         save_policy(draft.folder, TinyVLA(SHAPE))
-        draft.summary |= {"imagined_success": [0.2, 0.9], "looks": [{"rolled_back": False}]}
+        draft.summary |= {"imagined_success": [0.2, 0.9], "looks": [LOOK]}
     episodes = collection(tmp_path / "new", [True] * 3 + [False] * 9)
     manifest = choose_policy(
         Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
         previous_episodes=shelf / "episodes", out=tmp_path / "out",
     )  # fmt: skip
     before, look = manifest.summary["looks"]
-    assert before == {"rolled_back": False} and look["round"] == 2
+    assert before == LOOK and look["round"] == 2
     assert look["imagined_success"] == [0.2, 0.9]
     assert look["gap"] == pytest.approx(0.9 - 0.25)
 

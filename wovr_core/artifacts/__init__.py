@@ -2,18 +2,31 @@
 
 from wovr_core.artifacts.episodes import read_episodes, write_episodes
 from wovr_core.artifacts.gate import check_episodes_fit
-from wovr_core.artifacts.manifest import ArtifactError, Draft, Kind, Manifest, read_manifest, writing
-from wovr_core.artifacts.weights import load_json, load_table, load_weights, save_json, save_table, save_weights
+from wovr_core.artifacts.manifest import ArtifactError, Draft, Facts, Kind, Manifest, digest_at, read_manifest, writing
+from wovr_core.artifacts.weights import (
+    load_json,
+    load_lines,
+    load_table,
+    load_weights,
+    module_of,
+    save_json,
+    save_table,
+    save_weights,
+)
 
 __all__ = [
     "ArtifactError",
     "Draft",
+    "Facts",
     "Kind",
     "Manifest",
     "check_episodes_fit",
+    "digest_at",
     "load_json",
+    "load_lines",
     "load_table",
     "load_weights",
+    "module_of",
     "read_episodes",
     "read_manifest",
     "save_json",

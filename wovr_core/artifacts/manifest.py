@@ -15,17 +15,48 @@ from functools import cache
 from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from wovr_core.settings import Section
+
+T = TypeVar("T")
 MANIFEST = "manifest.json"
+POINTER = b"version https://git-lfs.github.com/spec/"  # so it begins
 FORMAT = 1  # of manifest.json; raised when an older reader would misunderstand it
 
 
 class ArtifactError(ValueError):
     """An artifact that cannot be read or written, and why."""
+
+
+class Facts(BaseModel):
+    """Facts that lie in an artifact. Nothing is guessed: "no" is no boolean, 1.0 no integer, NaN no number.
+
+    Keys that a reader does not ask for are of other versions, and are passed over.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+def checked(facts: type[T], text: bytes | str, where: object) -> T:
+    """JSON as these facts; raises `ArtifactError` with the first of its faults."""
+    by_itself = isinstance(facts, type) and issubclass(facts, Section)  # settings look after their kinds
+    try:
+        return TypeAdapter(facts).validate_json(text, strict=None if by_itself else True)
+    except ValidationError as error:
+        raise ArtifactError(f"{where}: {fault_of(error)}") from error
+
+
+def fault_of(error: ValidationError) -> str:
+    """The first of its faults: where it lies, what is there, and what should be."""
+    fault = error.errors(include_url=False)[0]
+    at = ".".join(map(str, fault["loc"]))
+    found = "" if fault["type"] in ("missing", "json_invalid") else f" is {_brief(fault['input'])}"
+    message = fault["msg"][:1].lower() + fault["msg"][1:]
+    return f"{at}{found}, {message}".lstrip(" ,")
 
 
 class Kind(StrEnum):
@@ -85,12 +116,33 @@ class Manifest(BaseModel):
         """The identity of the artifact: equal digests, equal contents and equal origin."""
         return _digest(self.model_dump(mode="json"))
 
+    def summarised(self, facts: type[T], where: Path) -> T:
+        """The summary, as what a reader needs of it."""
+        return self._part(facts, self.summary, f"the summary of {where}")
+
+    def branch(self, name: str, section: type[T], where: Path) -> T:
+        """A branch of the settings that the artifact was made with."""
+        if name not in self.settings:
+            raise ArtifactError(f"{where} does not say with which settings `{name}` it was made: {self._again}")
+        return self._part(section, self.settings[name], f"the settings `{name}` of {where}")
+
+    def _part(self, facts: type[T], tree: Any, where: str) -> T:
+        try:
+            return checked(facts, json.dumps(tree), where)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: {self._again}") from error
+
+    @property
+    def _again(self) -> str:
+        return f"make it again with the step {self.kind.made_by}"
+
 
 @dataclass(kw_only=True)
 class Draft:
     """An artifact being written: fill the folder and the summary."""
 
     folder: Path
+    made_from: dict[str, str]  # digests of its inputs, by the name of their role
     summary: dict[str, Any] = field(default_factory=dict)
     finished: Manifest | None = None
 
@@ -110,16 +162,26 @@ def writing(
 
     A finished artifact is never overwritten. Anything else that lies at `out` is moved aside, never deleted.
     A killed process leaves at most a hidden `.writing` folder beside `out`, which nothing reads.
+
+    A place that cannot take the artifact, and an input that is none, are refused before the block begins: enter it
+    before the work.
     """
-    _refuse_finished(out)
+    out = Path(os.path.abspath(out))
+    refuse_place(out)
     tree = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else settings
     described = _plain(tree, f"settings of {out}")
     origins = {
         name: _load(path, f"`{name}` must be a finished artifact: run the step that makes it").digest
         for name, path in made_from.items()
     }
-    draft = Draft(folder=_beside(out, "writing"))
-    draft.folder.mkdir(parents=True)
+    for name, path in made_from.items():
+        if out.is_relative_to(os.path.abspath(path)):
+            raise ArtifactError(f"{out} lies inside of its own input `{name}`: write to another place")
+    draft = Draft(folder=_beside(out, "writing"), made_from=origins)
+    try:
+        draft.folder.mkdir(parents=True)
+    except OSError as error:
+        raise ArtifactError(f"nothing can be written to {out.parent} ({error.strerror}): write elsewhere") from error
     try:
         yield draft
         manifest = Manifest(
@@ -141,7 +203,7 @@ def writing(
 
 def put_in_place(folder: Path, out: Path) -> None:
     """Let a whole artifact, made beside `out`, appear there; see `writing`."""
-    _refuse_finished(out)  # another writer may have been faster
+    refuse_place(out)  # another writer may have been faster
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         os.rename(out, _beside(out, "unfinished"))
     os.rename(folder, out)
@@ -162,6 +224,7 @@ def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
         raise ArtifactError(f"{path} holds what its manifest does not know, {_list(extra)}: remove it, or {again}")
     for name, record in manifest.files.items():
         if _record(found[name]) != record:
+            refuse_pointer(found[name])
             raise ArtifactError(f"{path / name} is corrupted, it is not the file that was written (sha256): {again}")
     return manifest
 
@@ -170,13 +233,34 @@ def parse_manifest(text: bytes, where: object) -> Manifest:
     """A manifest that matches its own digest."""
     try:
         tree = json.loads(text)
-    except ValueError as error:
+        whole = isinstance(tree, dict) and tree.pop("digest", None) == _digest(tree)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is corrupted, it is not JSON ({error})") from error
-    if not isinstance(tree, dict) or tree.pop("digest", None) != _digest(tree):
+    if not whole:
         raise ArtifactError(f"{where} is corrupted, it does not match its own digest")
     if tree.get("format") != FORMAT:
-        raise ArtifactError(f"{where} has format {tree.get('format')}, this version of wovr reads {FORMAT}")
-    return Manifest.model_validate(tree)
+        raise ArtifactError(f"{where} has format {_brief(tree.get('format'))}, this version of wovr reads {FORMAT}")
+    return checked(Manifest, json.dumps(tree), where)
+
+
+def digest_at(path: Path) -> str:
+    """The identity of a finished artifact, of whatever kind."""
+    return _load(path, "give a finished artifact").digest
+
+
+def refuse_pointer(path: Path) -> None:
+    """What git leaves in the place of a large file that was not fetched is not that file."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ArtifactError(f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`")
+
+
+def refuse_place(out: Path) -> None:
+    """A finished artifact is never overwritten; nor is what cannot be moved aside, or what another manifest covers."""
+    if (out / MANIFEST).exists():
+        raise ArtifactError(f"{out} already holds a finished artifact: write to another place, or remove it first")
+    if Path.cwd().is_relative_to(out) or os.path.ismount(out):
+        raise ArtifactError(f"{out} is in use, an artifact cannot take its place: name a folder inside of it")
 
 
 @cache
@@ -201,7 +285,10 @@ def _load(path: Path, mend: str) -> Manifest:
         text = (path / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} has no {MANIFEST}, so it was never finished: {mend}") from error
+    except OSError as error:
+        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error.strerror}): {mend}") from error
     try:
+        refuse_pointer(path / MANIFEST)
         return parse_manifest(text, path / MANIFEST)
     except ArtifactError as error:
         raise ArtifactError(f"{error}: {mend}") from error
@@ -214,6 +301,8 @@ def _files(folder: Path) -> dict[str, Path]:
         if path.is_symlink():
             raise ArtifactError(f"{path} is a link; an artifact holds plain files only: put a copy there")
         if not path.is_dir():
+            if not path.is_file():
+                raise ArtifactError(f"{path} is no plain file, and an artifact holds nothing else: remove it")
             found[path.relative_to(folder).as_posix()] = path
     found.pop(MANIFEST, None)
     return found
@@ -226,7 +315,7 @@ def _record(path: Path) -> FileRecord:
 
 def _digest(tree: dict[str, Any]) -> str:
     """The sha256 of a tree's one canonical spelling in JSON."""
-    return sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return sha256(json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def _plain(tree: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -240,13 +329,14 @@ def _plain(tree: Mapping[str, Any], what: str) -> dict[str, Any]:
     return plain
 
 
-def _refuse_finished(out: Path) -> None:
-    if (out / MANIFEST).exists():
-        raise ArtifactError(f"{out} already holds a finished artifact: write to another place, or remove it first")
-
-
 def _beside(out: Path, state: str) -> Path:
     return out.parent / f".{out.name}.{uuid4().hex[:8]}.{state}"
+
+
+def _brief(value: object) -> str:
+    """A value as a message has room for it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _list(names: Iterable[str]) -> str:

@@ -35,7 +35,6 @@ class Phase:
     group_size: int
     keyframes: dict[str, int]  # by rule
     imagined_frames: int
-    seconds: float
     notes: Sequence[str] = ()  # drift, early stop
 
 
@@ -111,7 +110,6 @@ class Story:
     demonstrations: tuple[int, int]  # kept, attempted
     evaluation_episodes: int
     play: dict[str, Any] = field(default_factory=dict)  # provenance of the pretrained backbone
-    seconds: dict[str, float] = field(default_factory=dict)  # of steps that say how long they took
     settings: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)  # digest of every artifact told of
     code_version: str = ""

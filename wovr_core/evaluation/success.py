@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
+from pydantic import NonNegativeInt, PositiveInt
 from scipy.stats import binomtest
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 from torch import Tensor
@@ -21,8 +22,8 @@ from wovr_core.trajectory import Episode, Observation
 class Rate:
     """A success rate with its Wilson interval."""
 
-    successes: int
-    n: int
+    successes: NonNegativeInt
+    n: PositiveInt
     low: float
     high: float
 

@@ -7,10 +7,11 @@ for the gripper a coin. So log-probabilities are exact.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,16 +25,16 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     vocabulary: tuple[str, ...]
-    words: int  # longest instruction
-    image_size: int
-    action_dim: int = 3
-    chunk: int = 8
-    features: int = 32
-    keypoints: int = 32
-    hidden: int = 128
-    stride: int = 2  # of the first convolution, over twice as many pixels
-    kernel: int = 1  # of the second convolution
-    pose_dim: int = 0  # numbers of the arm's own pose that it reads; 0: it goes by pictures and words alone
+    words: PositiveInt  # longest instruction
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    action_dim: Annotated[int, Field(ge=2)] = 3
+    chunk: PositiveInt = 8
+    features: PositiveInt = 32
+    keypoints: PositiveInt = 32
+    hidden: PositiveInt = 128
+    stride: PositiveInt = 2  # of the first convolution, over twice as many pixels
+    kernel: PositiveInt = 1  # of the second convolution
+    pose_dim: NonNegativeInt = 0  # numbers of the arm's own pose that it reads; 0: it goes by pictures and words alone
 
 
 def vocabulary_of(instructions: Sequence[str]) -> tuple[tuple[str, ...], int]:
@@ -110,7 +111,8 @@ class TinyVLA(nn.Module):
         """Read poses in units of how these, of the demonstrations, are spread."""
         if self.shape.pose_dim:
             self.pose_mean.copy_(pose.mean(0))
-            self.pose_std.copy_(pose.std(0))
+            spread = pose.std(0)
+            self.pose_std.copy_(torch.where(spread > 1e-6, spread, 1.0))  # what stands still, or is seen once
 
     def forward(
         self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str], pose: Float[Tensor, "b p"]

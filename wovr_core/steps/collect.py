@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest, writing
-from wovr_core.artifacts.episodes import read_episodes, write_episodes
+from wovr_core.artifacts import ArtifactError, Draft, Kind, Manifest, read_manifest, writing
+from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split, SplitError
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.settings import RETRAINING_STATES as STATES
 from wovr_core.settings import ROUND_STATES, Collect, Task
-from wovr_core.steps.models import open_policy
+from wovr_core.steps.models import open_episodes, open_policy
 from wovr_core.steps.reality import FPS, reality
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
@@ -47,47 +46,50 @@ def collect_episodes(
         raise SplitError(
             f"collect: there is no shard {shard} of collect.shards {cfg.shards}. Use 0 to {cfg.shards - 1}"
         )
-    model = open_policy(policy)
+    model = open_policy(policy, task)
     part = slice(shard, None, cfg.shards) if shard is not None else slice(None)
     generator = torch.Generator().manual_seed(1000 * task.seed + round + 1_000_000 * (shard or 0))
     decide = policy_decides(model, temperature=cfg.temperature, generator=generator)
     start = task.seed % 10 * 100_000 + first_state(round, count=max(cfg.episodes, cfg.held_out))
     wanted = {Split.COLLECTION: cfg.episodes, Split.KEYFRAMES: cfg.held_out}
     ids = {split: split.ids(count, start=start)[part] for split, count in wanted.items()}
-    episodes = []
-    with reality(task) as env, counting("collect", sum(map(len, ids.values())), unit="episode") as watch:
-        for split, some in ids.items():
-            episodes += attempt(env, decide, some, split, steps=task.horizon, watch=watch).episodes
     settings = {"collect": cfg.model_dump(), "task": task.model_dump(), "round": round}
     if shard is not None:
         settings["shard"] = shard
-    return _keep(episodes, settings, made_from={"policy": policy}, policy=policy, out=out)
+    with writing(out, Kind.EPISODES, settings=settings, made_from={"policy": policy}) as draft:
+        episodes = []
+        with reality(task) as env, counting("collect", sum(map(len, ids.values())), unit="episode") as watch:
+            for split, some in ids.items():
+                episodes += attempt(env, decide, some, split, steps=task.horizon, watch=watch).episodes
+        _write(draft, episodes, task, round=round)
+    return draft.manifest
 
 
 def merge_episodes(cfg: Collect, *, policy: Path, parts: Sequence[Path], out: Path) -> Manifest:
     """The shards of a collection as one, whichever was finished first."""
     manifests = [read_manifest(part, Kind.EPISODES) for part in parts]
-    shards = [int(manifest.settings.get("shard", -1)) for manifest in manifests]
+    shards = [manifest.branch("shard", int, part) for manifest, part in zip(manifests, parts, strict=True)]
     if sorted(shards) != list(range(cfg.shards)):
         raise ArtifactError(f"collect: there are {cfg.shards} shards to put together, got those numbered {shards}")
     by_shard = [part for _, part in sorted(zip(shards, parts, strict=True))]
-    episodes = [episode for part in by_shard for episode in read_episodes(part)]
-    settings = {name: value for name, value in manifests[0].settings.items() if name != "shard"}
+    task, round = manifests[0].branch("task", Task, parts[0]), manifests[0].branch("round", int, parts[0])
+    settings, *others = ({k: v for k, v in made.settings.items() if k != "shard"} for made in manifests)
+    if any(other != settings for other in others):
+        raise ArtifactError("collect: the shards were collected with different settings: give those of one collection")
+    read_manifest(policy, Kind.POLICY)
     made_from = {"policy": policy} | {f"shard_{i}": part for i, part in enumerate(by_shard)}
-    return _keep(sorted(episodes, key=lambda e: e.init_state), settings, made_from=made_from, policy=policy, out=out)
-
-
-def _keep(
-    episodes: list[Episode], settings: dict[str, Any], *, made_from: dict[str, Path], policy: Path, out: Path
-) -> Manifest:
-    round, environment = settings["round"], settings["task"]["environment"]
-    rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
     with writing(out, Kind.EPISODES, settings=settings, made_from=made_from) as draft:
-        source = f"{environment}, round {round}"
-        digest = read_manifest(policy, Kind.POLICY).digest
-        write_episodes(draft.folder, episodes, source=source, policy_digest=digest, fps=FPS[environment])
-        draft.summary |= {
-            "episodes": len(episodes), "successes": rate.successes, "success_rate": rate.value,
-            "interval": [rate.low, rate.high], "round": round,
-        }  # fmt: skip
+        episodes = open_episodes(by_shard, task).episodes
+        _write(draft, sorted(episodes, key=lambda e: e.init_state), task, round=round)
     return draft.manifest
+
+
+def _write(draft: Draft, episodes: list[Episode], task: Task, *, round: int) -> None:
+    """The episodes of a policy, and what they came to."""
+    source, policy = f"{task.environment}, round {round}", draft.made_from["policy"]
+    write_episodes(draft.folder, episodes, source=source, policy_digest=policy, fps=FPS[task.environment])
+    rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
+    draft.summary |= {
+        "episodes": len(episodes), "successes": rate.successes, "success_rate": rate.value,
+        "interval": [rate.low, rate.high], "round": round,
+    }  # fmt: skip

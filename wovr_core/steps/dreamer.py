@@ -1,13 +1,24 @@
 """Opening and saving world models; apart from the other models, for diffusers takes long to import."""
 
-import json
 from pathlib import Path
+from typing import Any
 
-from wovr_core.artifacts import ArtifactError, Kind, load_json, load_weights, read_manifest, save_json, save_weights
+from torch import Tensor
+
+from wovr_core.artifacts import (
+    ArtifactError,
+    Kind,
+    load_json,
+    load_weights,
+    module_of,
+    read_manifest,
+    save_json,
+    save_weights,
+)
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.settings import Task
 from wovr_core.settings import WorldModel as WorldModelSettings
-from wovr_core.steps.models import finite_weights, open_detector, open_reward
+from wovr_core.steps.models import open_detector, open_reward, refuse_misfit
 from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import tiny_autoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -48,8 +59,8 @@ def _empty(cfg: WorldModelSettings, *, action_dim: int, pose_dim: int) -> Diffus
 
 def provenance(cfg: WorldModelSettings) -> dict[str, object]:
     """What the shipped backbone was trained on, and at what cost; empty when there is none."""
-    file = PRETRAINED / cfg.pretrained / "provenance.json"
-    return dict(json.loads(file.read_text())) if file.exists() else {}
+    folder = PRETRAINED / cfg.pretrained
+    return load_json(folder, "provenance", dict[str, Any]) if (folder / "provenance.json").exists() else {}
 
 
 def save_world_model(folder: Path, model: DiffusionWorldModel) -> None:
@@ -57,19 +68,31 @@ def save_world_model(folder: Path, model: DiffusionWorldModel) -> None:
     save_weights(folder, "world_model", model.state_dict())
 
 
-def open_world_model(path: Path, *, dreaming: bool = True) -> DiffusionWorldModel:
+def open_world_model(path: Path, task: Task | None = None, *, dreaming: bool = True) -> DiffusionWorldModel:
     """The world model of an artifact; for dreaming, in the precision it is to dream in."""
-    read_manifest(path, Kind.WORLD_MODEL)
-    cfg = WorldModelSettings.model_validate(load_json(path, "world_model"))
-    weights = finite_weights(path, "world_model")
-    model = _empty(cfg, action_dim=len(weights["statistics.q01"]), pose_dim=len(weights["statistics.reach"]))
-    model.load_state_dict(weights)
+    manifest = read_manifest(path, Kind.WORLD_MODEL)
+    cfg, weights = load_json(path, "world_model", WorldModelSettings), load_weights(path, "world_model")
+    sizes = {"action_dim": len(_row(weights, "q01", path)), "pose_dim": len(_row(weights, "reach", path))}
+    refuse_misfit("world model", path, sizes, task)
+    if "task" in manifest.settings:  # the weights do not tell how large the pictures were
+        refuse_misfit("world model", path, {"image_size": manifest.branch("task", Task, path).image_size}, task)
+    model = module_of(weights, lambda: _empty(cfg, **sizes), path)
     return for_dreaming(model) if dreaming else model
 
 
-def open_simulator(world_model: Path, reward: Path, *, monitor: bool = True) -> LearnedSimulator:
+def _row(weights: dict[str, Tensor], statistic: str, path: Path) -> Tensor:
+    """A statistic of the actions, one number for each of theirs."""
+    found = weights.get(f"statistics.{statistic}")
+    if found is None or found.dim() != 1 or not len(found):
+        raise ArtifactError(f"the weights in {path} hold no statistics.{statistic}, a row of numbers: make it again")
+    return found
+
+
+def open_simulator(
+    world_model: Path, reward: Path, task: Task | None = None, *, monitor: bool = True
+) -> LearnedSimulator:
     """What a policy dreams in: the world model of one artifact, the reward model and the monitor of another."""
-    dreams, sees_success = open_world_model(world_model), open_reward(reward)
+    dreams, sees_success = open_world_model(world_model, task), open_reward(reward, task)
     return LearnedSimulator(dreams, sees_success, open_detector(reward) if monitor else None)
 
 

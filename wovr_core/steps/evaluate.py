@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wovr_core.artifacts import Kind, Manifest, load_table, read_manifest, save_json, save_table, writing
+from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_table, read_manifest, save_json, save_table, writing
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import Tried, attempt, policy_decides, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Env
 from wovr_core.settings import Evaluate, Promote, Task
+from wovr_core.steps.facts import EvaluateFacts, ImaginedFacts, PolicyFacts, Trial
 from wovr_core.steps.models import open_policy
 from wovr_core.steps.reality import reality
 from wovr_core.training.progress import Advance, counting
@@ -40,15 +41,18 @@ def evaluate_policies(
             if cfg.curve_episodes
         ]
         few = ids[: cfg.curve_episodes]
+        policies = {role: open_policy(path, task) for role, path in (("candidate", candidate), ("baseline", baseline))}
+        for path, name, _ in between:
+            open_policy(path, task, weights=name)  # what cannot be opened is refused before anything is tried
         wins: dict[str, Tensor] = {}
         said: tuple[str, ...] = ()
         curve = []
         total = 2 * len(ids) + len(between) * len(few)
         with reality(task) as env, counting("evaluate for real", total, unit="episode") as watch:
-            for role, path in (("candidate", candidate), ("baseline", baseline)):
-                _, wins[role], said = trials(open_policy(path), cfg, task, ids, env=env, watch=watch)
+            for role, policy in policies.items():
+                _, wins[role], said = trials(policy, cfg, task, ids, env=env, watch=watch)
             for path, name, phase in between:
-                _, won, _ = trials(open_policy(path, weights=name), cfg, task, few, env=env, watch=watch)
+                _, won, _ = trials(open_policy(path, task, weights=name), cfg, task, few, env=env, watch=watch)
                 rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
                 curve.append({"phase": phase, "update": int(name.split("-")[1]), **vars(rate)})
         rows = [
@@ -83,19 +87,21 @@ def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, 
 
 def imagined_success(first: Path, last: Path) -> list[float]:
     """In dreams, before the first phase of learning and after the last one; nothing where a policy learnt elsewhere."""
-    told = [read_manifest(path, Kind.POLICY).summary.get("imagined_success", [None]) for path in (first, last)]
-    ends = [told[0][0], told[1][-1]]
-    return ends if None not in ends else []
+    ends = [read_manifest(path, Kind.POLICY).summarised(PolicyFacts, path).imagined_success for path in (first, last)]
+    before, after = ends[0][0], ends[1][1]
+    return [before, after] if before is not None and after is not None else []
 
 
 def judge(cfg: Promote, *, evaluation: Path, out: Path) -> Manifest:
     """Promote or hold. Holding is a result, not a failure."""
     manifest = read_manifest(evaluation, Kind.EVALUATION)
-    rows = load_table(evaluation, "trials")
-    won = {role: torch.tensor([bool(row[role]) for row in rows]) for role in ("candidate", "baseline")}
-    confidence = float(manifest.settings["evaluate"]["confidence"])
-    comparison = compare(won["candidate"], won["baseline"], confidence=confidence)
-    imagined = manifest.summary.get("imagined_success")
+    rows = load_table(evaluation, "trials", Trial)
+    if not rows:
+        raise ArtifactError(f"{evaluation} holds no trials, so nothing can be said of them: evaluate some")
+    how = manifest.branch("evaluate", EvaluateFacts, evaluation) if "evaluate" in manifest.settings else EvaluateFacts()
+    won = (torch.tensor([getattr(row, role) for row in rows]) for role in ("candidate", "baseline"))
+    comparison = compare(*won, confidence=how.confidence)
+    imagined = manifest.summarised(ImaginedFacts, evaluation).imagined_success
     verdict = decide(comparison, minimum_gain=cfg.minimum_gain, imagined=imagined)
     with writing(
         out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from={"evaluation": evaluation}

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from wovr_core.artifacts import ArtifactError, Kind, read_manifest
+from wovr_core.artifacts import ArtifactError, Kind, check_episodes_fit, digest_at, read_manifest
 from wovr_core.artifacts.manifest import code_version
 from wovr_core.evaluation.clips import with_difference
 from wovr_core.evaluation.fidelity import outcomes, psnr
@@ -22,9 +22,9 @@ from wovr_core.evaluation.official import Official
 from wovr_core.evaluation.perceptual import Extractor, flolpips, frechet, lpips, motion_features
 from wovr_core.imagination.replay import replay
 from wovr_core.imagination.rollout import CHUNK, Judge
-from wovr_core.settings import Reward
+from wovr_core.settings import Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import digest_at, open_episodes, open_reward
+from wovr_core.steps.models import open_episodes, open_reward, reading_of
 from wovr_core.training.progress import counting
 
 FEWEST = 8  # episodes: two halves of four
@@ -66,7 +66,14 @@ def measure_fidelity(
     held_out = open_episodes(episodes).held_out[:limit]
     if len(held_out) < FEWEST:
         raise ArtifactError(f"fidelity: {len(held_out)} held-out episodes are too few to compare sets: give {FEWEST}")
-    dreams, extractor = open_world_model(world_model), Extractor()
+    task = read_manifest(world_model, Kind.WORLD_MODEL).branch("task", Task, world_model)
+    task = task.model_copy(update={"horizon": len(held_out[0].actions)})  # a dream may be longer than it learnt from
+    check_episodes_fit(held_out, task, ", ".join(map(str, episodes)))
+    judge = None
+    if reward is not None:
+        reading, sees_success = reading_of(reward), open_reward(reward, task)
+        judge = Judge(every=reading.every, hysteresis=reading.hysteresis)
+    dreams, extractor = open_world_model(world_model, task), Extractor()
     shown = replay(dreams, held_out, generator=torch.Generator().manual_seed(seed))
     rows = []
     depths = depths_of(shown.real.shape[1])
@@ -80,10 +87,8 @@ def measure_fidelity(
         "extractor": {"name": extractor.name, "sha256": extractor.digest}, "official": published.digests,
         "looks": [asdict(row) for row in rows],
     }  # fmt: skip
-    if reward is not None:
-        cfg = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
-        judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
-        facts |= {"reward": digest_at(reward), "outcomes": outcomes(open_reward(reward), shown, judge).summary()}
+    if reward is not None and judge is not None:
+        facts |= {"reward": digest_at(reward), "outcomes": outcomes(sees_success, shown, judge).summary()}
     out.mkdir(parents=True, exist_ok=True)
     for i, (real, imagined) in enumerate(zip(shown.real[:FILMS], shown.imagined, strict=False)):
         (out / f"real-imagined-difference-{i}.mp4").write_bytes(with_difference(real, imagined, fps=fps))

@@ -10,20 +10,22 @@ from pathlib import Path
 
 import torch
 
-from wovr_core.artifacts import Kind, Manifest, load_table, read_manifest, save_weights, writing
+from wovr_core.artifacts import Kind, Manifest, read_manifest, save_weights, writing
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
-from wovr_core.settings import Grpo, Reward, Task
+from wovr_core.settings import Grpo, Task
 from wovr_core.steps.dreamer import open_simulator
+from wovr_core.steps.facts import KeyframeRow, PolicyFacts
 from wovr_core.steps.models import (
     RealData,
-    digest_at,
+    load_keyframes,
     named,
     open_episodes,
     open_policy,
+    reading_of,
     save_policy,
 )
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
@@ -54,15 +56,17 @@ def improve_policy(
     be exploited than to teach, and the next thing to do is to look at reality. Writes one line of history an update.
     One that was killed goes on from its last snapshot.
     """
-    data = open_episodes(episodes)
+    data = open_episodes(episodes, task)
     check_something_to_learn(data, cfg)
-    actor = open_policy(policy)
-    dreamer = simulator or open_simulator(world_model, reward, monitor=cfg.monitor)
-    reading = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
+    actor = open_policy(policy, task)
+    dreamer = simulator or open_simulator(world_model, reward, task, monitor=cfg.monitor)
+    reading = reading_of(reward)
     judge = Judge(every=reading.every, hysteresis=reading.hysteresis)
-    pool = start_pool(data, load_keyframes(keyframes), cfg, task)
+    pool = start_pool(data, load_keyframes(keyframes, data, task), cfg, task)
+    before = read_manifest(policy, Kind.POLICY)
+    before.summarised(PolicyFacts, policy)
     generator = torch.Generator().manual_seed(task.seed)
-    reference = open_policy(policy) if cfg.kl else None
+    reference = open_policy(policy, task) if cfg.kl else None
     optimiser = torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
     made_from = {"policy": policy, "world_model": world_model, "reward": reward, "keyframes": keyframes}
     made_from |= named(episodes)
@@ -70,15 +74,15 @@ def improve_policy(
     settings = {"grpo": cfg.model_dump(), "task": task.model_dump(), "updates": count}
     stopped = ""
     with (
-        scratch("grpo", json.dumps(settings), *map(digest_at, made_from.values())) as kept,
         writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft,
+        scratch("grpo", json.dumps(settings), *draft.made_from.values()) as kept,
         ExitStack() as progress,
     ):
         checkpoint, told, weights = kept / "checkpoint.safetensors", kept / "history.jsonl", list(actor.parameters())
         begin = load_checkpoint(checkpoint, weights, (), optimiser, generator)
-        before = told.read_text().splitlines(keepends=True)[:begin] if begin else []
-        told.write_text("".join(before))
-        history: list[dict[str, object]] = [json.loads(line) for line in before]
+        earlier = told.read_text().splitlines(keepends=True)[:begin] if begin else []
+        told.write_text("".join(earlier))
+        history: list[dict[str, object]] = [json.loads(line) for line in earlier]
         advance = progress.enter_context(counting("grpo in dreams", count, unit="update", done=begin))
         for update in range(begin, count):
             if update % cfg.snapshot_every == 0:
@@ -109,14 +113,13 @@ def improve_policy(
                     "groups_kept": crop.kept, "groups_broken": crop.broken,
                     "group_rates": crop.group_rates, "imagined_frames": crop.imagined_frames,
                     "valid_steps": crop.dreams.length.float().mean().item(), **vars(outcome),
-                    "seconds": time.monotonic() - begun,
                 }
             )  # fmt: skip
             with told.open("a") as lines:
                 lines.write(json.dumps({name: _number(value) for name, value in history[-1].items()}) + "\n")
-            if tracker is not None:
-                drawn = {"grpo/groups_drawn": float(len(crop.group_rates))}
-                tracker.log(_numbers(history[-1]) | drawn, step=update)
+            if tracker is not None:  # alone knows the clock: what is written down here is hashed
+                measured = {"groups_drawn": len(crop.group_rates), "seconds": time.monotonic() - begun}
+                tracker.log(_numbers(history[-1] | measured), step=update)
             advance(note=f"imagined success {100 * crop.success:.0f} %")
             first = history[0]["imagined_success"]
             if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
@@ -129,10 +132,9 @@ def improve_policy(
             "updates": len(history), "stopped": stopped,
             "imagined_frames": sum(int(str(row["imagined_frames"])) for row in history),
             "groups_broken": sum(int(str(row.get("groups_broken", 0))) for row in history),
-            "seconds": sum(float(str(row["seconds"])) for row in history),
             "imagined_success": [_number(history[0]["imagined_success"]), _number(history[-1]["imagined_success"])],
             "real_success_before": data.success_rate,
-            "looks": read_manifest(policy, Kind.POLICY).summary.get("looks", []),  # at reality, of PACE so far
+            "looks": before.summary.get("looks", []),  # at reality, of PACE so far
             "starts": len(pool.initial), "keyframes": len(pool.keyframes),
         }  # fmt: skip
     return draft.manifest
@@ -152,12 +154,7 @@ def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
         )
 
 
-def load_keyframes(path: Path) -> list[dict[str, object]]:
-    read_manifest(path, Kind.KEYFRAMES)
-    return load_table(path, "keyframes")
-
-
-def start_pool(data: RealData, keyframes: Sequence[dict[str, object]], cfg: Grpo, task: Task) -> StartPool:
+def start_pool(data: RealData, keyframes: Sequence[KeyframeRow], cfg: Grpo, task: Task) -> StartPool:
     """Init states of the dreams; those at keyframes are short."""
     initial = [
         init_state(episode, 0, index=i, steps_left=task.horizon, rule="initial")
@@ -166,10 +163,9 @@ def start_pool(data: RealData, keyframes: Sequence[dict[str, object]], cfg: Grpo
     return StartPool(initial, [keyframe_start(data, row, cfg, task) for row in keyframes])
 
 
-def keyframe_start(data: RealData, row: dict[str, object], cfg: Grpo, task: Task) -> InitState:
-    episode, step = int(str(row["episode"])), int(str(row["step"]))
-    left = min(task.horizon - step, cfg.keyframe_horizon) // task.chunk * task.chunk
-    return init_state(data.episodes[episode], step, index=episode, steps_left=left, rule=str(row["rule"]))
+def keyframe_start(data: RealData, row: KeyframeRow, cfg: Grpo, task: Task) -> InitState:
+    left = min(task.horizon - row.step, cfg.keyframe_horizon) // task.chunk * task.chunk
+    return init_state(data.episodes[row.episode], row.step, index=row.episode, steps_left=left, rule=row.rule)
 
 
 def _numbers(row: dict[str, object]) -> dict[str, float]:

@@ -12,12 +12,12 @@ from wovr_core.steps.models import named, open_episodes, open_reward
 
 def mine_keyframes(cfg: Keyframes, task: Task, *, episodes: Sequence[Path], reward: Path, out: Path) -> Manifest:
     """References (episode, step, rule, score) into the newest collection: the failures of the policy as it is now."""
-    newest = open_episodes(episodes[-1:]).episodes
-    before = sum(len(open_episodes([path]).episodes) for path in episodes[:-1])
+    newest, reward_model = open_episodes(episodes[-1:], task).episodes, open_reward(reward, task)
+    before = sum(len(open_episodes([path], task).episodes) for path in episodes[:-1])
     made_from = named(episodes) | {"reward": reward}
     settings = {"keyframes": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.KEYFRAMES, settings=settings, made_from=made_from) as draft:
-        chosen = mine(newest, open_reward(reward), cfg, task)
+        chosen = mine(newest, reward_model, cfg, task)
         rows = [{**vars(keyframe), "episode": keyframe.episode + before} for keyframe in chosen]
         save_table(draft.folder, "keyframes", rows)
         by_rule = Counter(keyframe.rule for keyframe in chosen)

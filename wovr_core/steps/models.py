@@ -1,31 +1,47 @@
-"""Opening and saving the models that artifacts hold."""
+"""Opening and saving the models that artifacts hold. What is opened is checked against the task before any work."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from wovr_core.artifacts import ArtifactError, Kind, load_json, load_weights, read_manifest, save_json, save_weights
+from wovr_core.artifacts import (
+    ArtifactError,
+    Kind,
+    Manifest,
+    check_episodes_fit,
+    load_json,
+    load_table,
+    load_weights,
+    module_of,
+    read_manifest,
+    save_json,
+    save_weights,
+)
 from wovr_core.artifacts.episodes import read_episodes
-from wovr_core.envs.splits import Split, split_of
+from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.reliability import HallucinationDetector
+from wovr_core.settings import Reward, Task
+from wovr_core.steps.facts import Calibration, KeyframeRow, Suspicion
 from wovr_core.trajectory import Episode
 
 FOR_TRAINING = (Split.DEMONSTRATION, Split.COLLECTION)
 
 
-def finite_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
-    """The weights of an artifact; a NaN among them would quietly spoil everything made from it."""
-    weights = load_weights(path, name)
-    if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
-        raise ArtifactError(
-            f"{path / name}.safetensors is broken: {broken[0]} is not finite, nor are {len(broken) - 1} other tensors; "
-            f"make it again with a lower learning rate"
-        )
-    return weights
+def refuse_misfit(what: str, path: Path, sizes: Mapping[str, int], task: Task | None) -> None:
+    """A model of other sizes than the task's would fail deep inside of a step, or quietly do nonsense.
+
+    No task is known to a server, which answers whoever has one.
+    """
+    if task is None:
+        return
+    for name, size in sizes.items():
+        if (wanted := getattr(task, name)) != size:
+            raise ArtifactError(
+                f"the {what} at {path} has {name} {size}, but task.{name} is {wanted} ({task.environment}): give a "
+                f"{what} of this task, or the settings that it was made with"
+            )
 
 
 def save_policy(folder: Path, policy: TinyVLA) -> None:
@@ -33,12 +49,13 @@ def save_policy(folder: Path, policy: TinyVLA) -> None:
     save_weights(folder, "policy", policy.state_dict())
 
 
-def open_policy(path: Path, *, weights: str = "policy") -> TinyVLA:
+def open_policy(path: Path, task: Task | None = None, *, weights: str = "policy") -> TinyVLA:
     """The policy of an artifact, or one of its snapshots."""
     read_manifest(path, Kind.POLICY)
-    policy = TinyVLA(Shape.model_validate(load_json(path, "policy")))
-    policy.load_state_dict(finite_weights(path, weights))
-    return policy
+    shape = load_json(path, "policy", Shape)
+    sizes = {name: getattr(shape, name) for name in ("action_dim", "image_size", "chunk")}
+    refuse_misfit("policy", path, sizes | ({"pose_dim": shape.pose_dim} if shape.pose_dim else {}), task)
+    return module_of(load_weights(path, weights), lambda: TinyVLA(shape), path)
 
 
 def save_reward(folder: Path, reward: SuccessClassifier) -> None:
@@ -51,17 +68,23 @@ def save_reward(folder: Path, reward: SuccessClassifier) -> None:
     save_weights(folder, "reward", reward.state_dict())
 
 
-def open_reward(path: Path) -> SuccessClassifier:
+def open_reward(path: Path, task: Task | None = None) -> SuccessClassifier:
+    """The reward model of an artifact."""
     read_manifest(path, Kind.REWARD_MODEL)
-    calibration = load_json(path, "calibration")
-    reward = SuccessClassifier(
-        Shape.model_validate(load_json(path, "reward")),
-        members=calibration["members"],
-        threshold=calibration["threshold"],
-        precision=calibration["precision"],
-    )
-    reward.load_state_dict(finite_weights(path, "reward"))
-    return reward.requires_grad_(False)
+    calibration, shape = load_json(path, "calibration", Calibration), load_json(path, "reward", Shape)
+    refuse_misfit("reward model", path, {"image_size": shape.image_size}, task)
+
+    def build() -> SuccessClassifier:
+        return SuccessClassifier(
+            shape, members=calibration.members, threshold=calibration.threshold, precision=calibration.precision
+        )
+
+    return module_of(load_weights(path, "reward"), build, path).requires_grad_(False)
+
+
+def reading_of(reward: Path) -> Reward:
+    """The settings by which a reward model is read: how often, and how many readings must agree."""
+    return read_manifest(reward, Kind.REWARD_MODEL).branch("reward", Reward, reward)
 
 
 def save_detector(folder: Path, detector: HallucinationDetector) -> None:
@@ -77,9 +100,12 @@ def open_detector(path: Path) -> HallucinationDetector:
             f"{path} was made without a hallucination detector: make it again with reward.detector_steps above 0, or "
             f"learn without one, grpo.monitor: false"
         )
-    detector = HallucinationDetector(**load_json(path, "doubt"))
-    detector.load_state_dict(finite_weights(path, "detector"))
-    return detector.requires_grad_(False)
+    facts = load_json(path, "doubt", Suspicion)
+
+    def build() -> HallucinationDetector:
+        return HallucinationDetector(threshold=facts.threshold, precision=facts.precision)
+
+    return module_of(load_weights(path, "detector"), build, path).requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,14 @@ class RealData:
     training: list[Episode]
     held_out: list[Episode]  # never trained on
     sizes: list[int]  # training episodes of each collection
+    digests: list[str]  # of the collections
+
+    def need_held_out(self) -> None:
+        """What is measured by dreams of held-out episodes needs some, before anything is dreamt."""
+        if not self.held_out:
+            raise ArtifactError(
+                f"none of {len(self.episodes)} episodes is held out to measure on: collect some with collect.held_out"
+            )
 
     def need_both(self) -> None:
         """Training without something to measure it on is refused before it starts."""
@@ -104,12 +138,20 @@ class RealData:
         return sum(episode.succeeded for episode in self.episodes) / len(self.episodes)
 
 
-def open_episodes(paths: Sequence[Path]) -> RealData:
+def open_episodes(paths: Sequence[Path], task: Task | None = None) -> RealData:
+    """Collections of episodes, all of the task."""
     every: list[Episode] = []
-    sizes = []
+    sizes, digests = [], []
     for path in paths:
-        read_manifest(path, Kind.EPISODES)
+        digests.append(read_manifest(path, Kind.EPISODES).digest)
         new = read_episodes(path)
+        if not new:
+            raise ArtifactError(f"{path} holds no episodes: collect some")
+        if task is not None:
+            check_episodes_fit(new, task, path)
+        for episode in new:
+            if episode.init_state >= SPLIT_SIZE * len(Split):
+                raise ArtifactError(f"{path} has the initial state {episode.init_state}, which no split holds")
         every += new
         sizes.append(sum(split_of(episode.init_state) in FOR_TRAINING for episode in new))
     splits = [split_of(episode.init_state) for episode in every]
@@ -120,6 +162,7 @@ def open_episodes(paths: Sequence[Path]) -> RealData:
         [episode for episode, split in zip(every, splits, strict=True) if split in FOR_TRAINING],
         [episode for episode, split in zip(every, splits, strict=True) if split is Split.KEYFRAMES],
         sizes,
+        digests,
     )
 
 
@@ -128,6 +171,23 @@ def named(paths: Sequence[Path]) -> dict[str, Path]:
     return {f"episodes_{i}": path for i, path in enumerate(paths)}
 
 
-def digest_at(path: Path) -> str:
-    """The identity of a finished artifact, of whatever kind."""
-    return str(load_json(path, "manifest")["digest"])
+def collections_of(manifest: Manifest) -> list[str]:
+    """The digests of the collections of episodes that an artifact was made from, in order; see `named`."""
+    roles = (f"episodes_{i}" for i in range(len(manifest.made_from)))
+    return [manifest.made_from[role] for role in roles if role in manifest.made_from]
+
+
+def load_keyframes(path: Path, data: RealData, task: Task) -> list[KeyframeRow]:
+    """Keyframes of these very episodes, each with time for a dream after it."""
+    manifest = read_manifest(path, Kind.KEYFRAMES)
+    rows = load_table(path, "keyframes", KeyframeRow)
+    for i, row in enumerate(rows):
+        if row.episode >= len(data.episodes) or row.step + task.chunk > task.horizon:
+            raise ArtifactError(
+                f"{path}: keyframe {i} is step {row.step} of episode {row.episode}, but there are "
+                f"{len(data.episodes)} episodes of {task.horizon} steps, and a dream takes {task.chunk}: mine "
+                f"keyframes from these episodes"
+            )
+    if collections_of(manifest) not in ([], data.digests):
+        raise ArtifactError(f"the keyframes at {path} were mined from other episodes: give those, or mine them again")
+    return rows

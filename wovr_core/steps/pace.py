@@ -16,6 +16,7 @@ from wovr_core.pace.mixture import episode_shares
 from wovr_core.protocols import Tracker
 from wovr_core.settings import Pace, Retrain, Task
 from wovr_core.steps.dreamer import for_dreaming, open_world_model, save_world_model
+from wovr_core.steps.facts import EvaluationFacts, PolicyFacts
 from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
 from wovr_core.steps.world_model import fit_world_model, measure
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -30,14 +31,14 @@ def choose_policy(
     Says too whether learning is `settled`: real success is enough, or rises no more. A policy rolled back has another
     try in dreams that are refitted to what fooled it. The summary tells every look at reality so far, oldest first.
     """
-    new, old = open_episodes([evolved_episodes]), open_episodes([previous_episodes])
-    evolved_policy, previous_policy = open_policy(evolved), open_policy(previous)
-    learnt = read_manifest(evolved, Kind.POLICY).summary
-    looks = learnt.get("looks", [])
+    new, old = open_episodes([evolved_episodes], task), open_episodes([previous_episodes], task)
+    evolved_policy, previous_policy = open_policy(evolved, task), open_policy(previous, task)
+    learnt = read_manifest(evolved, Kind.POLICY)
+    facts, looks = learnt.summarised(PolicyFacts, evolved), learnt.summary.get("looks", [])
     wins, n = sum(episode.succeeded for episode in new.episodes), len(new.episodes)
-    before = [sum(episode.succeeded for episode in old.episodes), len(old.episodes)]
-    if looks and looks[-1]["rolled_back"]:  # those episodes are of a policy that was not kept
-        before = looks[-1]["stands"]
+    before = sum(episode.succeeded for episode in old.episodes), len(old.episodes)
+    if facts.looks and facts.looks[-1].rolled_back:  # those episodes are of a policy that was not kept
+        before = facts.looks[-1].stands
     was = before[0] / before[1]
     back = worse(wins, n, *before, confidence=cfg.rollback_confidence)
     reason = (
@@ -47,7 +48,7 @@ def choose_policy(
     settled = not back and (new.success_rate > cfg.enough or new.success_rate - was < cfg.plateau)
     if settled:
         reason += ", and that is enough" if new.success_rate > cfg.enough else ", and it rises no more"
-    imagined = learnt.get("imagined_success", [None, None])  # before and after
+    imagined = facts.imagined_success  # before and after
     look = {
         "round": len(looks) + 1,
         "successes": wins, "n": n, "held_out": len(new.held_out),
@@ -81,15 +82,17 @@ def look_for_change(
     cfg: Retrain, task: Task, *, episodes: Path, newest: Path, evaluation: Path, world_model: Path
 ) -> Change:
     """Has the champion's world changed, or does it do worse there? `evaluation` is the one that made it champion."""
-    older, new = open_episodes([episodes]), open_episodes([newest])
-    model = open_world_model(world_model)
+    older, new = open_episodes([episodes], task), open_episodes([newest], task)
+    for part in (older, new):
+        part.need_held_out()
+    model = open_world_model(world_model, task)
     moved = drift(*(replay_psnr(model, part, task.seed) for part in (older, new)))
-    then = read_manifest(evaluation, Kind.EVALUATION).summary["candidate"]
+    then = read_manifest(evaluation, Kind.EVALUATION).summarised(EvaluationFacts, evaluation).candidate
     success = success_rate(sum(episode.succeeded for episode in new.episodes), len(new.episodes))
-    fell = worse(success.successes, success.n, then["successes"], then["n"], confidence=cfg.confidence)
+    fell = worse(success.successes, success.n, then.successes, then.n, confidence=cfg.confidence)
     strange = moved.decibels > cfg.drift
     reason = (
-        f"real success {success}, {100 * then['successes'] / then['n']:.1f} % (n = {then['n']}) when it was promoted: "
+        f"real success {success}, {100 * then.successes / then.n:.1f} % (n = {then.n}) when it was promoted: "
         f"{'surely' if fell else 'not surely'} worse; its episodes are dreamt at {moved.new:.1f} dB, older ones at "
         f"{moved.old:.1f} dB: {'above' if strange else 'not above'} retrain.drift {cfg.drift:g}"
     )
@@ -104,17 +107,18 @@ def refit_world_model(
     A refit that dreams the newest held-out episodes worse than before is dropped, and where `pace.drift` is set and the
     policy has not drifted there is none: the model stays as it was.
     """
-    data, newest = open_episodes(episodes), open_episodes(episodes[-1:])
-    older = open_episodes(episodes[:-1])
+    data, newest, older = (open_episodes(part, task) for part in (episodes, episodes[-1:], episodes[:-1]))
+    for part in (older, newest):
+        part.need_held_out()
     fitted = read_manifest(world_model, Kind.WORLD_MODEL)
-    model = open_world_model(world_model, dreaming=False)
+    model = open_world_model(world_model, task, dreaming=False)
     made_from = named(episodes) | {"world_model": world_model}
-    settings = {"pace": cfg.model_dump(), "world_model": fitted.settings["world_model"], "task": task.model_dump()}
+    settings = {"pace": cfg.model_dump(), "world_model": fitted.settings.get("world_model"), "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
-        moved = drift(*(replay_psnr(open_world_model(world_model), part, task.seed) for part in (older, newest)))
+        moved = drift(*(replay_psnr(open_world_model(world_model, task), part, task.seed) for part in (older, newest)))
         kept, refit_reason = False, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
         if moved.decibels > cfg.drift:
-            refit = open_world_model(world_model, dreaming=False)
+            refit = open_world_model(world_model, task, dreaming=False)
             refit.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
             fit_world_model(
                 refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,

@@ -7,12 +7,13 @@ import torch
 
 from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.artifacts.episodes import write_episodes
+from wovr_core.artifacts.manifest import refuse_place
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import attempt
 from wovr_core.policy.behaviour_cloning import clone, lessons_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import Policy, Task
-from wovr_core.steps.models import digest_at, save_policy
+from wovr_core.steps.models import save_policy
 from wovr_core.steps.reality import FPS, demonstrator, reality
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.loop import TrainingError
@@ -24,19 +25,20 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
 
     The demonstrations are kept because the world model and the reward learn from them too.
     """
+    refuse_place(out)  # before the demonstrations, which `writing` comes after
     generator = torch.Generator().manual_seed(task.seed)
     ids = Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000)
-    with reality(task) as env, counting("demonstrations", len(ids), unit="episode") as watch:
-        shows = demonstrator(env, cfg, generator=generator)
-        episodes = attempt(env, shows, ids, Split.DEMONSTRATION, steps=task.horizon, watch=watch).episodes
-    good = [episode for episode in episodes if episode.succeeded]
-    if not good:
-        raise TrainingError(
-            f"policy: none of {len(episodes)} demonstrations succeeded; lower policy.action_noise "
-            f"({cfg.action_noise:g}) or policy.grasp_offset ({cfg.grasp_offset:g}), or raise task.horizon"
-        )
     told = {"policy": cfg.model_dump(), "task": task.model_dump()}
     with writing(demonstrations, Kind.EPISODES, settings=told) as draft:
+        with reality(task) as env, counting("demonstrations", len(ids), unit="episode") as watch:
+            shows = demonstrator(env, cfg, generator=generator)
+            episodes = attempt(env, shows, ids, Split.DEMONSTRATION, steps=task.horizon, watch=watch).episodes
+        good = [episode for episode in episodes if episode.succeeded]
+        if not good:
+            raise TrainingError(
+                f"policy: none of {len(episodes)} demonstrations succeeded; lower policy.action_noise "
+                f"({cfg.action_noise:g}) or policy.grasp_offset ({cfg.grasp_offset:g}), or raise task.horizon"
+            )
         source = f"{task.environment} demonstrator"
         write_episodes(draft.folder, good, source=source, policy_digest="scripted", fps=FPS[task.environment])
         draft.summary |= {"episodes": len(good), "attempts": len(episodes)}
@@ -48,8 +50,8 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     )  # fmt: skip
     policy = TinyVLA(shape)
     with (
-        scratch("base policy", json.dumps(told), digest_at(demonstrations)) as kept,
         writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft,
+        scratch("base policy", json.dumps(told), *draft.made_from.values()) as kept,
     ):
         lessons = lessons_of(good, cfg, chunk=task.chunk)
         policy.standardise(lessons.pose)

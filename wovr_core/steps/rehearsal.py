@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.artifacts import ArtifactError, Kind, Manifest, writing
 from wovr_core.imagination.replay import MEMORY, replay
 from wovr_core.imagination.rollout import CHUNK
 from wovr_core.policy.behaviour_cloning import Lessons, clone, lessons_of
 from wovr_core.protocols import WorldModel
 from wovr_core.settings import Grpo, Policy, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import digest_at, open_episodes, open_policy, save_policy
+from wovr_core.steps.models import open_episodes, open_policy, save_policy
 from wovr_core.training.checkpoint import scratch
 from wovr_core.trajectory import Episode
 
@@ -27,14 +27,16 @@ def rehearse_policy(
     real pictures only may be lost in dreams, and then has nothing to learn from there
     (docs/decisions/021-at-home-in-dreams.md).
     """
-    shown = open_episodes([demonstrations]).training
-    actor, dreamer = open_policy(policy), open_world_model(world_model)
+    shown = open_episodes([demonstrations], task).training
+    if not shown:
+        raise ArtifactError(f"no episode of {demonstrations} may be learnt from: give demonstrations")
+    actor, dreamer = open_policy(policy, task), open_world_model(world_model, task)
     generator = torch.Generator().manual_seed(task.seed)
     told = {"policy": cfg.model_dump(), "grpo": grpo.model_dump(), "task": task.model_dump()}
     made_from = {"policy": policy, "demonstrations": demonstrations, "world_model": world_model}
     with (
-        scratch("rehearsal", json.dumps(told), *map(digest_at, made_from.values())) as kept,
         writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft,
+        scratch("rehearsal", json.dumps(told), *draft.made_from.values()) as kept,
     ):
         lessons = [lessons_of(shown, cfg, chunk=task.chunk), dreamt_lessons(dreamer, shown, cfg, generator=generator)]
         losses = clone(

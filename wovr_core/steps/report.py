@@ -1,29 +1,51 @@
 """report: tell people what happened, in one page."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_json, load_table, read_manifest, writing
+from wovr_core.artifacts import (
+    ArtifactError,
+    Kind,
+    Manifest,
+    digest_at,
+    load_json,
+    load_lines,
+    load_table,
+    read_manifest,
+    writing,
+)
 from wovr_core.evaluation.clips import side_by_side, thumbnail
 from wovr_core.evaluation.contact import Contact, contact_curve
-from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed, watch
 from wovr_core.evaluation.report import LIMIT, render
 from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict
 from wovr_core.imagination.rollout import Judge
-from wovr_core.reward.calibrate import Agreement
-from wovr_core.settings import Reward, Task
+from wovr_core.protocols import RewardModel, WorldModel
+from wovr_core.settings import Grpo, Promote, Reward, Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import RealData, digest_at, open_episodes, open_reward
+from wovr_core.steps.facts import (
+    CollectedFacts,
+    DemonstrationFacts,
+    EvaluationFacts,
+    KeyframeRow,
+    KeyframesFacts,
+    LookFacts,
+    PolicyFacts,
+    RewardFacts,
+    SnapshotRate,
+    UpdateRow,
+    WorldModelFacts,
+)
+from wovr_core.steps.models import RealData, collections_of, open_episodes, open_reward, reading_of
 from wovr_core.trajectory import Episode
 
+T = TypeVar("T")
 CLIPS = 2  # of each outcome, at most
 CLIPS_LIMIT = 3_000_000  # bytes of all videos together
 THUMBNAILS = 6  # of each rule, at most
@@ -64,72 +86,71 @@ def write_report(
     columns = dict(zip(PHASES, (policies, world_models, rewards, keyframes, episodes), strict=True))
     refuse_unequal(columns)
     judged, trials = read_manifest(verdict, Kind.VERDICT), read_manifest(evaluation, Kind.EVALUATION)
-    if judged.made_from["evaluation"] != trials.digest:
+    if judged.made_from.get("evaluation") != trials.digest:
         raise ArtifactError(f"the verdict {verdict} is about another evaluation than {evaluation}: give the same run's")
     taught = read_manifest(demonstrations, Kind.EPISODES)
     opened = {name: [read_manifest(path, kind) for path in columns[name]] for name, kind in PHASES.items()}
     made_from = {"evaluation": evaluation, "verdict": verdict, "demonstrations": demonstrations}
     for name, paths in columns.items():
         made_from |= {f"{name}_{i}": path for i, path in enumerate(paths)}
-    looks: list[dict[str, Any]] = []
+    looks: tuple[LookFacts, ...] = ()
     if chosen is not None:
-        made_from["chosen"], looks = chosen, read_manifest(chosen, Kind.POLICY).summary.get("looks", [])
-
-    tried = [open_episodes([path]) for path in episodes]
+        made_from["chosen"] = chosen
+        looks = read_manifest(chosen, Kind.POLICY).summarised(PolicyFacts, chosen).looks
+    outcome = trials.summarised(EvaluationFacts, evaluation)
+    shown_how = taught.summarised(DemonstrationFacts, demonstrations)
+    play = opened["world_models"][0].summarised(WorldModelFacts, world_models[0]).backbone
+    tried = [open_episodes([path], task) for path in episodes]
+    tried[-1].need_held_out()
     known = dict(zip(map(digest_at, episodes), tried, strict=True)) | {
-        digest_at(path): open_episodes([path]) for path in older
+        digest_at(path): open_episodes([path], task) for path in older
     }
-    shown = replay_held_out(task, tried[-1].held_out, world_model=world_models[-1], reward=rewards[-1])
-    story = Story(
-        verdict=Verdict(**{k: judged.summary[k] for k in Verdict.__dataclass_fields__ if k in judged.summary}),
-        minimum_gain=float(judged.settings["promote"]["minimum_gain"]),
-        comparison=comparison_of(judged.summary),
-        by_task=tasks_of(trials.summary),
-        curve=[
-            Snapshot(phase=row["phase"], update=row["update"], rate=rate_of(row))
-            for row in load_json(evaluation, "curve")
-        ],
-        phases=[
-            phase_of(
-                {name: manifests[k] for name, manifests in opened.items()},
-                history=policies[k] / "history.jsonl",
-                held_out=len(tried[k].held_out),
-            )
-            for k in range(len(policies))
-        ],
-        looks=[
-            Look(
-                imagined=tuple(look["imagined_success"]), real=success_rate(look["successes"], look["n"]),
-                held_out=look["held_out"], rolled_back=look["rolled_back"], reason=look["reason"],
-            )
-            for look in looks
-        ],
-        agreement=shown.by_depth(),
-        contact=contact_of(task, world_models[-1]),
-        clips=clips_of(shown),
-        thumbnails=thumbnails_of(keyframes[-1], known),
-        horizon=task.horizon,
-        demonstrations=(taught.summary["episodes"], taught.summary.get("attempts", taught.summary["episodes"])),
-        evaluation_episodes=trials.summary["episodes"],
-        play=opened["world_models"][0].summary.get("backbone", {}),
-        settings=settings_of(taught, *(made for column in opened.values() for made in column), trials, judged),
-        origin={name: digest_at(path) for name, path in made_from.items()},
-        code_version=trials.code_version,
-    )  # fmt: skip
-    page = render(story).encode()
-    if len(page) > LIMIT:
-        raise ArtifactError(f"the report would be {len(page):,} bytes, more than {LIMIT:,}: show fewer thumbnails")
+    world_model, sees_success = open_world_model(world_models[-1], task), open_reward(rewards[-1], task)
+    phases = [
+        phase_of({name: (paths[k], opened[name][k]) for name, paths in columns.items()}, len(tried[k].held_out))
+        for k in range(len(policies))
+    ]
     with writing(out, Kind.REPORT, settings={"task": task.model_dump()}, made_from=made_from) as draft:
+        shown = replay_held_out(task, tried[-1].held_out, world_model, sees_success, reading_of(rewards[-1]))
+        story = Story(
+            verdict=judged.summarised(Verdict, verdict),
+            minimum_gain=judged.branch("promote", Promote, verdict).minimum_gain,
+            comparison=judged.summarised(Comparison, verdict),
+            by_task=tasks_of(outcome, evaluation),
+            curve=curve_of(evaluation, phases),
+            phases=phases,
+            looks=[
+                Look(
+                    imagined=look.imagined_success, real=success_rate(look.successes, look.n), held_out=look.held_out,
+                    rolled_back=look.rolled_back, reason=look.reason,
+                )
+                for look in looks
+            ],
+            agreement=shown.by_depth(),
+            contact=contact_of(task, world_model),
+            clips=clips_of(shown),
+            thumbnails=thumbnails_of(keyframes[-1], known),
+            horizon=task.horizon,
+            demonstrations=(shown_how.episodes, shown_how.attempts or shown_how.episodes),
+            evaluation_episodes=outcome.episodes,
+            play=play.model_dump(exclude_unset=True),
+            settings=settings_of(taught, *(made for column in opened.values() for made in column), trials, judged),
+            origin=draft.made_from,
+            code_version=trials.code_version,
+        )  # fmt: skip
+        page = render(story).encode()
+        if len(page) > LIMIT:
+            raise ArtifactError(f"the report would be {len(page):,} bytes, more than {LIMIT:,}: show fewer thumbnails")
         (draft.folder / "report.html").write_bytes(page)
         draft.summary |= {**vars(story.verdict), "rounds": rounds_of(story), "bytes": len(page)}
     return draft.manifest
 
 
-def contact_of(task: Task, world_model: Path) -> list[Contact]:
+def contact_of(task: Task, world_model: WorldModel) -> list[Contact]:
     """Staged grasps, where they can be staged."""
     if task.environment != "tabletop":
         return []
-    return contact_curve(open_world_model(world_model), tries=TRIES, seed=task.seed, image_size=task.image_size)
+    return contact_curve(world_model, tries=TRIES, seed=task.seed, image_size=task.image_size)
 
 
 def refuse_unequal(columns: dict[str, Sequence[Path]]) -> None:
@@ -150,56 +171,65 @@ def rounds_of(story: Story) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------ manifests
 
 
-def phase_of(made: dict[str, Manifest], *, history: Path, held_out: int) -> Phase:
-    """What the manifests of a phase and the history of its policy say."""
-    policy, world, reward = (made[name].summary for name in ("policies", "world_models", "rewards"))
-    collected = made["episodes"].summary
-    rows = [json.loads(line) for line in history.read_text().splitlines()]
-    grpo = made["policies"].settings["grpo"]
+def phase_of(made: dict[str, tuple[Path, Manifest]], held_out: int) -> Phase:
+    """What the manifests of a phase and the history of its policy say. `made`: where each lies, and its manifest."""
+
+    def facts(name: str, kind: type[T]) -> T:
+        path, manifest = made[name]
+        return manifest.summarised(kind, path)
+
+    policy, world = facts("policies", PolicyFacts), facts("world_models", WorldModelFacts)
+    reward, collected = facts("rewards", RewardFacts), facts("episodes", CollectedFacts)
+    where, learnt = made["policies"]
+    grpo, rows = learnt.branch("grpo", Grpo, where), load_lines(where, "history", UpdateRow)
+    if not rows:
+        raise ArtifactError(f"{where} has learnt nothing, its history is empty: give a policy that grpo wrote")
     notes = []
-    if "drift_reason" in world:
-        notes.append(f"{world['drift_reason']}; {world['refit_reason']}")
-    if policy["stopped"]:
-        notes.append(f"stopped early: {policy['stopped']}")
-    if left := reward.get("monitored"):
-        all_of_them = reward["imagined"]
+    if world.drift_reason:
+        notes.append(f"{world.drift_reason}; {world.refit_reason}")
+    if policy.stopped:
+        notes.append(f"stopped early: {policy.stopped}")
+    if left := reward.monitored:
         notes.append(
-            f"of {all_of_them['true_positives']} right and {all_of_them['false_positives']} false successes in dreams "
-            f"of held-out episodes the monitor {'leaves' if grpo['monitor'] else 'would leave'} "
-            f"{left['true_positives']} and {left['false_positives']}"
+            f"of {reward.imagined.true_positives} right and {reward.imagined.false_positives} false successes in "
+            f"dreams of held-out episodes the monitor {'leaves' if grpo.monitor else 'would leave'} "
+            f"{left.true_positives} and {left.false_positives}"
         )
-    counts = {name: reward["imagined"][name] for name in Agreement.__dataclass_fields__}
     return Phase(
-        round=collected["round"],
-        collected=success_rate(collected["successes"], collected["episodes"]),
+        round=collected.round,
+        collected=success_rate(collected.successes, collected.episodes),
         held_out=held_out,
-        fidelity=[Depth(**row) for row in world["fidelity"]],
-        gate=world["reason"],
-        outcomes=Agreement(**counts),
-        threshold=reward["threshold"],
-        updates=[Update(imagined_success=row["imagined_success"], group_rates=row["group_rates"]) for row in rows],
-        informative=tuple(grpo["informative"]),
-        group_size=grpo["group_size"],
-        keyframes=made["keyframes"].summary["by_rule"],
-        imagined_frames=policy["imagined_frames"],
-        seconds=sum(row["seconds"] for row in rows),
+        fidelity=world.fidelity,
+        gate=world.reason,
+        outcomes=reward.imagined,
+        threshold=reward.threshold,
+        updates=[Update(imagined_success=row.imagined_success, group_rates=row.group_rates) for row in rows],
+        informative=grpo.informative,
+        group_size=grpo.group_size,
+        keyframes=facts("keyframes", KeyframesFacts).by_rule,
+        imagined_frames=policy.imagined_frames,
         notes=notes,
     )
 
 
-def rate_of(facts: dict[str, Any]) -> Rate:
-    return Rate(**{name: facts[name] for name in Rate.__dataclass_fields__})
+def curve_of(evaluation: Path, phases: Sequence[Phase]) -> list[Snapshot]:
+    """Real success of the policies in between, each before an update of one of these phases."""
+    rows = load_json(evaluation, "curve", list[SnapshotRate])
+    for row in rows:
+        if row.phase >= len(phases) or row.update > len(phases[row.phase].updates):
+            raise ArtifactError(
+                f"{evaluation}: the curve names update {row.update} of phase {row.phase}, which none of the "
+                f"{len(phases)} policies has had: give the policies that were evaluated"
+            )
+    return [Snapshot(phase=row.phase, update=row.update, rate=row.rate) for row in rows]
 
 
-def comparison_of(facts: dict[str, Any]) -> Comparison:
-    plain = {name: facts[name] for name in Comparison.__dataclass_fields__}
-    return Comparison(**plain | {name: rate_of(facts[name]) for name in ("candidate", "baseline")})
-
-
-def tasks_of(facts: dict[str, Any]) -> list[tuple[str, Rate, Rate]]:
+def tasks_of(outcome: EvaluationFacts, evaluation: Path) -> list[tuple[str, Rate, Rate]]:
     """Instruction, base, candidate."""
-    base, new = (facts[role]["by_task"] for role in ("baseline", "candidate"))
-    return [(words, rate_of(base[words]), rate_of(new[words])) for words in sorted(base)]
+    base, new = outcome.baseline.by_task, outcome.candidate.by_task
+    if base.keys() != new.keys():
+        raise ArtifactError(f"{evaluation} tried the two policies at different tasks: evaluate them again")
+    return [(words, base[words], new[words]) for words in sorted(base)]
 
 
 def settings_of(*manifests: Manifest) -> dict[str, Any]:
@@ -213,11 +243,12 @@ def settings_of(*manifests: Manifest) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
-def replay_held_out(task: Task, held_out: list[Episode], *, world_model: Path, reward: Path) -> Replayed:
-    reading = Reward.model_validate(read_manifest(reward, Kind.REWARD_MODEL).settings["reward"])
+def replay_held_out(
+    task: Task, held_out: list[Episode], world_model: WorldModel, reward: RewardModel, reading: Reward
+) -> Replayed:
     return watch(
-        open_world_model(world_model),
-        open_reward(reward),
+        world_model,
+        reward,
         held_out[:REPLAYED],
         Judge(every=reading.every, hysteresis=reading.hysteresis),
         generator=torch.Generator().manual_seed(task.seed),
@@ -242,12 +273,15 @@ def clips_of(shown: Replayed) -> list[tuple[str, int, list[Clip]]]:
 
 def thumbnails_of(keyframes: Path, collected: dict[str, RealData]) -> list[Thumbnail]:
     """Some keyframes of each rule, spread evenly over the episodes it chose from. `collected`: by digest."""
-    made_from = read_manifest(keyframes, Kind.KEYFRAMES).made_from
-    roles = sorted((role for role in made_from if role.startswith("episodes_")), key=lambda role: int(role[9:]))
-    real = [episode for role in roles for episode in collected[made_from[role]].episodes]  # what they refer to
+    digests = collections_of(read_manifest(keyframes, Kind.KEYFRAMES))
+    if set(digests) - collected.keys():
+        raise ArtifactError(f"the keyframes at {keyframes} were mined from other episodes than these: give those too")
+    real = [episode for digest in digests for episode in collected[digest].episodes]  # what they refer to
     by_rule: dict[str, dict[int, int]] = defaultdict(dict)  # step by episode
-    for row in load_table(keyframes, "keyframes"):
-        by_rule[row["rule"]].setdefault(row["episode"], row["step"])
+    for row in load_table(keyframes, "keyframes", KeyframeRow):
+        if row.episode >= len(real) or row.step >= len(real[row.episode].frames):
+            raise ArtifactError(f"{keyframes} names step {row.step} of episode {row.episode}, which there is not")
+        by_rule[row.rule].setdefault(row.episode, row.step)
     return [
         Thumbnail(rule, real[episode].instruction, step, thumbnail(real[episode].frames[step]))
         for rule, found in by_rule.items()

@@ -38,7 +38,7 @@ def train_reward(
     With a `previous` reward model, a PACE round's, the first part is already learnt. The hallucination detector is made
     anew every time: a policy that has learnt under one has learnt to get around it.
     """
-    data = open_episodes(episodes)
+    data = open_episodes(episodes, task)
     data.need_both()
     successes = sum(episode.succeeded for episode in data.training)
     if not 0 < successes < len(data.training):
@@ -46,7 +46,7 @@ def train_reward(
             f"reward: {successes} of {len(data.training)} training episodes succeeded, so success cannot be told from "
             f"failure; collect more episodes, or start from a policy that sometimes succeeds"
         )
-    dreamer = open_world_model(world_model)
+    dreamer = open_world_model(world_model, task)
     generator = torch.Generator().manual_seed(task.seed)
     torch.manual_seed(task.seed)
     vocabulary, words = vocabulary_of([episode.instruction for episode in data.training])
@@ -56,7 +56,7 @@ def train_reward(
     reward = SuccessClassifier(shape, members=cfg.ensemble, precision=cfg.read_precision)
     made_from = named(episodes) | {"world_model": world_model}
     if previous is not None:
-        reward = open_reward(previous).requires_grad_(True)
+        reward = open_reward(previous, task).requires_grad_(True)
         made_from["previous"] = previous
     settings = {"reward": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
@@ -90,7 +90,7 @@ def train_reward(
         agreement = Agreement.of(score[:held_out] >= reward.threshold, really[:held_out])  # an episode counts once
         if cfg.detector_steps:
             right = (score >= reward.threshold) & really
-            older = held_out - len(open_episodes(episodes[-1:]).held_out)
+            older = held_out - len(open_episodes(episodes[-1:], task).held_out)
             newest = right & (torch.arange(len(right)) % held_out >= older)
             right = newest if newest.sum() >= ENOUGH else right  # older policies dreamt otherwise
             doubt = torch.stack(

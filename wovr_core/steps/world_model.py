@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.artifacts import Kind, Manifest, digest_at, writing
 from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.protocols import Tracker
 from wovr_core.settings import Task, WorldModel
 from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
-from wovr_core.steps.models import digest_at, named, open_episodes
+from wovr_core.steps.models import named, open_episodes
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.distributed import gathered, put_together, share_out
 from wovr_core.training.loop import tell_loss, train
@@ -29,7 +29,7 @@ def train_world_model(
     cfg: WorldModel, task: Task, *, episodes: Sequence[Path], out: Path, tracker: Tracker | None = None
 ) -> Manifest:
     """Learn from the training episodes; measure on the held-out ones."""
-    data = open_episodes(episodes)
+    data = open_episodes(episodes, task)
     data.need_both()
     torch.manual_seed(task.seed)
     model = new_world_model(cfg, task)

@@ -9,10 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from wovr_core.artifacts.manifest import code_version
 from wovr_core.training.distributed import fill, is_shared_out, leads, load_shares, names_in, save_shares
 
 
@@ -20,9 +21,10 @@ from wovr_core.training.distributed import fill, is_shared_out, leads, load_shar
 def scratch(*key: object) -> Iterator[Path]:
     """A folder that survives a kill and is the same for the same key (settings, digests of inputs); gone when done.
 
-    It lies under $WOVR_SCRATCH, by default `runs/scratch`.
+    Other code is another key: it does not go on with what it would have done otherwise. The folder lies under
+    $WOVR_SCRATCH, by default `runs/scratch`.
     """
-    name = sha256(json.dumps([str(part) for part in key]).encode()).hexdigest()[:16]
+    name = sha256(json.dumps([code_version(), *map(str, key)]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("WOVR_SCRATCH", "runs/scratch")) / name
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
@@ -96,6 +98,9 @@ def _saved(path: Path) -> list[tuple[int, Path]]:
     """Checkpoints by their step, the newest last: one file of a single process, folders of a team."""
     found = [(int(folder.name.rpartition("-")[2]), folder) for folder in path.parent.glob(f"{path.stem}-????????")]
     if path.exists():
-        with safe_open(path, framework="pt") as file:
-            found.append((int(file.get_tensor("step")), path))
+        try:
+            with safe_open(path, framework="pt") as file:
+                found.append((int(file.get_tensor("step")), path))
+        except SafetensorError:  # a full disk or a power cut: what it held is learnt again, to the same end
+            path.unlink()
     return sorted(found)

@@ -50,7 +50,7 @@ class ActionStatistics(nn.Module):
         moved, asked = footage.pose.diff(dim=1).flatten(0, 1), flat[:, : footage.pose.shape[-1]]
         for d in range(asked.shape[-1]):
             clear = asked[:, d].abs() > 0.2
-            self.reach[d] = (moved[clear, d] / asked[clear, d]).median()
+            self.reach[d] = (moved[clear, d] / asked[clear, d]).median() if clear.any() else 0.0  # never tried
         self.pose_low.copy_(footage.pose.flatten(0, 1).amin(0))
         self.pose_high.copy_(footage.pose.flatten(0, 1).amax(0))
 

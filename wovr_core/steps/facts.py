@@ -1,0 +1,176 @@
+"""What a step reads from the artifacts of other steps beside weights and episodes: each fact once, with its type.
+
+A reader names the facts that it needs (`load_json`, `load_table`, `Manifest.summarised`) and gets these or an
+`ArtifactError`. Ranges are part of the types, because an artifact may come from elsewhere.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from wovr_core.artifacts.manifest import Facts
+from wovr_core.evaluation.fidelity import Depth
+from wovr_core.evaluation.success import Rate
+from wovr_core.reward.calibrate import Agreement
+from wovr_core.settings import Evaluate
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Imagined = tuple[Share | None, Share | None]  # success in dreams, before and after the learning
+Precision = Literal["float32", "bfloat16"]
+
+
+class KeyframeRow(Facts):
+    """keyframes.parquet: a moment of an episode."""
+
+    episode: NonNegativeInt
+    step: NonNegativeInt
+    rule: str
+    score: float
+
+
+class Trial(Facts):
+    """trials.parquet: did each of the two policies reach the goal from this initial state?"""
+
+    init_state: NonNegativeInt
+    instruction: str
+    candidate: bool
+    baseline: bool
+
+
+class SnapshotRow(Facts):
+    """curve.json: real success of a policy on its way."""
+
+    phase: NonNegativeInt
+    update: NonNegativeInt
+    successes: NonNegativeInt
+    n: PositiveInt
+
+
+class SnapshotRate(SnapshotRow):
+    """The same, with its interval."""
+
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> Rate:
+        return Rate(self.successes, self.n, self.low, self.high)
+
+
+class UpdateRow(Facts):
+    """history.jsonl: one update of GRPO."""
+
+    imagined_success: Share | None
+    group_rates: tuple[Share, ...]
+    kl: float | None = None
+
+
+class Calibration(Facts):
+    """calibration.json: how the reward model is read."""
+
+    members: Annotated[int, Field(ge=1, le=64)]
+    threshold: Share
+    precision: Precision
+
+
+class Suspicion(Facts):
+    """doubt.json: how the hallucination detector is read."""
+
+    threshold: Share
+    precision: Precision
+
+
+class CollectedFacts(Facts):
+    """Of an Episodes artifact: what a policy did for real."""
+
+    episodes: PositiveInt
+    successes: NonNegativeInt
+    round: NonNegativeInt = 0  # imported episodes are of no round
+
+
+class DemonstrationFacts(Facts):
+    """Of an Episodes artifact: demonstrations."""
+
+    episodes: PositiveInt
+    attempts: PositiveInt | None = None
+
+
+class BackboneFacts(Facts):
+    """Where the weights came from that a world model began with; nothing, where there were none."""
+
+    play_episodes: NonNegativeInt = 0
+    seconds: NonNegativeFloat = 0
+
+
+class WorldModelFacts(Facts):
+    """How far a world model was trusted, and why."""
+
+    trustworthy: bool
+    reason: str
+    fidelity: Annotated[tuple[Depth, ...], Field(min_length=1)]
+    backbone: BackboneFacts = BackboneFacts()
+    drift_reason: str = ""  # of a refit alone, as the next
+    refit_reason: str = ""
+
+
+class RewardFacts(Facts):
+    """How a reward model was calibrated."""
+
+    threshold: Share
+    imagined: Agreement
+    monitored: Agreement | None = None
+
+
+class KeyframesFacts(Facts):
+    """How many keyframes each rule chose."""
+
+    by_rule: dict[str, NonNegativeInt]
+
+
+class LookFacts(Facts):
+    """One look of PACE at reality."""
+
+    successes: NonNegativeInt
+    n: PositiveInt
+    held_out: NonNegativeInt
+    imagined_success: Imagined
+    rolled_back: bool
+    reason: str
+    stands: tuple[NonNegativeInt, PositiveInt]  # successes and trials of the policy gone on with
+
+
+class PolicyFacts(Facts):
+    """Of a Policy artifact; most of it is of policies that learnt in dreams."""
+
+    looks: tuple[LookFacts, ...] = ()
+    imagined_success: Imagined = (None, None)
+    stopped: str = ""
+    imagined_frames: NonNegativeInt = 0
+
+
+class RoleFacts(Facts):
+    """Of one of the two policies of an evaluation."""
+
+    successes: NonNegativeInt
+    n: PositiveInt
+    by_task: dict[str, Rate] = Field(default_factory=dict)
+
+
+class EvaluationFacts(Facts):
+    """What the trials came to."""
+
+    candidate: RoleFacts
+    baseline: RoleFacts
+    episodes: NonNegativeInt
+
+
+class ImaginedFacts(Facts):
+    """Of an Evaluation artifact: what the dreams had promised, where the candidate learnt in some."""
+
+    imagined_success: tuple[Share, Share] | None = None
+
+
+class EvaluateFacts(Facts):
+    """Of the settings of an evaluation, which need not be one of ours."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Evaluate().confidence
