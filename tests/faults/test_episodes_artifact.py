@@ -187,6 +187,8 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, name, change):
     bad = Episode(**{**vars(good), name: change(getattr(good, name))})
     with pytest.raises(ArtifactError, match=f"episode 0 has {name}"):
         write_episodes(tmp_path / "never", [bad], source="here", policy_digest="none")
+    with pytest.raises(ArtifactError, match="episode 0 has no actions"):
+        write_episodes(tmp_path / "never", [an_episode(steps=0)], source="here", policy_digest="none")
     assert not (tmp_path / "never").exists()
 
 

@@ -272,6 +272,25 @@ def test_pictures_become_upright_and_the_artifact_says_so(tmp_path, pictures, ax
     assert np.array_equal(frames, np.flip(demo[PICTURES], axes))
 
 
+def test_pictures_that_fit_no_task_ask_for_a_size(tmp_path):
+    pictures = np.zeros((STEPS, 84, 84, 3), np.uint8)
+    file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo() | {PICTURES: pictures}})
+    with pytest.raises(
+        ArtifactError, match=r"demo_0 has pictures of 84 x 84, and without --image-size .* use 80 or 88"
+    ):
+        bring(file, tmp_path / "made")
+    bring(file, tmp_path / "made", image_size=48)
+    assert read_episodes(tmp_path / "made")[0].frames.shape == (HORIZON + 1, 3, 48, 48)
+
+
+def test_a_finished_artifact_is_refused_before_anything_is_read(tmp_path):
+    file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo()})
+    bring(file, tmp_path / "made")
+    file.write_bytes(b"no longer readable")
+    with pytest.raises(ArtifactError, match="already holds a finished artifact"):
+        bring(file, tmp_path / "made")
+
+
 def test_a_file_given_twice_counts_once(tmp_path):
     file = a_file(tmp_path / "set.HDF5", {"demo_0": a_demo()})
     made = import_episodes([tmp_path, file], out=tmp_path / "made", steps=HORIZON, split=Split.COLLECTION)

@@ -69,8 +69,8 @@ def a_libero_file(
         if instruction:
             data.attrs["problem_info"] = json.dumps({"language_instruction": instruction})
         for name in ("demo_10", "demo_9"):
-            seen = np.zeros((5, 4, 4, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None]
-            seen[:, 2:] += 100
+            seen = np.zeros((5, 8, 8, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None]
+            seen[:, 4:] += 100
             data[f"{name}/obs/{pictures}"] = seen
             data[f"{name}/obs/{pose}"] = np.zeros((5, 3))
             data[f"{name}/obs/{turn}"] = np.tile([np.pi, 0, 0] if turn == "ee_ori" else [1, 0, 0, 0], (5, 1))

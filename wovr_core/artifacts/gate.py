@@ -67,6 +67,8 @@ def as_episode(
 
 def check_episode(episode: Episode, where: str) -> None:
     """Values that an episode must have, whoever made it."""
+    if not len(episode.actions):
+        raise ArtifactError(f"{where} has no actions: an episode has at least one action and two frames")
     check_range(where, "actions", episode.actions.numpy())
     check_range(where, "poses", episode.pose.numpy())
     if type(episode.init_state) is not int or episode.init_state < 0:

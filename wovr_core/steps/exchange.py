@@ -50,8 +50,11 @@ def import_episodes(
     if split is Split.EVALUATION:
         raise ArtifactError("nothing is ever learnt from evaluation states: choose another split")
     files = files_in(sources)
-    settings = {"steps": steps, "image_size": image_size, "files": [file.name for file in files]}
-    with writing(out, Kind.EPISODES, settings=settings | {"pictures": "upright"}) as draft:
+    settings = {
+        "steps": steps, "image_size": image_size, "files": [file.name for file in files], "pictures": "upright",
+        "conventions": vars(conventions),
+    }  # fmt: skip
+    with writing(out, Kind.EPISODES, settings=settings) as draft:
         imported = [one for file in files for one in _read(file, conventions)]
         _refuse_unlike(imported, image_size)
         numbered = [
@@ -62,7 +65,8 @@ def import_episodes(
         rate = success_rate(sum(episode.succeeded for episode in numbered), len(numbered))
         draft.summary |= {
             "episodes": len(numbered), "successes": rate.successes, "success_rate": rate.value,
-            "interval": [rate.low, rate.high], "cut": sum(len(one.episode.actions) > steps for one in imported),
+            "interval": [rate.low, rate.high], "failures": len(numbered) - rate.successes,
+            "cut": sum(len(one.episode.actions) > steps for one in imported),
             "successes_cut_off": sum(one.episode.succeeded for one in imported) - rate.successes,
             "success_rules": dict(Counter(one.success_rule for one in imported)),
             "pictures_in_files": dict(Counter(one.pictures for one in imported)), "pictures": "upright",
@@ -78,20 +82,22 @@ def _read(file: Path, conventions: Conventions) -> list[Imported]:
 
 
 def _check_options(*, steps: int, image_size: int | None, fps: int, conventions: Conventions) -> None:
-    size = {} if image_size is None else {"image_size": image_size}
-    try:
-        Task.model_validate({"horizon": steps} | size)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        option = {"horizon": "--steps", "image_size": "--image-size"}.get(str(next(iter(fault["loc"]), "")), "")
-        value = f"{option} {fault['input']}: " if option else ""
-        raise ArtifactError(
-            f"no task takes such episodes: {value}{fault['msg'].removeprefix('Value error, ')}"
-        ) from error
+    _check_task(f"--steps {steps}", horizon=steps)
+    if image_size is not None:
+        _check_task(f"--image-size {image_size}", image_size=image_size)
     if not 1 <= fps <= MAX_FPS:
         raise ArtifactError(f"{fps} steps a second is no rate of a robot: --fps is 1 to {MAX_FPS}")
     if conventions.success_at is not None and not np.isfinite(conventions.success_at):
         raise ArtifactError(f"a reward of {conventions.success_at} is never reached: give --success-at as a number")
+
+
+def _check_task(what: str, **values: int) -> None:
+    """Refuse what no task can have, by the task's own bounds."""
+    try:
+        Task.model_validate(values)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"{what} fits no task: {reason}") from error
 
 
 def _refuse_unlike(imported: Sequence[Imported], image_size: int | None) -> None:
@@ -110,6 +116,9 @@ def _refuse_unlike(imported: Sequence[Imported], image_size: int | None) -> None
                 f"{one.where} has pictures of {height} x {width}, but a task knows squares of one size: "
                 f"give one with --image-size"
             )
+    if image_size is None:
+        size = first.episode.frames.shape[-1]
+        _check_task(f"{first.where} has pictures of {size} x {size}, and without --image-size that", image_size=size)
 
 
 def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
