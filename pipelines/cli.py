@@ -169,10 +169,8 @@ def step(
             settings = Settings.of_branches(os.environ.get("WOVR_SETTINGS", "{}"), source="$WOVR_SETTINGS")
         else:
             settings = Settings.load(find_config(config))
-        from pipelines.preflight import check_step
         from pipelines.steps import run_step
 
-        check_step(word, settings)
         done = run_step(word, settings, ports)
         console.print_json(data=done.summary) if hasattr(done, "summary") else console.print(escape(str(done)))
 
@@ -183,8 +181,8 @@ def fidelity(
     episodes: Annotated[list[Path], typer.Argument(help="Episodes artifacts; those held out are dreamt.")],
     out: Annotated[Path, typer.Option(help="The folder for the table, its numbers and the videos.")],
     reward: Annotated[Path | None, typer.Option(help="A RewardModel artifact: do imagined outcomes agree?")] = None,
-    limit: Annotated[int, typer.Option(help="Episodes, at most.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the dreams' dice.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Episodes, at most.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of the dreams' dice.")] = 0,
     official: Annotated[
         list[str] | None,
         typer.Option(help="lpips=FILE@SHA256, fid=... or fvd=...: a published network that you have, as TorchScript."),
@@ -270,7 +268,7 @@ def compile_(
 
 @app.command()
 def metrics(
-    port: Annotated[int, typer.Option(help="Where Prometheus asks.")] = 9464,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where Prometheus asks.")] = 9464,
     address: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere.")] = "127.0.0.1",
     model: Model = None,
 ) -> None:

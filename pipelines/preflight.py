@@ -57,16 +57,6 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain")
         raise PreflightError("\n".join(wrong))
 
 
-def check_step(word: str, settings: Settings) -> None:
-    """Refuse to begin a step that lacks the simulator or the registry here; it looks at its artifacts itself."""
-    from wovr_core.envs.libero import check_installed
-
-    if word in ("policy", "collect", "evaluate") and settings.task.environment == "libero":
-        check_installed()
-    if word == "promote":
-        check_tracking(experiments=[settings.promote.model])
-
-
 def _complaints(looks: list[Callable[[], None]], expected: tuple[type[Exception], ...]) -> list[str]:
     wrong = []
     for look in looks:

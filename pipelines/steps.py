@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from components.platform.storage import Storage
+from components.platform.tracking import check_tracking
 from wovr_core.artifacts import Manifest
 from wovr_core.settings import Section, Settings
 
@@ -37,10 +38,15 @@ class PortsError(ValueError):
     """Ports a step does not have, or lacks."""
 
 
+class StepError(RuntimeError):
+    """What this machine lacks for a step."""
+
+
 def run_step(word: str, settings: Settings, given: Sequence[str]) -> Any:
     """Run a step with `given` ports, as they stand on a command line: --policy PATH --out PATH."""
     function = step_named(word)
     values = dict(_read(word, function, given))
+    check_step(word, settings)
     stored = str(values["out"]) if str(values.get("out", "")).startswith(S3) else ""
     values = {name: value if name == "out" else _fetched(value) for name, value in values.items()}
     if stored:
@@ -54,6 +60,20 @@ def run_step(word: str, settings: Settings, given: Sequence[str]) -> Any:
     if stored:
         Storage.from_env().put(values["out"], stored.removeprefix(S3).partition("/")[2])
     return done
+
+
+def check_step(word: str, settings: Settings) -> None:
+    """Refuse to begin a step that lacks a simulator or a service here; it looks at its artifacts itself."""
+    if word in ("policy", "collect", "evaluate") and settings.task.environment == "libero":
+        from wovr_core.envs.libero import check_installed
+
+        check_installed()
+    if word == "serve" and not os.environ.get("WOVR_TRITON_URL"):
+        raise StepError(
+            "WOVR_TRITON_URL names no Triton server, so there is nowhere to serve a world model. See docs/services.md"
+        )
+    if word == "promote":
+        check_tracking(experiments=[settings.promote.model])
 
 
 def _fetched(value: Any) -> Any:
@@ -103,6 +123,8 @@ def _ports(function: Callable[..., Any]) -> list[tuple[str, Any, bool]]:
 def _read(word: str, function: Callable[..., Any], given: Sequence[str]) -> list[tuple[str, Any]]:
     texts: dict[str, list[str]] = {}
     for name, text in zip(given[::2], given[1::2], strict=False):
+        if not name.startswith("--"):
+            raise PortsError(f"{name!r} is no port of the step {word}: each is --NAME VALUE\n{usage(word, function)}")
         texts.setdefault(name.removeprefix("--").replace("-", "_"), []).append(text)
     ports = _ports(function)
     unknown = texts.keys() - {name for name, *_ in ports}

@@ -52,6 +52,8 @@ def plainly() -> Iterator[None]:
         if package not in (*OURS, *OUTSIDE) and not isinstance(error, OSError | MemoryError):
             raise
         words = _of_outside(package, error) if package in OUTSIDE else str(error) or type(error).__name__
+        if package == "builtins" and isinstance(error, OSError) and error.filename:
+            words = f"{error.filename}: {error.strerror}. Check the path, and who may use it"
         complaints.print(f"[red]{escape(words)}[/]", soft_wrap=True)
         raise typer.Exit(1) from error
 

@@ -34,7 +34,7 @@ def submit(
     profile: Profile = "cpu",
     name: Annotated[str | None, typer.Option(help="Of the run; PIPELINE CONFIG by default.")] = None,
     experiment: Annotated[str, typer.Option(help="Kubeflow's experiment.")] = "wovr",
-    wait: Annotated[int, typer.Option(metavar="SECONDS", help="Wait so long for its end.")] = 0,
+    wait: Annotated[int, typer.Option(min=0, metavar="SECONDS", help="Wait so long for its end.")] = 0,
     host: Host = None,
     token_file: TokenFile = None,
     namespace: Namespace = "kubeflow",
@@ -78,14 +78,14 @@ def schedule(
     """
     with plainly():
         path = find_config(config)
-        job = _job(path, pipeline, profile) if cron and not change else None
+        if change not in (None, "pause", "resume", "delete"):
+            raise SettingsError(f"--change is {change!r}: choose pause, resume or delete")
+        job = _job(path, pipeline, profile) if cron is not None and not change else None
         kubeflow, called = _reach(host, token_file, namespace), name or f"{pipeline} {path.stem}"
         if change:
-            if change not in ("pause", "resume", "delete"):
-                raise SettingsError(f"--change is {change!r}: choose pause, resume or delete")
             kubeflow.change(called, change)
             console.print(f"{called}: {change}d")
-        elif job and cron:
+        elif job and cron is not None:
             id, new = kubeflow.schedule(job, called, cron)
             console.print(f"schedule {id} ({called}) {'stands' if new else 'stands as it was'}")
         else:
