@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.commands import cluster, episodes, stack
+from pipelines.stopping import handled
 from pipelines.terminal import App, Config, PipelineName, complaints, console, find_config, plainly
 from wovr_core.settings import Promote, Settings, SettingsError, alias_name, model_name
 
@@ -68,7 +69,7 @@ def run(
     With --stack, artifacts go through the S3 bucket (what is lost or broken here is fetched from there), metrics and
     models to the MLflow server, and the policy dreams in the world model that Triton serves: the same dreams.
     """
-    with plainly():
+    with plainly(), handled(at_once=True):
         path = find_config(config)
         settings = Settings.load(path)
         from pipelines.preflight import check_machine, check_settings

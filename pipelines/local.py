@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -23,7 +22,6 @@ from dataclasses import asdict, dataclass, field
 from getpass import getuser
 from hashlib import sha256
 from itertools import dropwhile
-from multiprocessing import forkserver
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +38,7 @@ from rich.markup import escape
 from components.platform.storage import Storage, StorageError
 from components.platform.tracking import database_of, sqlite_uri
 from pipelines.catalogue import arguments_of, pipeline_named
-from pipelines.forked import FORKS, work
+from pipelines.forked import ForkError, get_ready, run_task
 from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.settings import Settings
@@ -123,7 +121,12 @@ def run_pipeline(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     storage = Storage.from_env() if stack else None
-    with _alone(folder), (folder / "kfp.log").open("a") as log, warnings.catch_warnings(), ExitStack() as ends:
+    with (
+        _alone(folder),
+        (folder / "kfp.log").open("a", buffering=1) as log,
+        warnings.catch_warnings(),
+        ExitStack() as ends,
+    ):
         containers = None
         if runner == "docker":
             from pipelines.containers import containers as contain
@@ -139,8 +142,7 @@ def run_pipeline(
         )
         attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout), storage, containers)
         attendant.fetch_lost()
-        with patch.dict(os.environ, _environment(folder)):  # threads are counted when torch is imported
-            forkserver.ensure_running()
+        get_ready(_environment(folder))
         with (
             patch.object(task_executor, "execute_single_task", attendant.execute(task_executor.execute_single_task)),
             patch.object(subprocess_task_handler, "run_local_subprocess", attendant.spawn),
@@ -230,14 +232,15 @@ class Attendant:
         """Stands in for kfp's start of a process; `full_command` is a shell's, and carries the task's source."""
         _, _, _, source, *arguments = full_command
         environment = {**self._inherited(), **_environment(self.run.folder), **(env_vars or {})}
-        with self._watched() as log, tempfile.TemporaryDirectory(prefix="wovr-") as place:
-            module = Path(place) / "task.py"
+        with self._watched() as log:
+            module = log.with_suffix(".py")
             module.write_text(source)
-            told = ["--component_module_path", str(module), *arguments]
-            process = FORKS.Process(target=work, args=(told, environment, log))
-            process.start()
-            process.join()
-        return self._ended(log, process.exitcode)
+            try:
+                code = run_task(["--component_module_path", str(module), *arguments], environment, log)
+            except ForkError as error:
+                log.write_text(f"{error}. The same command goes on from here\n")
+                code = 1
+        return self._ended(log, code)
 
     def contain(self, client: Any, image: str, command: list[str], volumes: Any, **given: Any) -> int:
         """Stands in for kfp's start of a container, which takes a container that is gone for one that succeeded."""
@@ -263,6 +266,7 @@ class Attendant:
         again = f"-{self._started[task]}" if self._started[task] > 1 else ""
         log = self.run.folder / "logs" / f"{task}{again}.log"
         log.parent.mkdir(exist_ok=True)
+        log.write_text("")
         yield log
 
     def _ended(self, log: Path, code: int) -> int:

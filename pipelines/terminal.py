@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from pipelines import stopping
 from wovr_core.settings import SettingsError
 
 OURS = ("wovr_core", "components", "pipelines")
@@ -40,12 +41,13 @@ def find_config(config: str) -> Path:
 def plainly() -> Iterator[None]:
     """What a user can mend is told in a few words; a bug of ours keeps its traceback."""
     try:
-        yield
+        with stopping.handled(at_once=False):
+            yield
     except SettingsError as error:
         complaints.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        complaints.print("\nstopped; the same command goes on from here")
+        complaints.print(f"\n{stopping.WORDS}")
         raise typer.Exit(130) from error
     except Exception as error:
         package = type(error).__module__.partition(".")[0]

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 . tools/engine.sh
 python=${VENV:-.venv}/bin/python
 folder=$(mktemp -d)
-wovr() { "$python" -m pipelines.cli "$@"; }
+wovr() { "$python" -m pipelines "$@"; }
 finish() {
     wovr stack down --folder "$folder/stack" >/dev/null 2>&1
     stop_engine

@@ -27,7 +27,7 @@ SMOKE = (CHECKOUT / "pipelines" / "configs" / "tabletop-smoke.yaml").read_text()
 
 def wovr(folder: Path, *words: str) -> tuple[str, int]:
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "run", *words],
+        [sys.executable, "-m", "pipelines", "run", *words],
         cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}, text=True, timeout=400,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -120,7 +120,7 @@ def test_a_run_through_services_is_the_run_without_them_and_what_is_lost_here_is
 
 def wovr(words: list[str], env: dict[str, str]) -> str:
     ended = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *words],
+        [sys.executable, "-m", "pipelines", *words],
         cwd=CHECKOUT, env={**os.environ, **env, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500,
     )  # fmt: skip

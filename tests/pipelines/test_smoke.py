@@ -60,7 +60,7 @@ def test_a_run_that_fails_and_then_is_killed_goes_on_where_it_was(tmp_path):
 
 def start(config: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(config), "--out", str(out)],
+        [sys.executable, "-m", "pipelines", "run", str(config), "--out", str(out)],
         cwd=CHECKOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,

@@ -1,0 +1,21 @@
+"""`wovr` with a small pipeline in place of the real ones, so that a run takes seconds.
+
+python -m tests.faults.toy_run run tabletop --out FOLDER
+"""
+
+
+def main() -> None:
+    from pipelines.stopping import end_at_once
+
+    end_at_once()
+    from pipelines import cli, forked, local
+    from tests.faults.toy_pipeline import toy
+
+    forked.FORKS.set_forkserver_preload(["kfp.dsl.executor_main", "wovr_core.artifacts"])
+    local.pipeline_named = lambda name: lambda settings: toy
+    cli._tell = lambda run: print("the end")
+    cli.app()
+
+
+if __name__ == "__main__":
+    main()
