@@ -17,7 +17,7 @@ from pipelines.terminal import App, Config, PipelineName, complaints, console, f
 from wovr_core.settings import Promote, Settings, SettingsError, alias_name, model_name
 
 if TYPE_CHECKING:
-    from pipelines.local import Run
+    from pipelines.record import Run
 
 app = App(
     no_args_is_help=True,
@@ -64,7 +64,8 @@ def run(
     *franka* does so on a real arm, whose operator it waits for.
 
     Ends well when there is a verdict, be it *promote* or *hold*. Steps whose settings, inputs and code are unchanged
-    are reused: after an edit of `grpo`, nothing before it runs again.
+    are reused: after an edit of `grpo`, nothing before it runs again. What is lost or broken is set aside and made
+    again. A run's folder can be moved and copied.
 
     With --stack, artifacts go through the S3 bucket (what is lost or broken here is fetched from there), metrics and
     models to the MLflow server, and the policy dreams in the world model that Triton serves: the same dreams.
@@ -83,7 +84,7 @@ def run(
 
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
         check_machine(settings, folder, pipeline)
-        console.print(f"[bold]{pipeline}[/] with {path.name}, kept in {folder}")
+        console.print(f"[bold]{pipeline}[/] with {escape(path.name)}, kept in {escape(str(folder))}")
         given = {"version": version} if version else {}
         _tell(run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, runner=runner, **given))
 
@@ -96,7 +97,7 @@ def _folder(config: Path, pipeline: str) -> Path:
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tabletop.")]) -> None:
     """Tell the outcome of a run again, and where its report lies."""
     with plainly():
-        from pipelines.local import Run
+        from pipelines.record import Run
 
         _tell(Run.read(folder))
 
@@ -330,7 +331,8 @@ def _examine() -> int:
 
 def _tell(run: "Run") -> None:
     """Base and final success for real, the verdict, and where the evidence lies."""
-    from wovr_core.artifacts import Kind, read_manifest
+    from pipelines.record import read_made
+    from wovr_core.artifacts import Kind
 
     verdict, world_model = run.artifact("judge", "verdict"), run.artifact("train-world-model", "fitted")
     if verdict is None and (look := run.tasks.get("look-for-change")):
@@ -341,10 +343,10 @@ def _tell(run: "Run") -> None:
     if verdict is None:
         if world_model is None:
             raise FileNotFoundError(f"{run.folder} holds no run that has come this far: wovr run CONFIG")
-        reason = read_manifest(world_model, Kind.WORLD_MODEL).summary["reason"]
+        reason = read_made(world_model, Kind.WORLD_MODEL).summary["reason"]
         console.print(f"\n[bold]stopped[/] before any RL: the world model cannot be trusted ({escape(reason)})")
         return
-    said = read_manifest(verdict, Kind.VERDICT).summary
+    said = read_made(verdict, Kind.VERDICT).summary
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, role in (("base", "baseline"), ("final", "candidate")):
         rate = said[role]
@@ -357,8 +359,9 @@ def _tell(run: "Run") -> None:
         f"[bold {colour}]{'promote' if said['promote'] else 'hold'}[/]: {escape(said['reason'])}", soft_wrap=True
     )
     if (page := run.artifact("write-report", "report")) is not None:
+        read_made(page, Kind.REPORT)
         shutil.copyfile(page / "report.html", run.folder / "report.html")
-        console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
+        console.print(f"report: {escape(str(run.folder / 'report.html'))}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.local import Run
-from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_json, read_manifest
-from wovr_core.artifacts.manifest import MANIFEST
+from pipelines.record import RecordError, Run, read_made
+from wovr_core.artifacts import Kind, Manifest, load_json
 from wovr_core.evaluation import curves
 from wovr_core.evaluation.charts import Axis, Chart, alone, between
 from wovr_core.evaluation.curves import Curve, CurveError, Phase, Point, Reference
@@ -110,22 +109,19 @@ def artifacts_of(folder: Path) -> dict[str, tuple[Path, Manifest]]:
     """Every artifact of the run by its digest, in the order in which they were made."""
     try:
         outputs = [value for task in Run.read(folder).tasks.values() for value in task.outputs.values()]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CurveError(
-            f"{folder / 'run.json'} is damaged ({error}): remove it and run `wovr run` again, finished steps are reused"
-        ) from error
+    except (OSError, RecordError) as error:
+        raise CurveError(str(error)) from error
     if not outputs:
         raise CurveError(f"{folder} holds no run: give the folder that `wovr run` keeps, such as runs/tabletop")
     made = {}
-    for path in (Path(value) for value in outputs if isinstance(value, str) and value.startswith("/")):
-        if not path.exists():
-            raise CurveError(f"{folder / 'run.json'} names {path}, which is not there: was the run moved or cleaned?")
-        if (path / MANIFEST).is_file():
-            try:
-                manifest = read_manifest(path)
-            except ArtifactError as error:
-                raise CurveError(str(error)) from error
-            made[manifest.digest] = (path, manifest)
+    for path in (value for value in outputs if isinstance(value, Path)):
+        if path.is_file():  # one of kfp's own pages
+            continue
+        try:
+            manifest = read_made(path)
+        except RecordError as error:
+            raise CurveError(str(error)) from error
+        made[manifest.digest] = (path, manifest)
     return made
 
 

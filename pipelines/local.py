@@ -7,7 +7,6 @@ took and made is written down. That holds for tasks that are processes and for t
 """
 
 import fcntl
-import json
 import os
 import re
 import signal
@@ -16,19 +15,19 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, field
 from getpass import getuser
 from hashlib import sha256
 from itertools import dropwhile
 from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from unittest.mock import patch
 
 from kfp import local
 from kfp.dsl import Artifact
+from kfp.local import cache as kfp_cache
 from kfp.local import docker_task_handler, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 from kfp.local.status import Status
@@ -39,6 +38,7 @@ from components.platform.storage import Storage, StorageError
 from components.platform.tracking import database_of, sqlite_uri
 from pipelines.catalogue import arguments_of, pipeline_named
 from pipelines.forked import ForkError, get_ready, run_task
+from pipelines.record import AGAIN, Finished, RecordError, Run, RunCache, set_aside, store_record, stored_at
 from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.settings import Settings
@@ -46,6 +46,7 @@ from wovr_core.settings import Settings
 if TYPE_CHECKING:
     from pipelines.containers import Containers
 
+T = TypeVar("T")
 CHECKOUT = Path(__file__).parents[1]
 CONTAINED = (  # in a container, where the task's source cannot be handed over as a file
     "import logging, sys; from pathlib import Path; logging.disable(logging.INFO); file = Path('/tmp/task.py'); "
@@ -58,44 +59,6 @@ CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")  # of a private authority
 
 class RunError(RuntimeError):
     """A run that did not finish, and why: the words of the task that failed, where it was one."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One task of a run that has finished."""
-
-    seconds: float  # it took when it ran, which may have been earlier
-    reused: bool
-    outputs: dict[str, Any]  # by port: path of an artifact, or value of a parameter
-
-
-@dataclass
-class Run:
-    """What a run has done so far; kept in `run.json`."""
-
-    folder: Path
-    tasks: dict[str, Finished] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, folder: Path) -> "Run":
-        """The record of a run; an empty one where nothing has run."""
-        record = folder / "run.json"
-        tasks = json.loads(record.read_text()) if record.exists() else {}
-        return cls(folder, {name: Finished(**task) for name, task in tasks.items()})
-
-    def add(self, name: str, task: Finished) -> None:
-        self.tasks[name] = task
-        beside = self.folder / "run.json.writing"
-        beside.write_text(json.dumps({name: asdict(task) for name, task in self.tasks.items()}, indent=2) + "\n")
-        os.replace(beside, self.folder / "run.json")
-
-    def artifact(self, task: str, port: str) -> Path | None:
-        """Where a task's artifact lies, the newest of several such tasks; None if the run never came to one.
-
-        kfp numbers tasks of one component (judge, judge-2, ...), those too that a run passes by.
-        """
-        found = [made for name, made in self.tasks.items() if re.fullmatch(rf"{task}(-\d+)?", name)]
-        return Path(found[-1].outputs[port]) if found else None
 
 
 def run_pipeline(
@@ -138,12 +101,12 @@ def run_pipeline(
             pipeline_root=str(folder),
             workspace_root=str(folder / ".workspace"),  # which nobody uses; by default one is made in /tmp
             enable_caching=True,
-            cache_root=str(_cache_of(folder, keep=keep)),
         )
-        attendant = Attendant(Run(folder), Run.read(folder), Console(file=sys.stdout), storage, containers)
-        attendant.fetch_lost()
+        attendant = Attendant(folder, Console(file=sys.stdout), storage, containers)
+        cache = RunCache(folder, _cache_of(folder, keep=keep), attendant.is_whole)
         get_ready(_environment(folder))
         with (
+            patch.object(kfp_cache, "get_local_cache", lambda: cache),
             patch.object(task_executor, "execute_single_task", attendant.execute(task_executor.execute_single_task)),
             patch.object(subprocess_task_handler, "run_local_subprocess", attendant.spawn),
             patch.object(docker_task_handler, "run_docker_container", attendant.contain),
@@ -161,13 +124,14 @@ class Attendant:
 
     def __init__(
         self,
-        run: Run,
-        before: Run,
+        folder: Path,
         console: Console,
         storage: Storage | None = None,
         containers: "Containers | None" = None,
     ) -> None:
-        self.run, self.before, self.console, self.storage, self.containers = run, before, console, storage, containers
+        self.run, self.console, self.storage, self.containers = Run(folder), console, storage, containers
+        self.before = self._recalled("run.json", Run.read) or Run(folder)
+        self.stored = self._recalled("stored.json", stored_at) or {}
         self.complaint = ""  # of the first task that failed
         self._now = threading.local()  # the task of this thread: two of a loop run side by side
         self._started: Counter[str] = Counter()
@@ -185,7 +149,7 @@ class Attendant:
                 spawned = self._now.spawned
                 if not spawned and task in self.before.tasks:
                     seconds = self.before.tasks[task].seconds
-                plain = {port: v.uri if isinstance(v, Artifact) else v for port, v in outputs.items()}
+                plain = {port: Path(v.uri) if isinstance(v, Artifact) else v for port, v in outputs.items()}
                 self._store(task, outputs)
                 self.run.add(task, Finished(round(seconds, 1), not spawned, plain))
                 said = f"{seconds:.0f} s" if spawned else "finished before"
@@ -198,32 +162,56 @@ class Attendant:
         """Our own environment; a run without services dreams in its own process, whatever the environment names."""
         return {k: v for k, v in os.environ.items() if self.storage or not k.startswith("WOVR_TRITON_")}
 
-    def fetch_lost(self) -> None:
-        """What the run made before and S3 knows, but what is no more, or no more whole, on this machine."""
-        for path, uri in stored_at(self.run.folder).items() if self.storage else ():
-            try:
-                read_manifest(path)
-            except ArtifactError as error:
-                self.console.print(f"[yellow]↓[/] {escape(str(error))}\n  fetched from {uri}", soft_wrap=True)
-                if path.exists():
-                    os.rename(path, path.with_name(f".{path.name}.broken-{time.time_ns()}"))
-                self.storage.get(uri, path)
+    def is_whole(self, path: Path) -> bool:
+        """Can this artifact of a finished task be reused? A lost or damaged one is fetched from S3, if it was stored.
+
+        What is damaged is set aside, never deleted.
+        """
+        try:
+            read_manifest(path)
+            return True
+        except ArtifactError as error:
+            if not re.search(AGAIN, str(error)):  # there is a better way than to spend hours again
+                self.complaint = self.complaint or str(error)
+                raise RunError(str(error)) from error
+            found = re.sub(AGAIN, "", str(error))
+        if os.path.lexists(path):
+            found += f"\n  set aside as {set_aside(path)}"
+        uri = self.stored.get(path) if self.storage else None
+        if uri is None:
+            self._tell_mended("↻", f"{found}\n  {path.parent.name} runs again")
+            return False
+        try:
+            self.storage.get(uri, path)
+        except StorageError as error:
+            self.complaint = f"{found}\nit could not be fetched from {uri}: {error}"
+            raise
+        self._tell_mended("↓", f"{found}\n  fetched from {uri}")
+        return True
+
+    def _recalled(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """What a file of the run says; nothing, and the file is set aside, if it is damaged."""
+        try:
+            return read(self.run.folder)
+        except RecordError as error:
+            self._tell_mended("↻", f"{error}\n  set aside as {set_aside(self.run.folder / name)}")
+            return None
+
+    def _tell_mended(self, sign: str, words: str) -> None:
+        self.console.print(f"[yellow]{sign}[/] {escape(words)}", soft_wrap=True)
 
     def _store(self, task: str, outputs: dict[str, Any]) -> None:
         """Take the artifacts of a task to S3, and write down where they lie there."""
         if not self.storage:
             return
-        known = stored_at(self.run.folder)
         try:
             for port, made in outputs.items():
                 if (
                     isinstance(made, Artifact) and (path := Path(made.uri) / MANIFEST).exists()
                 ):  # kfp's own pages have none
                     name = f"runs/{run_name(self.run.folder)}/{task}/{port}"
-                    known[path.parent] = self.storage.put(path.parent, name)
-            beside = self.run.folder / "stored.json.writing"
-            beside.write_text(json.dumps({str(path): uri for path, uri in known.items()}, indent=2) + "\n")
-            os.replace(beside, self.run.folder / "stored.json")
+                    self.stored[path.parent] = self.storage.put(path.parent, name)
+            store_record(self.run.folder, self.stored)
         except StorageError as error:
             self.complaint = f"{task} is finished, but could not be stored: {error}\nrun this again to go on"
             raise
@@ -277,12 +265,6 @@ class Attendant:
         return code
 
 
-def stored_at(folder: Path) -> dict[Path, str]:
-    """Where in S3 the artifacts of a run lie, whatever became of them here."""
-    record = folder / "stored.json"
-    return {Path(path): uri for path, uri in json.loads(record.read_text()).items()} if record.exists() else {}
-
-
 def run_name(folder: Path) -> str:
     """Under which MLflow and S3 know a run: two people's runs/tabletop are two runs."""
     place = sha256(f"{gethostname()}:{folder}".encode()).hexdigest()[:6]
@@ -325,10 +307,13 @@ def _mounts(folder: Path, environment: dict[str, str]) -> dict[Path, str]:
     return dict.fromkeys(filter(Path.exists, bundles), "ro") | dict.fromkeys(written, "rw")
 
 
-def _cache_of(folder: Path, *, keep: bool) -> Path:
-    caches = folder / ".finished"
-    older = sorted(caches.glob("*"), key=lambda path: path.stat().st_mtime)
-    return older[-1] if keep and older else caches / code_version()
+def _cache_of(folder: Path, *, keep: bool) -> str:
+    """The name of the cache of this version of the code; with `keep`, of the one that ran last."""
+    newest = folder / ".finished" / "newest"
+    name = newest.read_text().strip() if keep and newest.exists() else code_version()
+    newest.parent.mkdir(exist_ok=True)
+    newest.write_text(name)
+    return name
 
 
 def _last_words(log: Path, code: int) -> str:

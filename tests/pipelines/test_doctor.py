@@ -12,7 +12,7 @@ from pipelines import curve as curve_module
 from pipelines import doctor as doctor_module
 from pipelines.cli import app
 from pipelines.curve import REFERENCES, differing, read_references, read_run, write_references
-from pipelines.local import Finished, Run
+from pipelines.record import Finished, Run
 from pipelines.terminal import CONFIGS
 from wovr_core.artifacts import Kind, save_json, writing
 from wovr_core.evaluation.curves import CurveError
@@ -68,7 +68,7 @@ def made(
         if curve:
             save_json(draft.folder, "curve", curve)
     port = "evaluation" if kind is Kind.EVALUATION else "made"
-    Run.read(folder).add(task, Finished(1.0, False, {"Output": "words, no path", port: str(folder / task)}))
+    Run.read(folder).add(task, Finished(1.0, False, {"Output": "words, no path", port: folder / task}))
     return folder / task
 
 
@@ -179,7 +179,7 @@ def test_options_of_the_curve_without_a_curve_are_refused(tmp_path):
         (None, "holds no run"),
         ("{", "is damaged"),
         ("[1]", "is damaged"),
-        ('{"a": {"seconds": 1, "reused": false, "outputs": {"x": "/nowhere/at/all"}}}', "was the run moved"),
+        ('{"a": {"seconds": 1, "reused": false, "outputs": {"x": {"artifact": "gone"}}}}', "there is no artifact"),
     ],
 )
 def test_what_is_no_run_is_refused_with_advice(tmp_path, record, complaint):

@@ -59,17 +59,18 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 
 def test_other_code_reuses_nothing_unless_told_to(tmp_path):
-    old = tmp_path / ".finished" / "older"
-    old.mkdir(parents=True)
-    assert _cache_of(tmp_path, keep=False).name == code_version()
-    assert _cache_of(tmp_path, keep=True) == old
+    assert _cache_of(tmp_path, keep=True) == code_version(), "nothing ran yet"
+    (tmp_path / ".finished" / "newest").write_text("older")
+    assert _cache_of(tmp_path, keep=True) == "older"
+    assert _cache_of(tmp_path, keep=False) == code_version()
+    assert _cache_of(tmp_path, keep=True) == code_version()
 
 
 def test_a_record_is_the_same_when_read_again(tmp_path):
     run = Run(tmp_path)
-    run.add("collect-episodes", Finished(1.5, False, {"episodes": "there"}))
+    run.add("collect-episodes", Finished(1.5, False, {"episodes": tmp_path / "there", "Output": "/no/artifact"}))
     assert Run.read(tmp_path) == run
-    assert os.fspath(run.artifact("collect-episodes", "episodes")) == "there"
+    assert run.artifact("collect-episodes", "episodes") == tmp_path / "there"
     assert run.artifact("judge", "verdict") is None
     run.add("collect-episodes-2", Finished(1.5, False, {"episodes": "newer"}))
     run.add("collect-again", Finished(1.5, False, {"episodes": "of another task"}))
