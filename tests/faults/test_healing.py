@@ -1,7 +1,6 @@
 """What is broken, lost, moved or copied of a run: the next `wovr run` makes it whole, and only that."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,11 @@ class Toys:
         self.log = log
 
     def run(self, folder: Path, *words: str) -> Answer:
-        return wovr("run", "tabletop-smoke", "--out", str(folder), *words, patience=60)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(local, "pipeline_named", lambda name: lambda settings: toy)
+            patch.setattr(cli, "_tell", lambda run: None)
+            patch.setenv("TOY_LOG", str(self.log))
+            return wovr("run", "tabletop-smoke", "--out", str(folder), *words, patience=60)
 
     def ran(self) -> list[str]:
         """The tasks that ran since this was last asked."""
@@ -31,14 +34,9 @@ class Toys:
 
 
 @pytest.fixture(scope="module")
-def toys(tmp_path_factory) -> Iterator[Toys]:
-    log = tmp_path_factory.mktemp("toys") / "log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "pipeline_named", lambda name: lambda settings: toy)
-        patch.setattr(cli, "_tell", lambda run: None)
-        patch.setenv("TOY_LOG", str(log))
-        forked.FORKS.set_forkserver_preload(["kfp.dsl.executor_main", "wovr_core.artifacts"])
-        yield Toys(log)
+def toys(tmp_path_factory) -> Toys:
+    forked.FORKS.set_forkserver_preload(["kfp.dsl.executor_main", "wovr_core.artifacts"])
+    return Toys(tmp_path_factory.mktemp("toys") / "log")
 
 
 @pytest.fixture(scope="module")
