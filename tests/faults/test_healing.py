@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, forked, local
+from pipelines import cli, forked, local, preflight
 from pipelines.record import Finished, Run
 from tests.faults.harness import Answer, refused, wovr
 from tests.faults.toy_pipeline import toy
@@ -23,6 +23,7 @@ class Toys:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(local, "pipeline_named", lambda name: lambda settings: toy)
             patch.setattr(cli, "_tell", lambda run: None)
+            patch.setattr(preflight, "check_machine", lambda *_: None)
             patch.setenv("TOY_LOG", str(self.log))
             return wovr("run", "tabletop-smoke", "--out", str(folder), *words, patience=60)
 
