@@ -142,19 +142,27 @@ spec:
   valueFrom: {secretKeyRef: {name: wovr-services, key: WOVR_S3_SECRET_KEY}}
 {{- end }}
 
-{{/* The pod that makes S3's keys; the API server is what it asks */}}
-{{- define "wovr.keys.pod" -}}
-restartPolicy: Never
-serviceAccountName: {{ .Release.Name }}-keys
-{{- include "wovr.pullSecrets" . | nindent 0 }}
-securityContext: {{- include "wovr.podSecurity" . | nindent 2 }}
-containers:
-  - name: keys
-    image: {{ include "wovr.image" . | quote }}
-    imagePullPolicy: {{ .Values.image.pullPolicy }}
-    command: [python, -m, components.platform.keys]
-    securityContext: {{- include "wovr.containerSecurity" . | nindent 6 }}
-    resources: {requests: {cpu: 50m, memory: 128Mi}, limits: {memory: 512Mi}}
-    volumeMounts: [{name: tmp, mountPath: /tmp}]
-volumes: [{name: tmp, emptyDir: {}}]
+{{/* Of the Job that makes S3's keys. A Job cannot change, so its name has this text's digest. */}}
+{{- define "wovr.keys.spec" -}}
+backoffLimit: 10
+template:
+  metadata:
+    labels:
+      app.kubernetes.io/part-of: wovr
+      app.kubernetes.io/component: keys
+      sidecar.istio.io/inject: "false"  # a Job with a sidecar never ends
+  spec:
+    restartPolicy: Never
+    serviceAccountName: {{ .Release.Name }}-keys
+    {{- include "wovr.pullSecrets" . | nindent 4 }}
+    securityContext: {{- include "wovr.podSecurity" . | nindent 6 }}
+    containers:
+      - name: keys
+        image: {{ include "wovr.image" . | quote }}
+        imagePullPolicy: {{ .Values.image.pullPolicy }}
+        command: [python, -m, components.platform.keys]
+        securityContext: {{- include "wovr.containerSecurity" . | nindent 10 }}
+        resources: {requests: {cpu: 50m, memory: 128Mi}, limits: {memory: 512Mi}}
+        volumeMounts: [{name: tmp, mountPath: /tmp}]
+    volumes: [{name: tmp, emptyDir: {}}]
 {{- end }}
