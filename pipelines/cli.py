@@ -272,7 +272,7 @@ def compile_(
 def metrics(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where Prometheus asks.")] = 9464,
     address: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere.")] = "127.0.0.1",
-    model: Model = None,
+    model: Annotated[str | None, typer.Argument(help="A registered model; all by default.")] = None,
 ) -> None:
     """Tell Prometheus how trainings, promotions and the champion stand, as MLflow ($MLFLOW_TRACKING_URI) knows them."""
     with plainly():

@@ -13,15 +13,16 @@ from threading import Lock
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from components.platform.promotions import CHAMPION, Promotions, version_at
 from components.platform.tracking import EXPERIMENT, open_client
-from wovr_core.settings import Promote
 
 FRESH = 10.0  # seconds that an answer of MLflow is good for
+LOG = ".promotions"  # how the name of a log ends, after the model's
 NEWEST = 50  # runs that are looked through for the newest of each task
 TOLD = {  # what MLflow calls it (of which task), and what Prometheus does
     ("grpo", "grpo/imagined_success"): ("wovr_grpo_imagined_success_ratio", "Success in dreams, newest update"),
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 class MlflowCollector(Collector):
     """What Prometheus is told when it asks."""
 
-    def __init__(self, model: str, *, client: MlflowClient | None = None, fresh: float = FRESH) -> None:
+    def __init__(self, model: str | None = None, *, client: MlflowClient | None = None, fresh: float = FRESH) -> None:
+        """Watch one registered model, or every one that has a champion or a log of promotions."""
         self.model, self.client, self.fresh = model, client or open_client(), fresh
         self._lock, self._known, self._until = Lock(), list[Metric](), 0.0
 
@@ -97,37 +99,70 @@ class MlflowCollector(Collector):
         return sorted(self.client.get_metric_history(run.info.run_id, name), key=lambda row: row.timestamp)
 
     def _registry(self) -> Iterator[Metric]:
-        standing = Promotions(self.client, self.model).read()
-        holder = version_at(self.client, self.model, CHAMPION)
-        yield _gauge("wovr_promotions", "Entries of the log of promotions that count", len(standing.counted))
-        moved = standing.head is not None and standing.head.applied and holder != standing.champion
-        yield _gauge("wovr_champion_moved_by_hand", "The alias is not where the log of promotions says", moved)
-        if holder is None:
-            return
-        yield _gauge("wovr_champion_version", "Version that is champion", int(holder))
-        run = self.client.get_run(self.client.get_model_version(self.model, holder).run_id).data.metrics
-        success = GaugeMetricFamily(
-            "wovr_real_success_ratio", "Real success when it was judged, and its interval", labels=["who", "bound"]
+        entries = _labelled("wovr_promotions", "Entries of the log of promotions that count")
+        moved = _labelled("wovr_champion_moved_by_hand", "The alias is not where the log of promotions says")
+        version = _labelled("wovr_champion_version", "Version that is champion")
+        success = _labelled(
+            "wovr_real_success_ratio", "Real success when it was judged, and its interval", "who", "bound"
         )
-        trials = GaugeMetricFamily("wovr_real_trials", "Of how many trials", labels=["who"])
-        for who, role in (("champion", "candidate"), ("before", "baseline")):
-            for bound in ("success", "low", "high"):
-                if f"evaluate/{role}_{bound}" in run:
-                    success.add_metric([who, bound], run[f"evaluate/{role}_{bound}"])
-            if f"evaluate/{role}_n" in run:
-                trials.add_metric([who], run[f"evaluate/{role}_n"])
-        yield from (success, trials)
-        for bound in ("difference", "low", "high"):
-            if f"evaluate/{bound}" in run:
-                yield _gauge(f"wovr_gain_{bound}_ratio", "Paired gain that made it champion", run[f"evaluate/{bound}"])
+        trials = _labelled("wovr_real_trials", "Of how many trials", "who")
+        gains = {
+            bound: _labelled(f"wovr_gain_{bound}_ratio", "Paired gain that made it champion")
+            for bound in ("difference", "low", "high")
+        }
+        for model in [self.model] if self.model else self._models():
+            standing, holder = Promotions(self.client, model).read(), version_at(self.client, model, CHAMPION)
+            entries.add_metric([model], len(standing.counted))
+            applied = standing.head is not None and standing.head.applied
+            moved.add_metric([model], applied and holder != standing.champion)
+            if holder is None:
+                continue
+            version.add_metric([model], int(holder))
+            judged = self._judged(model, holder)
+            for who, role in (("champion", "candidate"), ("before", "baseline")):
+                for bound in ("success", "low", "high"):
+                    if (value := judged.get(f"evaluate/{role}_{bound}")) is not None:
+                        success.add_metric([model, who, bound], value)
+                if (count := judged.get(f"evaluate/{role}_n")) is not None:
+                    trials.add_metric([model, who], count)
+            for bound, gain in gains.items():
+                if (value := judged.get(f"evaluate/{bound}")) is not None:
+                    gain.add_metric([model], value)
+        yield from (metric for metric in (entries, moved, version, success, trials, *gains.values()) if metric.samples)
+
+    def _models(self) -> list[str]:
+        found, token = set[str](), None
+        while token != "":
+            page = self.client.search_registered_models(max_results=100, page_token=token)
+            for known in page:
+                if known.name.endswith(LOG):
+                    found.add(known.name.removesuffix(LOG))
+                elif CHAMPION in (known.aliases or {}):
+                    found.add(known.name)
+            token = page.token or ""
+        return sorted(found)
+
+    def _judged(self, model: str, version: str) -> dict[str, float]:
+        """The metrics of the run that made a version; a version registered by hand may have none."""
+        run = self.client.get_model_version(model, version).run_id
+        try:
+            return self.client.get_run(run).data.metrics if run else {}
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
 
 
 def serve_metrics(model: str | None = None, *, port: int, address: str) -> None:
     """Answer Prometheus until told to stop."""
     registry = CollectorRegistry()
-    registry.register(MlflowCollector(model or Promote().model))
+    registry.register(MlflowCollector(model))
     _, thread = start_http_server(port, address, registry)
     thread.join()
+
+
+def _labelled(name: str, says: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, says, labels=["model", *labels])
 
 
 def _gauge(name: str, says: str, value: float) -> Metric:

@@ -14,6 +14,8 @@ from components.serving.exporter import MlflowCollector, serve_metrics
 from tests.components.test_registry import run_of
 from wovr_core.settings import Promote
 
+MODEL = ("model", "exported")
+
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
@@ -39,7 +41,7 @@ def told(collector: MlflowCollector) -> dict[tuple, float]:
 def test_trainings_promotions_and_the_champion_are_told(client, tmp_path):
     collector = MlflowCollector("exported", client=client, fresh=0)
     nothing = told(collector)
-    assert nothing[("wovr_mlflow_up",)] == 1 and nothing[("wovr_promotions",)] == 0
+    assert nothing[("wovr_mlflow_up",)] == 1 and nothing[("wovr_promotions", MODEL)] == 0
     assert not [name for name, *_ in nothing if name.startswith(("wovr_grpo", "wovr_real", "wovr_champion_version"))]
 
     run = _open_run(client, "x grpo", {"run": "x", "task": "grpo"}, {})  # as a training's tracker does
@@ -59,13 +61,27 @@ def test_trainings_promotions_and_the_champion_are_told(client, tmp_path):
     promote_policy(Promote(model="exported"), **run_of(tmp_path / "first", promote=True))
     promote_policy(Promote(model="exported"), **run_of(tmp_path / "held", promote=False))
     seen = told(collector)
-    assert seen[("wovr_champion_version",)] == 1 and seen[("wovr_promotions",)] == 1
-    assert seen[("wovr_real_success_ratio", ("bound", "success"), ("who", "champion"))] == 0.3
-    assert seen[("wovr_real_success_ratio", ("bound", "high"), ("who", "champion"))] == 0.6
-    assert seen[("wovr_real_trials", ("who", "champion"))] == 10
-    assert seen[("wovr_champion_moved_by_hand",)] == 0
+    assert seen[("wovr_champion_version", MODEL)] == 1 and seen[("wovr_promotions", MODEL)] == 1
+    assert seen[("wovr_real_success_ratio", ("bound", "success"), MODEL, ("who", "champion"))] == 0.3
+    assert seen[("wovr_real_success_ratio", ("bound", "high"), MODEL, ("who", "champion"))] == 0.6
+    assert seen[("wovr_real_trials", MODEL, ("who", "champion"))] == 10
+    assert seen[("wovr_champion_moved_by_hand", MODEL)] == 0
     client.set_registered_model_alias("exported", "champion", "2")
-    assert told(collector)[("wovr_champion_moved_by_hand",)] == 1
+    assert told(collector)[("wovr_champion_moved_by_hand", MODEL)] == 1
+
+
+def test_every_champion_is_watched_and_one_registered_by_hand_has_no_trials(client, tmp_path):
+    promote_policy(Promote(model="arm"), **run_of(tmp_path / "arm", promote=True))
+    client.create_registered_model("by-hand")
+    client.create_model_version("by-hand", "file:///nowhere")  # of no run
+    client.set_registered_model_alias("by-hand", "champion", "1")
+    client.create_registered_model("somebody-elses")
+    seen = told(MlflowCollector(client=client, fresh=0))
+    versions = {labels[0][1]: value for (name, *labels), value in seen.items() if name == "wovr_champion_version"}
+    assert versions.items() >= {"arm": 1, "by-hand": 1}.items() and "somebody-elses" not in versions
+    assert seen[("wovr_mlflow_up",)] == 1 and seen[("wovr_champion_moved_by_hand", ("model", "by-hand"))] == 0
+    assert ("wovr_real_trials", ("model", "arm"), ("who", "champion")) in seen
+    assert ("wovr_real_trials", ("model", "by-hand"), ("who", "champion")) not in seen
 
 
 def test_mlflow_that_is_away_is_told_as_that_and_asked_no_more_than_it_must_be(client, monkeypatch):
