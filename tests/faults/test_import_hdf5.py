@@ -95,7 +95,7 @@ DAMAGED: dict[str, tuple[Callable[[Demo], Demo], str]] = {
     "actions in three dimensions": (with_value("actions", lambda v: v[:, None]), "2 dimensions"),
     "one action": (with_value("actions", lambda v: v[:1]), "for 1 actions"),
     "a single number for actions": (with_value("actions", lambda v: np.float64(0)), "for 1 actions"),
-    "no steps": (lambda demo: {key: values[:0] for key, values in demo.items()}, "for 0 actions"),
+    "no steps": (lambda demo: {key: values[:0] for key, values in demo.items()}, "has no steps"),
     "fewer pictures": (with_value(PICTURES, lambda v: v[:5]), "(5, 8, 8, 3) for 8 actions"),
     "fewer poses": (with_value("obs/ee_pos", lambda v: v[:7]), "(7, 3) for 8 actions"),
     "fewer rewards": (with_value("rewards", lambda v: v[:7]), "8 actions but 7 rewards"),

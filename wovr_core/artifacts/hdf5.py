@@ -59,7 +59,9 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
     def observed(name: str) -> np.ndarray:
         """Before every action, and after the last one where the file shows it."""
         values = _array(demo, f"obs/{name}", where)
-        if not steps or len(values) != steps:
+        if not steps:
+            raise ArtifactError(f"{where} has no steps: an episode has at least one action. Leave it out")
+        if len(values) != steps:
             raise ArtifactError(
                 f"{where} has obs/{name} of shape {values.shape} for {steps} actions: one row each is read"
             )
