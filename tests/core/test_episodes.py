@@ -142,7 +142,7 @@ def changed(**values: torch.Tensor) -> Episode:
         ([attempt(), changed(actions=torch.zeros(6, 7))], r"episode 1 has actions of size \(7,\), episode 0 of \(3,\)"),
         (
             [changed(pose=torch.zeros(7, 2).double())],
-            r"episode 0 has pose of torch\.float64, but torch\.float32 is kept",
+            r"episode 0 has pose of torch\.float64, but torch\.float32 is stored",
         ),
         ([changed(frames=torch.zeros(7, 1, 8, 8, dtype=torch.uint8))], "frames have 1 channels"),
     ],

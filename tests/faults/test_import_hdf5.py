@@ -233,9 +233,9 @@ def test_a_success_that_comes_with_the_last_action_is_counted(tmp_path, robomimi
     summary = bring(file, tmp_path / "made", conventions=Conventions(instruction="lift it"))
     assert summary["successes"] == 5 and summary["success_rules"] == {"sparse reward of 1": 5}
     assert summary["last_frame_repeated"] == (5 if not following and problem is None else 0)
-    shown = read_episodes(tmp_path / "made")[0]
+    first = read_episodes(tmp_path / "made")[0]
     last = demos["demo_0"]["actions"][-1].astype(np.float32)
-    assert any(np.array_equal(action.numpy(), last) for action in shown.actions), "the last action is there"
+    assert any(np.array_equal(action.numpy(), last) for action in first.actions), "the last action is there"
 
 
 def test_groups_of_any_name_are_demonstrations(tmp_path):
@@ -281,6 +281,13 @@ def test_pictures_that_fit_no_task_ask_for_a_size(tmp_path):
         bring(file, tmp_path / "made")
     bring(file, tmp_path / "made", image_size=48)
     assert read_episodes(tmp_path / "made")[0].frames.shape == (HORIZON + 1, 3, 48, 48)
+
+
+def test_more_than_fits_into_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo()})
+    monkeypatch.setattr("wovr_core.steps.exchange.os.sysconf", lambda name: 50)  # bytes of a page, and pages
+    with pytest.raises(ArtifactError, match="1 episodes of 16 steps in pictures of 8 pixels are"):
+        bring(file, tmp_path / "made")
 
 
 def test_a_finished_artifact_is_refused_before_anything_is_read(tmp_path):

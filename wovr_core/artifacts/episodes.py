@@ -257,11 +257,11 @@ def _stats(episodes: Sequence[Episode]) -> dict[str, Any]:
     actions = np.concatenate([episode.actions.double().numpy() for episode in episodes])
     poses = np.concatenate([episode.pose.double().numpy() for episode in episodes])
     frames = [frame for episode in episodes for frame in episode.frames]
-    shown = torch.stack(frames[:: -(-len(frames) // STATS_FRAMES)])
-    pixels = shown.permute(0, 2, 3, 1).reshape(-1, shown.shape[1]).double().numpy() / 255
+    sample = torch.stack(frames[:: -(-len(frames) // STATS_FRAMES)])
+    pixels = sample.permute(0, 2, 3, 1).reshape(-1, sample.shape[1]).double().numpy() / 255
     channels = {
         name: values if name == "count" else [[[value]] for value in values]  # (c, 1, 1), as a picture broadcasts
-        for name, values in describe(pixels, len(shown)).items()
+        for name, values in describe(pixels, len(sample)).items()
     }
     return {
         CAMERA: channels,
@@ -279,7 +279,9 @@ def _refuse_unlike(episodes: Sequence[Episode]) -> None:
         for name, dtype in types.items():
             values, size = getattr(episode, name), getattr(episodes[0], name).shape[1:]
             if values.dtype != dtype:
-                raise ArtifactError(f"episode {i} has {name} of {values.dtype}, but {dtype} is kept: convert it first")
+                raise ArtifactError(
+                    f"episode {i} has {name} of {values.dtype}, but {dtype} is stored: convert it first"
+                )
             if values.shape[1:] != size:
                 raise ArtifactError(
                     f"episode {i} has {name} of size {tuple(values.shape[1:])}, episode 0 of {tuple(size)}: "

@@ -57,6 +57,7 @@ def import_episodes(
     with writing(out, Kind.EPISODES, settings=settings) as draft:
         imported = [one for file in files for one in _read(file, conventions)]
         _refuse_unlike(imported, image_size)
+        _check_memory(len(imported), steps, image_size or imported[0].episode.frames.shape[-1])
         numbered = [
             replace(at_size(lasting(one.episode, steps), image_size), init_state=state)
             for one, state in zip(imported, split.ids(len(imported), start=FIRST), strict=True)
@@ -89,6 +90,15 @@ def _check_options(*, steps: int, image_size: int | None, fps: int, conventions:
         raise ArtifactError(f"{fps} steps a second is no rate of a robot: --fps is 1 to {MAX_FPS}")
     if conventions.success_at is not None and not np.isfinite(conventions.success_at):
         raise ArtifactError(f"a reward of {conventions.success_at} is never reached: give --success-at as a number")
+
+
+def _check_memory(count: int, steps: int, size: int) -> None:
+    needed, memory = count * (steps + 1) * size**2 * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ArtifactError(
+            f"{count} episodes of {steps} steps in pictures of {size} pixels are {needed / 2**30:,.0f} GiB, the memory "
+            f"is {memory / 2**30:,.0f}: import fewer files at once, or lower --steps or --image-size"
+        )
 
 
 def _check_task(what: str, **values: int) -> None:
