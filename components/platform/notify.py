@@ -4,15 +4,18 @@ import json
 import os
 import urllib.request
 
-from tenacity import Retrying, stop_after_attempt, wait_fixed
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_fixed
 
-PATIENCE = 10.0  # seconds for an answer
+from components.platform.deadline import DeadlineError, within
+
+PATIENCE = 10.0  # seconds for an answer, in all
 
 
-def notify(told: dict[str, str], *, attempts: int = 3, pause: float = 2.0) -> bool:
+def notify(told: dict[str, str], *, attempts: int = 3, pause: float = 2.0, patience: float = PATIENCE) -> bool:
     """Post `told` as JSON, with `text` for chat services; whether it arrived. Never fails, and never says to where.
 
-    The address is often the key: it stands in no log, whatever goes wrong.
+    The address is often the key: it stands in no log, whatever goes wrong. One that does not answer in time has
+    probably heard, and is not told again.
     """
     url = os.environ.get("WOVR_WEBHOOK_URL", "")
     if not url:
@@ -20,9 +23,19 @@ def notify(told: dict[str, str], *, attempts: int = 3, pause: float = 2.0) -> bo
     body = json.dumps(told | {"text": " ".join(told.values())}).encode()
     try:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
-        for attempt in Retrying(stop=stop_after_attempt(attempts), wait=wait_fixed(pause), reraise=True):
-            with attempt, urllib.request.urlopen(request, timeout=PATIENCE):
-                return True
+
+        def post() -> None:
+            with urllib.request.urlopen(request, timeout=patience):
+                pass
+
+        retry = Retrying(
+            stop=stop_after_attempt(attempts),
+            wait=wait_fixed(pause),
+            retry=retry_if_not_exception_type(DeadlineError),
+            reraise=True,
+        )
+        retry(within, patience, "the webhook of $WOVR_WEBHOOK_URL", post)
     except Exception as error:  # whatever it is, the run has ended as it has
         print(f"the webhook of $WOVR_WEBHOOK_URL could not be told ({type(error).__name__})")
-    return False
+        return False
+    return True

@@ -3,10 +3,11 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -15,12 +16,23 @@ import certifi
 import urllib3
 from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
 from urllib3.exceptions import HTTPError, SSLError
+
+from components.platform.deadline import DeadlineError, within
 
 PART = 8 * 2**20  # bytes of a multipart upload's parts, unless that makes more than S3 takes
 MOST_PARTS = 10_000
-CHUNK = 2**20  # bytes written at a time
+CHUNK = 2**20  # bytes written at a time, at most
+SLOWEST = 100_000  # bytes a second of a transfer that is worth waiting for
 PASSING = {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite"}
 WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
@@ -54,6 +66,7 @@ class Bucket:
     secret_key: str = field(repr=False)
     name: str
     region: str = "us-east-1"
+    patience: float = 120.0  # seconds that a request may take in all, beside the time for its bytes
     attempts: int = 8  # before giving up on a request: most of a minute, in which a server may come back
 
     def __post_init__(self) -> None:
@@ -85,7 +98,7 @@ class Bucket:
                     self.name, key, data, size, metadata=notes, part_size=max(PART, -(-size // MOST_PARTS))
                 )
 
-        self._patiently(attempt, key)
+        self._patiently(attempt, key, size)
 
     def read(self, key: str) -> bytes:
         """A small object."""
@@ -109,16 +122,21 @@ class Bucket:
                 have = into.seek(0, os.SEEK_END)
                 if have == size:
                     return
-                answer = self._client.get_object(self.name, key, offset=have)
+                until = time.monotonic() + self._allowed(size)
+                answer = within(
+                    self._allowed(), self._where, lambda: self._client.get_object(self.name, key, offset=have)
+                )
                 try:
                     if have and answer.status != 206:  # a server that sends all of it whatever one asks for
                         into.truncate(0)
-                    for piece in answer.stream(CHUNK):
+                    while piece := answer.read1(CHUNK):  # what has arrived, be it one byte: `stream` waits for more
                         into.write(piece)
+                        if time.monotonic() > until:
+                            raise DeadlineError(f"{self._where} sent {key} too slowly: {into.tell()} of {size} bytes")
                 finally:
                     answer.close()
 
-        self._patiently(attempt, key)
+        self._patiently(attempt, key, size, here=True)
 
     def head(self, key: str) -> Head:
         found = self._patiently(lambda: self._client.stat_object(self.name, key), key)
@@ -148,15 +166,27 @@ class Bucket:
             ),
         )
 
-    def _patiently(self, attempt: Callable[[], Answer], key: str) -> Answer:
+    @property
+    def _where(self) -> str:
+        return f"S3 at {self.endpoint}"
+
+    def _allowed(self, size: int = 0) -> float:
+        """Seconds that one request may take in all."""
+        return self.patience + size / SLOWEST
+
+    def _patiently(self, attempt: Callable[[], Answer], key: str, size: int = 0, *, here: bool = False) -> Answer:
+        """`here`: in this thread, for an attempt that sees to its deadline itself."""
+        allowed = self._allowed(size)
         try:
             return Retrying(
-                stop=stop_after_attempt(self.attempts),
+                stop=stop_after_attempt(self.attempts) | stop_after_delay(2 * allowed),
                 wait=wait_exponential(multiplier=0.5, max=15) + wait_random(0, 1),
                 retry=retry_if_exception(_may_pass),
                 before_sleep=self._tell,
                 reraise=True,
-            )(attempt)
+            )(attempt if here else partial(within, allowed, f"{self._where} ({key})", attempt))
+        except DeadlineError as error:
+            raise StorageError(f"{error}. See whether it is at work and can be reached, then run this again") from error
         except (HTTPError, MinioException) as error:
             raise self._explained(error, key) from error
 
@@ -167,7 +197,7 @@ class Bucket:
         )
 
     def _explained(self, error: Exception, key: str) -> StorageError:
-        where = f"S3 at {self.endpoint}"
+        where = self._where
         if isinstance(error, SSLError):
             return StorageError(
                 f"{where} cannot be trusted ({_in_short(error)}): is it https there? SSL_CERT_FILE names a private "
@@ -206,7 +236,7 @@ class Bucket:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may do better a little later."""
-    if isinstance(error, HTTPError):
+    if isinstance(error, HTTPError | DeadlineError):
         return not isinstance(error, SSLError)
     if isinstance(error, S3Error):
         return error.code in PASSING or error.response.status >= 500

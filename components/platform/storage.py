@@ -14,15 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from hashlib import file_digest
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+from components.platform.deadline import DeadlineError, within
 from components.platform.s3 import Bucket, NoSuchObjectError, StorageError
 from wovr_core.artifacts import ArtifactError, Manifest, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, FileRecord, parse_manifest, put_in_place
 
 FILES_AT_ONCE = 4
+FETCHING = 6 * 3600.0  # seconds that another process may take to fetch the same
 
 __all__ = ["Storage", "StorageError", "Stored"]
 
@@ -175,8 +178,10 @@ def _arriving(out: Path, digest: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        within(FETCHING, f"another process that fetches {out}", partial(fcntl.flock, lock, fcntl.LOCK_EX))
         yield folder
+    except DeadlineError as error:
+        raise StorageError(f"{error}. End that process, or fetch to another place") from error
     finally:
         with suppress(OSError):  # it has become `out`, or holds what has arrived so far
             folder.rmdir()

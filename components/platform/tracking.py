@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
@@ -47,7 +47,9 @@ UNSEEN = {  # what a thread may do to the training beside it
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # into the progress bar
 }
 
+RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}  # half a minute, not four
 CHECK = 8.0  # seconds that `check_tracking` waits for a server, in all
+CALL, TRANSFER = 90.0, 2 * 3600.0  # seconds that a call may take in all, and one that carries artifacts
 OPENING = 180.0  # likewise for another process, which makes the tables of a fresh database: some seconds
 DATABASES = ("postgresql", "mysql", "mssql")  # which MLflow opens by itself, beside sqlite
 
@@ -145,6 +147,8 @@ class MlflowTracker:
                 away = 0.0
             except Exception as error:  # whatever it is, the training goes on
                 self._complain(error)
+                if isinstance(error, TrackingError) and self._end is not None:
+                    return  # waiting would mend nothing
                 away = min(2 * max(away, self.every), SLOWEST)
 
     def _send_waiting(self) -> None:
@@ -156,6 +160,7 @@ class MlflowTracker:
             except Exception as error:
                 refusals = "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"  # the run was deleted, say
                 refused = not callable(self.run) and getattr(error, "error_code", "") in refusals
+                refused |= isinstance(error, TrackingError)
                 if not refused and len(self._waiting) <= BUFFER:
                     raise
                 self._complain(error)
@@ -251,12 +256,49 @@ def open_client() -> "MlflowClient":
     refuse_a_pod_of_its_own()
     uri = tracking_uri()
     if (database := database_of(uri)) is None:
-        return MlflowClient(tracking_uri=uri)
+        for name, value in RETRIES.items():
+            os.environ.setdefault(name, value)
+        return cast("MlflowClient", ServerClient(uri))
     with _one_at_a_time(database):
         _check_database(database, ())
         client = MlflowClient(tracking_uri=uri)
         client.search_registered_models(max_results=1)  # opens the registry too, which makes what tables it lacks
     return client
+
+
+class ServerClient:
+    """An `MlflowClient` of a server: every call has a deadline, says what it waits for, and fails in our words."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self._where = f"MLflow at {discreet(uri)}"
+        self._client = self._patiently("opening", CALL, lambda: MlflowClient(tracking_uri=uri))
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self._client, name)
+        if not callable(asked):
+            return asked
+        seconds = TRANSFER if name in ("log_artifacts", "download_artifacts") else CALL
+        return lambda *args, **named: self._patiently(name, seconds, lambda: asked(*args, **named))
+
+    def _patiently(self, name: str, seconds: float, call: Callable[[], Any]) -> Any:
+        from mlflow.exceptions import MlflowException, RestException
+
+        try:
+            return within(seconds, f"{self._where} ({name})", call)
+        except DeadlineError as error:
+            raise TrackingError(f"{error}. See whether it is at work, then run this again") from error
+        except MlflowException as error:
+            denied = error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+            if isinstance(error, RestException) and not denied:
+                raise  # the server's own word, which callers know
+            if not denied and "API request to" not in str(error) and error.error_code != "INTERNAL_ERROR":
+                raise
+            words = discreet(" ".join(str(error).split()))[:300]
+            raise TrackingError(
+                f"{self._where} did not do {name} ({words}). See whether it runs and lets us in, then run this again"
+            ) from error
 
 
 @contextmanager
