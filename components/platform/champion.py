@@ -54,6 +54,11 @@ def fetch_version(cfg: Promote, *, policy: Path, version: str = "", kept: Mappin
             f"version {number} of {cfg.model} was registered without its {', '.join(lost)}, so it cannot learn again "
             f"from the registry: run posttrain once more; what it promotes keeps them"
         )
+    if "policy" not in found.tags:
+        raise PromotionError(
+            f"version {number} of {cfg.model} was registered by hand, so nothing vouches for it (no tag `policy`). "
+            f"Give the alias {cfg.alias} to a version that `wovr run` registered, and accept that with `wovr adopt`"
+        )
     places = {"policy": ("policy/artifact", Kind.POLICY, found.tags["policy"], policy)}
     places |= {name: (f"learnt_in/{name}", KEPT[name], found.tags[f"kept.{name}"], out) for name, out in kept.items()}
     for source, kind, digest, out in places.values():

@@ -32,6 +32,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 CHAMPION, PREVIOUS = "champion", "previous"  # previous: the champion before this one, the way back
 NOBODY = "none"  # how a tag spells None
+TAGS = {"id", "alias", "kind", "to", "replaced", "after", "reason", "by", "at", "outcome"}  # every entry has them
 GLANCES = 4  # at an alias that disagrees with the log, before it counts as moved by hand: somebody may be writing
 
 
@@ -51,6 +52,7 @@ class Entry:
     replaced: str | None  # the version that had it
     after: int  # number of the head that was read before
     policy: str  # digest of the policy in that version
+    run: str  # of MLflow, that registered it: a model that is deleted and made again numbers its versions from 1 again
     reason: str
     by: str
     at: str  # UTC
@@ -65,9 +67,18 @@ class Entry:
             replaced=_or_none(tags["replaced"]),
             after=int(tags["after"]),
             policy=tags.get("policy", ""),
+            run=tags.get("run", ""),
             applied=tags["outcome"].startswith("applied"),
             **{name: tags[name] for name in ("id", "alias", "kind", "reason", "by", "at")},
         )
+
+    def names(self, version: ModelVersion) -> bool:
+        """Is this the version that was to have the alias, and not a later one of its number?"""
+        if self.to != str(version.version):
+            return False
+        if self.run:
+            return self.run == run_of(version)
+        return not self.policy or self.policy == version.tags.get("policy", self.policy)
 
     def __str__(self) -> str:
         return f"{self.kind} to version {self.to} instead of {self.replaced}, by {self.by} at {self.at}: {self.reason}"
@@ -115,9 +126,9 @@ class Standing:
         """The entry that came to count when the log still ended as in `other`."""
         return next((entry for entry in self.counted if entry.after == other.number), None)
 
-    def held_by(self, version: str) -> bool:
+    def held_by(self, version: ModelVersion) -> bool:
         """Has this version ever had the alias?"""
-        return any(entry.to == version for entry in self.counted)
+        return any(entry.names(version) for entry in self.counted)
 
 
 class Promotions:
@@ -135,7 +146,8 @@ class Promotions:
             page = self.client.search_model_versions(
                 f"name = '{self.log}'", order_by=["version_number ASC"], max_results=1000, page_token=token
             )
-            found += [Entry.of(version) for version in page if version.tags.get("alias") == self.alias]
+            with_alias = [version for version in page if version.tags.get("alias") == self.alias]
+            found += [Entry.of(version) for version in with_alias if version.tags.keys() >= TAGS]
             token = page.token or ""
         return Standing.of(found)
 
@@ -154,13 +166,15 @@ class Promotions:
                 self._append("adopt", to=holder, replaced=before, after=0, reason="champion before there was a log")
             elif not standing.head.applied:
                 return self._apply(standing)
-            elif holder == standing.champion:
+            elif holder == standing.champion and self._is_named(standing.head):
                 return standing
             else:
                 time.sleep(0.1 * 2**glance)
+        again = " (of that number, but the model was deleted and made again)" if holder == standing.champion else ""
         raise PromotionError(
-            f"{self.alias} of {self.model} was moved from version {standing.champion} to {holder}, and not by wovr: "
-            f"{self.log} knows nothing of it. Undo that in MLflow or accept it with {self._adoption}, then try again"
+            f"{self.alias} of {self.model} was moved from version {standing.champion} to {holder}{again}, and not by "
+            f"wovr: {self.log} knows nothing of it. Undo that in MLflow or accept it with {self._adoption}, then try "
+            f"again"
         )
 
     def move(self, kind: str, *, to: str, after: Standing, reason: str) -> Entry:
@@ -180,9 +194,8 @@ class Promotions:
         except PromotionError:
             standing, holder = self.read(), version_at(self.client, self.model, self.alias)
             return self._claim("adopt", to=holder, after=standing, reason=reason)
-        raise PromotionError(
-            f"{self.alias} of {self.model} is version {standing.champion}, as its log says: there is nothing to adopt"
-        )
+        who = f"version {standing.champion}" if standing.champion else "nobody"
+        raise PromotionError(f"{self.alias} of {self.model} is {who}, as its log says: there is nothing to adopt")
 
     def _claim(self, kind: str, *, to: str | None, after: Standing, reason: str) -> Entry:
         mine, number = self._append(kind, to=to, replaced=after.champion, after=after.number, reason=reason)
@@ -197,8 +210,11 @@ class Promotions:
     def _append(self, kind: str, *, to: str | None, replaced: str | None, after: int, reason: str) -> tuple[str, int]:
         """Write an entry; the id of the attempt, and the number that the store gave it."""
         mine = uuid4().hex
-        evidence = self._version(to).tags if to is not None else {}
-        digests = {name: evidence[name] for name in ("policy", "verdict", "evaluation", "report") if name in evidence}
+        version = self._version(to) if to is not None else None
+        evidence = {**version.tags, "run": run_of(version)} if version else {}
+        digests = {
+            name: evidence[name] for name in ("policy", "verdict", "evaluation", "report", "run") if evidence.get(name)
+        }
         tags = {
             "id": mine, "alias": self.alias, "kind": kind, "to": to or NOBODY, "replaced": replaced or NOBODY,
             "after": str(after), "reason": reason[:1000] or NOBODY, "by": _who(), "at": utc_now(), "outcome": "open",
@@ -215,7 +231,8 @@ class Promotions:
         while True:
             head = standing.head
             assert head is not None
-            self._point(self.previous, standing.previous)
+            if not self._point(self.previous, standing.previous):
+                self._point(self.previous, None)  # that version was deleted: there is no way back to it
             if not self._point(self.alias, head.to):
                 raise PromotionError(
                     f"version {head.to} of {self.model}, which entry {head.number} of {self.log} made {self.alias}, "
@@ -231,7 +248,7 @@ class Promotions:
                 return standing
 
     def _point(self, alias: str, version: str | None) -> bool:
-        """Move an alias, or take it away; False where the version is no more."""
+        """Move an alias, or take it away; False where the version is no more. From a deleted model it is gone."""
         try:
             if version is None:
                 insist(self.client.delete_registered_model_alias, self.model, alias)
@@ -240,8 +257,28 @@ class Promotions:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
+            return version is None
         return True
+
+    def _is_named(self, entry: Entry) -> bool:
+        """Is the version that an entry gave the alias still the one it was?"""
+        try:
+            return entry.to is None or entry.names(self.client.get_model_version(self.model, entry.to))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def refuse_another(self, standing: Standing, version: str) -> None:
+        """Going back to a number is right only where it still is the version that was champion."""
+        entry = next((entry for entry in reversed(standing.counted) if entry.to == version), None)
+        self._version(version)  # refuses one that was deleted
+        if entry is not None and not self._is_named(entry):
+            raise PromotionError(
+                f"version {version} of {self.model} is not the one that was {self.alias} before: the model was deleted "
+                f"and made again. Give the alias to the version you want in MLflow and accept that with "
+                f"{self._adoption}"
+            )
 
     def _same_or_refused(self, standing: Standing, after: Standing, kind: str, to: str | None) -> Entry:
         won = standing.after(after)
@@ -291,6 +328,11 @@ def version_at(client: MlflowClient, model: str, alias: str) -> str | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def run_of(version: ModelVersion) -> str:
+    """The MLflow run that registered a version; none for one registered by hand."""
+    return str(getattr(version, "run_id", "") or "")
 
 
 def ensure_model(client: MlflowClient, name: str, description: str | None = None) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,9 +44,16 @@ class Promotion:
     alias: str
     promoted: bool
     reason: str
+    champion: str | None = field(compare=False)  # the version that has the alias, read from the registry afterwards
 
     def __str__(self) -> str:
-        became = f"earned the alias {self.alias}" if self.promoted else f"is held, {self.alias} stays where it was"
+        holder = f"version {self.champion}" if self.champion else "nobody"
+        if not self.promoted:
+            became = f"is held, {self.alias} is {holder}"
+        elif self.champion == self.version:
+            became = f"earned the alias {self.alias}"
+        else:
+            became = f"earned the alias {self.alias} once; it is {holder} now, and this changes nothing"
         return f"{self.model} version {self.version} {became}: {self.reason}"
 
 
@@ -77,7 +84,7 @@ def promote_policy(
         client, cfg.model, manifests, policy, report, champion, {**kept, "evaluation": evaluation} if kept else {}
     )
     number = str(version.version)
-    if said["promote"] and "promoted_at" not in version.tags and not standing.held_by(number):
+    if said["promote"] and "promoted_at" not in version.tags and not standing.held_by(version):
         _refuse_beaten(standing, cfg, manifests)
         promotions.move("promote", to=number, after=standing, reason=str(said["reason"]))
     return Promotion(
@@ -86,6 +93,7 @@ def promote_policy(
         alias=cfg.alias,
         promoted=bool(said["promote"]),
         reason=str(said["reason"]),
+        champion=version_at(client, cfg.model, cfg.alias),
     )
 
 
@@ -102,6 +110,7 @@ def rollback(model: str, alias: str = CHAMPION, *, reason: str) -> Entry:
     if standing.previous is None:
         who = f"version {standing.champion}" if standing.champion else "nobody"
         raise PromotionError(f"{alias} of {model} is {who}, and there was no other before to go back to")
+    promotions.refuse_another(standing, standing.previous)
     return promotions.move("rollback", to=standing.previous, after=standing, reason=reason)
 
 

@@ -1,5 +1,6 @@
 """What users do to the registry, and how the tracking server fails them: a sentence, and a way out."""
 
+import re
 import socket
 import sqlite3
 import subprocess
@@ -12,8 +13,12 @@ import pytest
 from mlflow import MlflowClient
 
 from components.platform import tracking
+from components.platform.promotions import PromotionError, version_at
+from components.platform.registry import promote_policy
 from components.platform.tracking import TrackingError, check_tracking, database_of, open_client, sqlite_uri
-from tests.faults.harness import deadline
+from tests.components.test_registry import run_of
+from tests.faults.harness import deadline, refused, wovr
+from wovr_core.settings import Promote
 
 NAMES = ["plain", "what?", "a#b", "a%41", "a%3Fb", "with space", "ü&=+", "?uri=true", "a:b@c"]
 
@@ -176,6 +181,105 @@ def test_a_database_left_half_made_is_told(tmp_path, uri, database):
         check_tracking()
     with pytest.raises(TrackingError, match="half made"):
         open_client()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory) -> Path:
+    """A database for all accidents; each has its own model in it."""
+    return tmp_path_factory.mktemp("registry") / "mlflow.db"
+
+
+@pytest.fixture
+def cfg(registry, uri, request) -> Promote:
+    """A model with two promotions behind it."""
+    uri(sqlite_uri(registry))
+    return Promote(model=re.sub(r"\W", "-", request.node.name))
+
+
+def delete_model(cfg: Promote) -> None:
+    client = open_client()
+    for alias in open_client().get_registered_model(cfg.model).aliases:
+        client.delete_registered_model_alias(cfg.model, alias)
+    client.delete_registered_model(cfg.model)
+
+
+def make_again_by_hand(cfg: Promote) -> None:
+    """Another version 1 with the alias, in a model of the same name."""
+    delete_model(cfg)
+    client = open_client()
+    client.create_registered_model(cfg.model)
+    client.create_model_version(cfg.model, "elsewhere", tags={"policy": "another"}, await_creation_for=0)
+    client.set_registered_model_alias(cfg.model, "champion", "1")
+
+
+def delete_champion(cfg: Promote) -> None:
+    open_client().delete_model_version(cfg.model, "1")
+
+
+def delete_entry(cfg: Promote) -> None:
+    open_client().delete_model_version(f"{cfg.model}.promotions", "1")
+
+
+def delete_log(cfg: Promote) -> None:
+    open_client().delete_registered_model(f"{cfg.model}.promotions")
+
+
+def spoil_entry(cfg: Promote) -> None:
+    open_client().delete_model_version_tag(f"{cfg.model}.promotions", "1", "after")
+
+
+def move_alias(cfg: Promote) -> None:
+    open_client().create_model_version(cfg.model, "elsewhere", await_creation_for=0)
+    open_client().set_registered_model_alias(cfg.model, "champion", "2")
+
+
+def remove_alias(cfg: Promote) -> None:
+    open_client().delete_registered_model_alias(cfg.model, "champion")
+
+
+ACCIDENTS = [
+    delete_model, make_again_by_hand, delete_champion, delete_entry, delete_log, spoil_entry, move_alias, remove_alias,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_out_of_every_accident_adopt_is_a_way(accident, cfg, tmp_path):
+    """What is refused advises `adopt`, `adopt` then does it, and the next promotion is a champion for all to see."""
+    promote_policy(cfg, **run_of(tmp_path / "before", promote=True))
+    accident(cfg)
+    paths = run_of(tmp_path / "after", promote=True)
+    try:
+        promotion = promote_policy(cfg, **paths)
+    except PromotionError as error:
+        assert "wovr adopt" in str(error)
+        assert wovr("adopt", cfg.model, "--reason", "an accident").exit_code == 0
+        promotion = promote_policy(cfg, **paths)
+    assert version_at(open_client(), cfg.model, "champion") == promotion.version
+    assert str(promotion).startswith(f"{cfg.model} version {promotion.version} earned the alias champion:")
+
+
+def test_what_is_printed_was_read_back(cfg, tmp_path):
+    first, second = (run_of(tmp_path / name, promote=True) for name in ("first", "second"))
+    promote_policy(cfg, **first)
+    assert "version 2 earned the alias champion:" in str(promote_policy(cfg, **second))
+    assert wovr("rollback", cfg.model, "--reason", "worse").exit_code == 0
+    said = str(promote_policy(cfg, **second))
+    assert "version 2 earned the alias champion once; it is version 1 now, and this changes nothing" in said
+    held = str(promote_policy(cfg, **run_of(tmp_path / "held", promote=False)))
+    assert "version 3 is held, champion is version 1" in held
+
+
+def test_going_back_to_a_number_of_a_model_made_again_is_refused(cfg, tmp_path):
+    for name in ("first", "second"):
+        promote_policy(cfg, **run_of(tmp_path / name, promote=True))
+    make_again_by_hand(cfg)
+    refused(wovr("rollback", cfg.model, "--reason", "worse"), "wovr adopt")
+    assert wovr("adopt", cfg.model, "--reason", "by hand").exit_code == 0
+    refused(wovr("rollback", cfg.model, "--reason", "worse"), "has been deleted", "wovr adopt")
+
+
+def test_there_is_nothing_to_adopt_where_nobody_ever_was(cfg):
+    refused(wovr("adopt", cfg.model, "--reason", "why not"), "is nobody", "nothing to adopt")
 
 
 def test_a_pod_without_its_configmap_promotes_nothing_into_itself(monkeypatch):
