@@ -348,10 +348,12 @@ def _tell(run: "Run") -> None:
         return
     said = read_made(verdict, Kind.VERDICT).summary
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, role in (("base", "baseline"), ("final", "candidate")):
-        rate = said[role]
+    rows = {"base policy": "baseline", "champion": "champion", "final policy": "candidate"}
+    for name, role in rows.items():
+        if (rate := said.get(role)) is None:
+            continue
         share, low, high = (100 * value for value in (rate["successes"] / rate["n"], rate["low"], rate["high"]))
-        table.add_row(f"{name} policy", f"{share:.1f} % real success", f"\\[{low:.1f}, {high:.1f}] % (n = {rate['n']})")
+        table.add_row(name, f"{share:.1f} % real success", f"\\[{low:.1f}, {high:.1f}] % (n = {rate['n']})")
     console.print()
     console.print(table)
     colour = "green" if said["promote"] else "yellow"

@@ -11,7 +11,7 @@ from components.finish.component import finish
 from components.grpo.component import improve_policy
 from components.keyframes.component import mine_keyframes
 from components.policy.component import clone_base_policy, rehearse_policy
-from components.promote.component import promote_policy
+from components.promote.component import fetch_policy_to_beat, find_champion, promote_policy
 from components.reward.component import train_reward
 from components.serve.component import serve_dreams
 from components.world_model.component import train_world_model
@@ -91,8 +91,17 @@ def posttrain(settings: Settings) -> BaseComponent:
                 def conclude(candidate, **since):
                     """Reality decides about a policy; `since` is what PACE left, if there was any."""
                     last = {"last": since["last_policy"]} if "last_policy" in since else {}
+                    champion = find_champion(promote=promote, candidate=candidate, baseline=base)
+                    champion.set_caching_options(False)  # whoever it is today; what follows is cached by the answer
+                    to_beat = fetch_policy_to_beat(promote=promote, champion=champion.output, baseline=base)
                     evaluation = evaluate_policies(
-                        task=task, evaluate=evaluate, candidate=candidate, baseline=base, first=first, **last
+                        task=task,
+                        evaluate=evaluate,
+                        candidate=candidate,
+                        baseline=base,
+                        champion=to_beat.outputs["policy"],
+                        first=first,
+                        **last,
                     ).outputs["evaluation"]
                     verdict = judge(promote=promote, evaluation=evaluation).outputs["verdict"]
                     report = write_report(

@@ -14,9 +14,11 @@ def evaluate_policies(
     first: Input[Policy],
     evaluation: Output[Evaluation],
     last: Input[Policy] | None = None,
+    champion: Input[Policy] | None = None,
 ):
-    """Try candidate and baseline for real, on the same initial states that nothing else ever sees.
+    """Try candidate, baseline and champion for real, on the same initial states that nothing else ever sees.
 
+    A champion that is one of the other two is not tried again.
     `first` and, after PACE, `last` are what learning in dreams wrote: their snapshots make the report's curve.
     """
     from pathlib import Path
@@ -29,6 +31,7 @@ def evaluate_policies(
         settings.Task.model_validate(task),
         candidate=Path(candidate.path),
         baseline=Path(baseline.path),
+        champion=Path(champion.path) if champion else None,
         snapshots=tuple(Path(policy.path) for policy in (first, last) if policy),
         out=Path(evaluation.path),
     )
@@ -52,7 +55,7 @@ def judge(
     manifest = step(settings.Promote.model_validate(promote), evaluation=Path(evaluation.path), out=Path(verdict.path))
     verdict.metadata.update(manifest.summary)
     said = manifest.summary
-    for role in ("candidate", "baseline"):
+    for role in [role for role in ("candidate", "baseline", "champion") if role in said]:
         success.log_metric(f"{role}_success", said[role]["successes"] / said[role]["n"])
         for bound in ("low", "high", "n"):
             success.log_metric(f"{role}_{bound}", said[role][bound])

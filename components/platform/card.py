@@ -21,7 +21,13 @@ def describe(model: str, manifests: dict[str, Manifest], *, datasets: dict[str, 
     origin = {"candidate": policy.digest, "compared with": baseline, **policy.made_from}
     evidence = {name: manifest.digest for name, manifest in manifests.items() if name != "policy"}
     confidence = said.get("confidence", 0.95)
-    now = f"version {champion}" if champion else "nobody"
+    now, rival, over = f"version {champion}" if champion else "nobody", "", ""
+    if "champion" in said:
+        rival, pair = _row("the champion", said["champion"]) + "\n", said["over_champion"]
+        over = (
+            f"; the difference from it is {_percent(pair['difference'])} points [{_percent(pair['low'])}, "
+            f"{_percent(pair['high'])}]"
+        )
     card = f"""# {model}
 
 A robot policy for the {task.get("environment", "unknown")} environment, improved by RL inside a learned world model.
@@ -35,9 +41,10 @@ is pickled, and `MLmodel` carries the signature only.
 |---|---|---|---|
 {_row("this policy", said["candidate"])}
 {_row("its base", said["baseline"])}
-
-Both ran for real on the same initial states, which no training has seen. The difference is
-{_percent(said["difference"])} points [{_percent(said["low"])}, {_percent(said["high"])}]. Champion was {now} then.
+{rival}
+All ran for real on the same initial states, which no training has seen. The difference from its base is
+{_percent(said["difference"])} points [{_percent(said["low"])}, {_percent(said["high"])}].
+Champion was {now} then{over}.
 
 Should it disappoint, `wovr rollback {model} --reason WHY` gives the alias back to the champion before.
 

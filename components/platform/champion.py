@@ -10,10 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from components.platform.promotions import PromotionError, version_at
-from components.platform.tracking import experiment_named, open_client
+from components.platform.tracking import (
+    database_of,
+    experiment_named,
+    open_client,
+    refuse_a_pod_of_its_own,
+    tracking_uri,
+)
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.artifacts.manifest import put_in_place
 from wovr_core.settings import Promote
@@ -54,16 +61,70 @@ def fetch_version(cfg: Promote, *, policy: Path, version: str = "", kept: Mappin
             f"version {number} of {cfg.model} was registered without its {', '.join(lost)}, so it cannot learn again "
             f"from the registry: run posttrain once more; what it promotes keeps them"
         )
-    if "policy" not in found.tags:
-        raise PromotionError(
-            f"version {number} of {cfg.model} was registered by hand, so nothing vouches for it (no tag `policy`). "
-            f"Give the alias {cfg.alias} to a version that `wovr run` registered, and accept that with `wovr adopt`"
-        )
-    places = {"policy": ("policy/artifact", Kind.POLICY, found.tags["policy"], policy)}
+    places = {"policy": ("policy/artifact", Kind.POLICY, _vouched(found, cfg), policy)}
     places |= {name: (f"learnt_in/{name}", KEPT[name], found.tags[f"kept.{name}"], out) for name, out in kept.items()}
     for source, kind, digest, out in places.values():
         _fetch(client, str(found.run_id), source, kind, digest, out)
     return str(number)
+
+
+def find_champion(cfg: Promote, *, candidate: Path, baseline: Path) -> str:
+    """The digest of the champion that a candidate has to beat beside its base; nothing where there is none.
+
+    Nor where the champion is one of the two. A candidate that has been judged before is judged against the same one
+    again, so that a run that is repeated is the same run: it may be champion itself by now.
+    """
+    refuse_a_pod_of_its_own()
+    database = database_of(tracking_uri())
+    if database is not None and not database.exists():
+        return ""
+    client, (mine, base) = open_client(), (read_manifest(path, Kind.POLICY).digest for path in (candidate, baseline))
+    before = client.search_model_versions(f"name = '{cfg.model}' and tags.policy = '{mine}'")
+    for version in sorted(before, key=lambda version: -int(version.version)):
+        decided = version.tags.get("outcome") == "hold" or "promoted_at" in version.tags
+        if decided and version.tags.get("baseline") == base:
+            return version.tags.get("champion", "")
+    number = version_at(client, cfg.model, cfg.alias)
+    if number is None:
+        return ""
+    digest = _vouched(client.get_model_version(cfg.model, number), cfg)
+    return digest if digest not in (mine, base) else ""
+
+
+def fetch_policy_to_beat(cfg: Promote, *, champion: str, baseline: Path, policy: Path) -> None:
+    """The registered policy of this digest; the base where there is no champion."""
+    if not champion:
+        beside = policy.with_name(f".{policy.name}.arriving")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(baseline, beside, copy_function=_link)
+        put_in_place(beside, policy)
+        return
+    client = open_client()
+    found = client.search_model_versions(f"name = '{cfg.model}' and tags.policy = '{champion}'")
+    if not found:
+        raise PromotionError(
+            f"the champion of {cfg.model} (policy {champion[:12]}) was deleted while it was to be tried: run this again"
+        )
+    _fetch(client, str(found[0].run_id), "policy/artifact", Kind.POLICY, champion, policy)
+
+
+def _link(source: str, to: str) -> None:
+    """A second name for the same bytes, where the disk can."""
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copy2(source, to)
+
+
+def _vouched(version: ModelVersion, cfg: Promote) -> str:
+    """The digest of a registered policy."""
+    if "policy" not in version.tags:
+        raise PromotionError(
+            f"version {version.version} of {cfg.model} was registered by hand, so nothing vouches for it (no tag "
+            f"`policy`). Give the alias {cfg.alias} to a version that `wovr run` registered, and accept that with "
+            f"`wovr adopt {cfg.model} --reason WHY`"
+        )
+    return str(version.tags["policy"])
 
 
 def _fetch(client: MlflowClient, run_id: str, source: str, kind: Kind, digest: str, out: Path) -> None:

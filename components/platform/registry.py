@@ -133,12 +133,17 @@ def _refuse_beaten(standing: Standing, cfg: Promote, manifests: dict[str, Manife
 
     A base policy that was never champion says nothing about any: such a verdict promotes, as a first run's does.
     """
-    compared = manifests["evaluation"].made_from.get("baseline")
+    origin = manifests["evaluation"].made_from
+    compared = origin.get("champion") or origin.get("baseline")
     beaten = [entry for entry in standing.counted if entry.policy and entry.policy == compared]
-    if beaten and standing.head is not None and standing.head.policy != compared:
+    if not beaten and "champion" not in origin:
+        return
+    if standing.head is None or standing.head.policy != compared:
+        which = f"version {beaten[-1].to}" if beaten else "another champion"
+        now = f"version {standing.champion} ({standing.head})" if standing.champion else "nobody"
         raise PromotionError(
-            f"the verdict compares with version {beaten[-1].to} of {cfg.model}, but {cfg.alias} moved on to version "
-            f"{standing.champion} ({standing.head}): evaluate the policy against that one, then promote it"
+            f"the verdict compares with {which} of {cfg.model}, but {cfg.alias} moved on to {now}: evaluate the policy "
+            f"against that one, then promote it"
         )
 
 
@@ -213,14 +218,14 @@ def _lineage(manifests: dict[str, Manifest]) -> dict[str, str]:
     tags = {f"dataset.{name}": digest for name, digest in _datasets(manifests).items()}
     tags |= {f"run.{name}": digest for name, digest in manifests["report"].made_from.items()}
     tags |= {f"made_from.{name}": digest for name, digest in manifests["policy"].made_from.items()}
-    baseline = manifests["evaluation"].made_from.get("baseline")
-    return tags | ({"baseline": baseline} if baseline else {})
+    compared = manifests["evaluation"].made_from
+    return tags | {role: compared[role] for role in ("baseline", "champion") if role in compared}
 
 
 def _metrics(policy: Path, said: dict[str, Any]) -> list[Row]:
-    """Real success of both policies, and how the dreams went, update by update."""
+    """Real success of the policies, and how the dreams went, update by update."""
     real = {}
-    for role in ("candidate", "baseline"):
+    for role in [role for role in ("candidate", "baseline", "champion") if role in said]:
         real[f"evaluate/{role}_success"] = said[role]["successes"] / said[role]["n"]
         real |= {f"evaluate/{role}_{name}": said[role][name] for name in ("low", "high", "n")}
     rows = rows_of(real | {f"evaluate/{name}": said[name] for name in ("difference", "low", "high")}, step=0)

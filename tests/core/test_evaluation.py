@@ -84,6 +84,19 @@ def test_the_verdict_promotes_what_is_surely_better_and_says_why():
     assert verdict.reason.endswith("does not lie above +25.0 points")
 
 
+@pytest.mark.parametrize(
+    ("over_base", "over_champion", "promote"), [(60, 60, True), (60, 0, False), (0, 60, False), (60, -60, False)]
+)
+def test_who_is_to_be_champion_must_beat_base_and_champion(over_base, over_champion, promote):
+    def pair(gain: int):
+        return compare(*trials(both=100, gained=max(gain, 0) + 20, lost=max(-gain, 0) + 20, neither=100))
+
+    verdict = decide(pair(over_base), champion=pair(over_champion))
+    assert verdict.promote == promote
+    assert "against base" in verdict.reason and "; against the champion" in verdict.reason
+    assert ("the interval over the champion does not lie above 0" in verdict.reason) == (over_base > 0 and not promote)
+
+
 def test_a_chance_too_small_for_a_float_is_not_called_zero():
     assert decide(compare(*trials(both=0, gained=1600, lost=40, neither=0))).reason.endswith("p < 1e-300")
 

@@ -115,6 +115,16 @@ def test_a_hold_says_why(gained: int, lost: int, said: str):
     assert "<h1>Hold" in page and said in page and "Promote:" not in page
 
 
+@pytest.mark.parametrize(
+    ("promote", "said"), [(True, "has beaten too"), (False, "not surely better than the champion")]
+)
+def test_the_champion_stands_beside_both(promote, said):
+    story = a_story(compared(gained=80, lost=0), promote=promote)
+    page = render(replace(story, champion=compared(gained=9, lost=5, base=200)))
+    assert "The champion solved 200 of 400" in page and "over the champion" in page and said in page
+    assert "champion" not in render(story).lower()
+
+
 def test_a_hold_of_a_policy_that_exploits_its_dreams_says_so_in_the_verdicts_sentence():
     said = "In dreams the policy went from 31 % to 88 %, in reality from 35 % to 20 %: it learnt to exploit the dream."
     page = render(a_story(compared(gained=20, lost=80), promote=False, exploited=said))

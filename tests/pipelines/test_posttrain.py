@@ -69,6 +69,20 @@ def test_a_policy_rehearses_in_the_dreams_it_learns_in_if_the_settings_say_so(tm
     assert not [name for name in compiled(Settings(), tmp_path)["components"] if "rehearse" in name]
 
 
+def test_a_candidate_is_tried_beside_the_champion_of_that_moment(tmp_path):
+    """Whoever that is, is asked after all learning; the answer is a parameter, by which the evaluation is cached."""
+    spec = compiled(Settings(), tmp_path)
+    parts = [part.get("dag", {}).get("tasks", {}) for part in spec["components"].values()]
+    ends = [tasks for tasks in parts if "evaluate-policies" in tasks]
+    assert len(ends) == 1 + Settings().pace.rounds
+    for tasks in ends:
+        asked, tried = tasks["find-champion"]["inputs"]["artifacts"], tasks["evaluate-policies"]["inputs"]["artifacts"]
+        assert asked["candidate"] == tried["candidate"] and asked["baseline"] == tried["baseline"]
+        assert tried["champion"]["taskOutputArtifact"]["producerTask"] == "fetch-policy-to-beat"
+        named = tasks["fetch-policy-to-beat"]["inputs"]["parameters"]["champion"]["taskOutputParameter"]
+        assert named["producerTask"] == "find-champion"
+
+
 def test_a_wire_into_the_wrong_port_fails_when_the_pipeline_is_built():
     with pytest.raises(InconsistentTypeException):
 
@@ -84,8 +98,10 @@ def test_what_changes_the_outside_world_is_never_cached(tmp_path):
     parts = [spec["root"], *spec["components"].values()]
     tasks = {name: task for part in parts for name, task in part.get("dag", {}).get("tasks", {}).items()}
     cached = {name for name, task in tasks.items() if task.get("cachingOptions")}
-    assert not [name for name in cached if name.startswith(("finish", "promote-policy", "serve-dreams"))]
-    assert {"clone-base-policy", "train-world-model", "improve-policy", "judge"} <= cached
+    assert not [
+        name for name in cached if name.startswith(("finish", "promote-policy", "serve-dreams", "find-champion"))
+    ]
+    assert {"fetch-policy-to-beat", "clone-base-policy", "train-world-model", "improve-policy", "judge"} <= cached
 
 
 @pytest.mark.parametrize("word", sorted(set(Settings.model_fields) - {"task"}))

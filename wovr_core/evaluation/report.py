@@ -16,6 +16,7 @@ from markupsafe import Markup
 from wovr_core.evaluation.charts import Axis, Chart, Interval, between, intervals
 from wovr_core.evaluation.story import Phase, Story, Thumbnail
 from wovr_core.evaluation.success import Rate, success_rate
+from wovr_core.evaluation.verdict import Comparison
 from wovr_core.keyframes.rules import RULES
 from wovr_core.reward.calibrate import Agreement
 
@@ -51,11 +52,17 @@ def headline(story: Story) -> tuple[str, str]:
     """The verdict in plain words, and what to do with it."""
     c = story.comparison
     if story.verdict.promote:
-        return "Promote: the new policy is better.", "It may replace the policy it came from."
+        replaced = "the policy it came from" if story.champion is None else "the champion, which it has beaten too"
+        return "Promote: the new policy is better.", f"It may replace {replaced}."
     if story.verdict.exploited:
         return "Hold: the new policy exploits the world model.", story.verdict.reason
     if c.high < 0:
         return "Hold: the new policy is worse.", "Keep the old one, and read below where dream and reality part."
+    if story.champion is not None and c.low > story.minimum_gain:
+        return (
+            "Hold: better than its base, and not surely better than the champion.",
+            "Whoever is to replace the champion must beat it, on the same starts.",
+        )
     if c.low <= 0:
         return (
             "Hold: the trials cannot tell the two policies apart.",
@@ -81,16 +88,28 @@ def figures(story: Story) -> dict[str, Any]:
 def rates(story: Story) -> Markup:
     c = story.comparison
     rows = [("base policy", [interval(c.baseline, "base")]), ("new policy", [interval(c.candidate, "real")])]
-    return intervals(rows, Axis.share("real success"), "Real success of both policies")
+    if story.champion is not None:
+        rows.insert(1, ("champion", [interval(story.champion.baseline, "soft")]))
+    return intervals(
+        rows, Axis.share("real success"), f"Real success of {'both' if len(rows) == 2 else 'all'} policies"
+    )
 
 
 def difference(story: Story) -> Markup:
-    c = story.comparison
-    edge = max(abs(c.low), abs(c.high), story.minimum_gain, 0.02) * 1.15
-    axis = Axis.around((-100 * edge, 100 * edge), "new minus base, percentage points", signed)
-    kind = "good" if story.verdict.promote else "bad" if c.high < 0 else "soft"
-    row = Interval(100 * c.difference, 100 * c.low, 100 * c.high, kind, points(c.difference))
-    return intervals([("difference on the same starts", [row])], axis, "Paired difference of real success", mark=0)
+    c, over = story.comparison, story.champion
+    pairs = (
+        [("difference on the same starts", c)] if over is None else [("over the base", c), ("over the champion", over)]
+    )
+    edge = max(story.minimum_gain, 0.02, *(abs(end) for _, pair in pairs for end in (pair.low, pair.high))) * 1.15
+    minus = "base" if over is None else "the other"
+    axis = Axis.around((-100 * edge, 100 * edge), f"new minus {minus}, percentage points", signed)
+    rows = [(name, [paired(pair, story)]) for name, pair in pairs]
+    return intervals(rows, axis, "Paired difference of real success", mark=0)
+
+
+def paired(c: Comparison, story: Story) -> Interval:
+    kind = "good" if c.low > story.minimum_gain else "bad" if c.high < 0 else "soft"
+    return Interval(100 * c.difference, 100 * c.low, 100 * c.high, kind, points(c.difference))
 
 
 def tasks(story: Story) -> Markup:

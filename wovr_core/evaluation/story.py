@@ -99,6 +99,7 @@ class Story:
     minimum_gain: float
     comparison: Comparison
     by_task: Sequence[tuple[str, Rate, Rate]]  # instruction, base, candidate
+    champion: Comparison | None = None  # candidate against the champion, where there was one
     curve: Sequence[Snapshot]
     phases: Sequence[Phase]  # the first and, after PACE, the last
     looks: Sequence[Look]  # one of every PACE round, also of those whose phase is not told

@@ -11,7 +11,7 @@ from wovr_core.evaluation.success import Rate, success_rate
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidate against baseline on the same initial states."""
+    """Candidate against baseline, or against the champion, on the same initial states."""
 
     candidate: Rate
     baseline: Rate
@@ -57,19 +57,22 @@ class Verdict:
 
 
 def decide(
-    comparison: Comparison, *, minimum_gain: float = 0.0, imagined: tuple[float, float] | None = None
+    comparison: Comparison,
+    *,
+    minimum_gain: float = 0.0,
+    imagined: tuple[float, float] | None = None,
+    champion: Comparison | None = None,
 ) -> Verdict:
     """Promote only when the whole interval of the paired difference lies above `minimum_gain`.
 
-    `imagined` is success in dreams before and after the learning. It has no vote, but it tells why a policy is held.
+    So must that over the `champion`, where there is one: who beats another has not beaten the champion. `imagined` is
+    success in dreams before and after the learning. It has no vote, but it tells why a policy is held.
     """
     c = comparison
-    chance = f"= {c.p_value:.2g}" if c.p_value >= 1e-300 else "< 1e-300"  # smaller ones have no float
-    said = (
-        f"candidate {c.candidate} against base {c.baseline}: {100 * c.difference:+.1f} points "
-        f"[{100 * c.low:+.1f}, {100 * c.high:+.1f}], {c.gained} gained, {c.lost} lost, p {chance}"
-    )
-    if c.low > minimum_gain:
+    said = f"candidate {c.candidate} against base {_paired(c)}"
+    if champion is not None:
+        said += f"; against the champion {_paired(champion)}"
+    if c.low > minimum_gain and (champion is None or champion.low > minimum_gain):
         return Verdict(True, said)
     if imagined is not None and exploits(c, imagined):
         dreamt, real = (" to ".join(f"{100 * share:.0f} %" for share in pair)
@@ -81,7 +84,17 @@ def decide(
             exploited=True,
         )
     wanted = "0" if minimum_gain == 0 else f"{100 * minimum_gain:+.1f} points"
-    return Verdict(False, f"{said}: the interval does not lie above {wanted}")
+    which = "the interval" if c.low <= minimum_gain else "the interval over the champion"
+    return Verdict(False, f"{said}: {which} does not lie above {wanted}")
+
+
+def _paired(c: Comparison) -> str:
+    """The other's success, and the paired difference."""
+    chance = f"= {c.p_value:.2g}" if c.p_value >= 1e-300 else "< 1e-300"  # smaller ones have no float
+    return (
+        f"{c.baseline}: {100 * c.difference:+.1f} points [{100 * c.low:+.1f}, {100 * c.high:+.1f}], "
+        f"{c.gained} gained, {c.lost} lost, p {chance}"
+    )
 
 
 def exploits(real: Comparison, imagined: tuple[float, float]) -> bool:

@@ -6,7 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_table, read_manifest, save_json, save_table, writing
+from wovr_core.artifacts import (
+    ArtifactError,
+    Kind,
+    Manifest,
+    digest_at,
+    load_table,
+    read_manifest,
+    save_json,
+    save_table,
+    writing,
+)
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import Tried, attempt, policy_decides, success_rate
 from wovr_core.evaluation.verdict import compare, decide
@@ -22,16 +32,25 @@ SEED = 77  # of the evaluation itself: the same for every candidate, whatever th
 
 
 def evaluate_policies(
-    cfg: Evaluate, task: Task, *, candidate: Path, baseline: Path, out: Path, snapshots: tuple[Path, ...] = ()
+    cfg: Evaluate,
+    task: Task,
+    *,
+    candidate: Path,
+    baseline: Path,
+    out: Path,
+    champion: Path | None = None,
+    snapshots: tuple[Path, ...] = (),
 ) -> Manifest:
     """Paired trials of two policies; and those in between, for the report's curve and for nothing else.
 
-    `snapshots` are the policies that grpo wrote, with what they were on their way: the first and the last.
+    Of three where there is a `champion` that is neither of them: all on the same initial states. `snapshots` are the
+    policies that grpo wrote, with what they were on their way: the first and the last.
     """
     ids = Split.EVALUATION.ids(cfg.episodes, start=cfg.first)
-    made_from = {"candidate": candidate, "baseline": baseline} | {
-        f"snapshots_{i}": path for i, path in enumerate(snapshots)
-    }
+    roles = {"candidate": candidate, "baseline": baseline}
+    if champion is not None and digest_at(champion) not in map(digest_at, roles.values()):
+        roles["champion"] = champion
+    made_from = roles | {f"snapshots_{i}": path for i, path in enumerate(snapshots)}
     settings = {"evaluate": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft:
         between = [
@@ -41,13 +60,15 @@ def evaluate_policies(
             if cfg.curve_episodes
         ]
         few = ids[: cfg.curve_episodes]
-        policies = {role: open_policy(path, task) for role, path in (("candidate", candidate), ("baseline", baseline))}
+        policies = {role: open_policy(path, task) for role, path in roles.items() if role != "champion"}
+        if "champion" in roles:
+            policies["champion"] = _open_champion(roles["champion"], task)
         for path, name, _ in between:
             open_policy(path, task, weights=name)  # what cannot be opened is refused before anything is tried
         wins: dict[str, Tensor] = {}
         said: tuple[str, ...] = ()
         curve = []
-        total = 2 * len(ids) + len(between) * len(few)
+        total = len(policies) * len(ids) + len(between) * len(few)
         with reality(task) as env, counting("evaluate for real", total, unit="episode") as watch:
             for role, policy in policies.items():
                 _, wins[role], said = trials(policy, cfg, task, ids, env=env, watch=watch)
@@ -56,8 +77,8 @@ def evaluate_policies(
                 rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
                 curve.append({"phase": phase, "update": int(name.split("-")[1]), **vars(rate)})
         rows = [
-            {"init_state": i, "instruction": words, "candidate": bool(c), "baseline": bool(b)}
-            for i, words, c, b in zip(ids, said, wins["candidate"], wins["baseline"], strict=True)
+            {"init_state": i, "instruction": words} | {role: bool(won[row]) for role, won in wins.items()}
+            for row, (i, words) in enumerate(zip(ids, said, strict=True))
         ]
         save_table(draft.folder, "trials", rows)
         save_json(draft.folder, "curve", curve)
@@ -74,8 +95,18 @@ def evaluate_policies(
         learnt = snapshots or (candidate,)
         if imagined := imagined_success(learnt[0], learnt[-1]):
             draft.summary["imagined_success"] = imagined
-        draft.summary["episodes"] = 2 * cfg.episodes + sum(int(str(row["n"])) for row in curve)
+        draft.summary["episodes"] = len(policies) * cfg.episodes + sum(int(str(row["n"])) for row in curve)
     return draft.manifest
+
+
+def _open_champion(path: Path, task: Task) -> TinyVLA:
+    try:
+        return open_policy(path, task)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"the registered champion cannot be compared with: {error}. Where it is another task's, choose another "
+            f"promote.model"
+        ) from error
 
 
 def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, watch: Advance) -> Tried:
@@ -99,15 +130,20 @@ def judge(cfg: Promote, *, evaluation: Path, out: Path) -> Manifest:
     if not rows:
         raise ArtifactError(f"{evaluation} holds no trials, so nothing can be said of them: evaluate some")
     how = manifest.branch("evaluate", EvaluateFacts, evaluation) if "evaluate" in manifest.settings else EvaluateFacts()
-    won = (torch.tensor([getattr(row, role) for row in rows]) for role in ("candidate", "baseline"))
-    comparison = compare(*won, confidence=how.confidence)
+    candidate, baseline = (torch.tensor([getattr(row, role) for row in rows]) for role in ("candidate", "baseline"))
+    comparison = compare(candidate, baseline, confidence=how.confidence)
+    champion = [row.champion for row in rows if row.champion is not None]  # of all rows, or of none
+    over = compare(candidate, torch.tensor(champion), confidence=how.confidence) if champion else None
     imagined = manifest.summarised(ImaginedFacts, evaluation).imagined_success
-    verdict = decide(comparison, minimum_gain=cfg.minimum_gain, imagined=imagined)
+    verdict = decide(comparison, minimum_gain=cfg.minimum_gain, imagined=imagined, champion=over)
     with writing(
         out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from={"evaluation": evaluation}
     ) as draft:
         facts = {**vars(comparison), "candidate": vars(comparison.candidate), "baseline": vars(comparison.baseline)}
         draft.summary |= {**vars(verdict), **facts}
+        if over is not None:
+            paired = {name: value for name, value in vars(over).items() if name not in ("candidate", "baseline")}
+            draft.summary |= {"champion": vars(over.baseline), "over_champion": paired}
         if imagined:
             draft.summary["imagined_success"] = imagined
         save_json(draft.folder, "verdict", draft.summary)

@@ -29,12 +29,13 @@ class KeyframeRow(Facts):
 
 
 class Trial(Facts):
-    """trials.parquet: did each of the two policies reach the goal from this initial state?"""
+    """trials.parquet: did each of the policies reach the goal from this initial state?"""
 
     init_state: NonNegativeInt
     instruction: str
     candidate: bool
     baseline: bool
+    champion: bool | None = None
 
 
 class SnapshotRow(Facts):
@@ -168,6 +169,26 @@ class ImaginedFacts(Facts):
     """Of an Evaluation artifact: what the dreams had promised, where the candidate learnt in some."""
 
     imagined_success: tuple[Share, Share] | None = None
+
+
+class PairedFacts(Facts):
+    """Candidate against champion, beside the success of each."""
+
+    gained: NonNegativeInt
+    lost: NonNegativeInt
+    difference: float
+    low: float
+    high: float
+    p_value: Share
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class ChampionFacts(Facts):
+    """Of a Verdict artifact: how the candidate did beside the champion, where there was one."""
+
+    candidate: Rate
+    champion: Rate | None = None
+    over_champion: PairedFacts | None = None
 
 
 class EvaluateFacts(Facts):

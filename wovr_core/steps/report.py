@@ -30,6 +30,7 @@ from wovr_core.protocols import RewardModel, WorldModel
 from wovr_core.settings import Grpo, Promote, Reward, Task
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.facts import (
+    ChampionFacts,
     CollectedFacts,
     DemonstrationFacts,
     EvaluationFacts,
@@ -116,6 +117,7 @@ def write_report(
             verdict=judged.summarised(Verdict, verdict),
             minimum_gain=judged.branch("promote", Promote, verdict).minimum_gain,
             comparison=judged.summarised(Comparison, verdict),
+            champion=over_champion(judged.summarised(ChampionFacts, verdict)),
             by_task=tasks_of(outcome, evaluation),
             curve=curve_of(evaluation, phases),
             phases=phases,
@@ -222,6 +224,13 @@ def curve_of(evaluation: Path, phases: Sequence[Phase]) -> list[Snapshot]:
                 f"{len(phases)} policies has had: give the policies that were evaluated"
             )
     return [Snapshot(phase=row.phase, update=row.update, rate=row.rate) for row in rows]
+
+
+def over_champion(facts: ChampionFacts) -> Comparison | None:
+    """Candidate against the champion; None where there was none."""
+    if facts.champion is None or facts.over_champion is None:
+        return None
+    return Comparison(candidate=facts.candidate, baseline=facts.champion, **facts.over_champion.model_dump())
 
 
 def tasks_of(outcome: EvaluationFacts, evaluation: Path) -> list[tuple[str, Rate, Rate]]:
