@@ -2,10 +2,11 @@
 
 import json
 import logging
+import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,14 +17,18 @@ import kfp
 import urllib3
 from kfp import compiler
 from kfp_server_api.exceptions import ApiException
-from kubernetes.config import ConfigException
+from kubernetes.config import ConfigException, list_kube_config_contexts
 
+from components.platform.deadline import DeadlineError, within
+from components.platform.tracking import discreet
 from pipelines.catalogue import arguments_of, pipeline_named
 from pipelines.resources import equip, profile_named, stamp
 from wovr_core.settings import Settings
 
 EXPERIMENT = "wovr"
 ACCOUNT = "wovr-pipeline"  # the service account that the chart makes
+OLDEST = (2, 16, 0)  # of Kubeflow Pipelines: an older one refuses a task's securityContext, after the run was taken
+PATIENCE = 60.0  # seconds for an answer, all of it
 PAGE = 100
 MARK = "wovr"  # in the description of a schedule, before its digest
 
@@ -68,10 +73,42 @@ class Seen:
 
 
 class _Client(kfp.Client):
-    """kfp's own, which asks five times whether the server is well, and tells each time at length."""
+    """kfp's own, but for what its users cannot mend."""
+
+    def __init__(self, strictly: Callable[[Callable[..., Any]], Callable[..., Any]], **rest: Any) -> None:
+        self._strictly = strictly
+        super().__init__(**rest)
+        self.be_strict()
+
+    def be_strict(self) -> None:
+        """With every answer, from the first."""
+        api = self._healthz_api.api_client  # which all of its parts share
+        if "request" not in vars(api):
+            api.request = self._strictly(api.request)
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+        """Once: kfp's asks five times, and tells each time at length."""
+        self.be_strict()  # kfp's constructor asks already
         return self._healthz_api.healthz_service_get_healthz()
+
+    def _load_config(self, host: str | None, *rest: Any) -> Any:
+        """kfp's goes on without a kubeconfig; and kubernetes' hook, which renews tokens, forgets the proxy's path."""
+        if not host and not os.environ.get("KUBERNETES_SERVICE_HOST"):
+            try:
+                list_kube_config_contexts()
+            except (AttributeError, KeyError, TypeError) as error:  # a file of another shape
+                raise ConfigException(str(error)) from error
+        found = super()._load_config(host, *rest)
+        found.host = found.host.rstrip("/")
+        if hook := found.refresh_api_key_hook:
+            address = found.host
+
+            def renew(configuration: Any) -> None:
+                hook(configuration)
+                configuration.host, configuration.refresh_api_key_hook = address, renew
+
+            found.refresh_api_key_hook = renew
+        return found
 
 
 class Kubeflow:
@@ -82,11 +119,17 @@ class Kubeflow:
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # of every attempt it would say that it failed
         with self._plainly(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # that older servers will not do
-            self.client = _Client(host=host, existing_token=token, namespace=namespace)
+            if token and not host:
+                raise ClusterError(
+                    "a token was given, and no address that it is for: give Kubeflow's, --host URL. Without --host the "
+                    "current kubeconfig says who you are"
+                )
+            self.client = _Client(self._strictly, host=host, existing_token=token, namespace=namespace)
 
     def submit(self, job: Job, name: str, *, experiment: str = EXPERIMENT, account: str = ACCOUNT) -> str:
         """Start a run; its id."""
         with self._plainly(), job.package() as file:
+            self._refuse_old()
             return self.client.create_run_from_pipeline_package(
                 file, job.arguments(), run_name=name, experiment_name=experiment, namespace=self.namespace,
                 service_account=account,
@@ -116,6 +159,7 @@ class Kubeflow:
         """
         when, told = six_fields(cron), job.arguments()
         with self._plainly(), job.package() as file:
+            self._refuse_old()
             wanted = f"{MARK} {_digest(Path(file).read_text(), told, when, account)}"
             place = self.client.create_experiment(experiment, namespace=self.namespace).experiment_id
             before = [known for known in self._schedules() if known.display_name == name]
@@ -155,22 +199,69 @@ class Kubeflow:
             if not (page := answer.next_page_token or ""):
                 return [known for known in found if known.trigger and known.trigger.cron_schedule]
 
+    def _refuse_old(self) -> None:
+        """A backend that is too old takes a run and fails its first task; one that does not say is taken at that."""
+        self.client.get_kfp_healthz()
+        told = json.loads(self.client._healthz_api.api_client.last_response.data)
+        tag = str(told.get("tag_name") or told.get("apiServerTagName") or "")
+        if (found := re.match(r"v?(\d+)\.(\d+)\.(\d+)", tag)) and tuple(map(int, found.groups())) < OLDEST:
+            raise ClusterError(
+                f"Kubeflow Pipelines at {self._where} is {tag}, and tasks need {'.'.join(map(str, OLDEST))} or newer: "
+                f"it does not know securityContext. Upgrade it"
+            )
+
+    def _strictly(self, request: Callable[..., Any]) -> Callable[..., Any]:
+        """Every answer is JSON and comes in time: kfp's client takes a login page for an answer without content."""
+
+        def ask(method: str, url: str, **rest: Any) -> Any:
+            answer = within(PATIENCE, f"Kubeflow at {self._where}", lambda: request(method, url, **rest))
+            try:
+                told = json.loads(answer.data)
+            except ValueError:
+                told = None
+            if not isinstance(told, dict):
+                kind = answer.getheader("Content-Type") or "something without a type"
+                raise ClusterError(
+                    f"{self._where} answered with {kind} and not as Kubeflow Pipelines does: a login page stands "
+                    f"before it, or something else is there. Give a token, --token-file FILE or "
+                    f"$KFP_TOKEN, or go around it: "
+                    f"{self._forward}"
+                )
+            return answer
+
+        return ask
+
+    @property
+    def _where(self) -> str:
+        return self.host or "the cluster of the current kubeconfig"
+
+    @property
+    def _forward(self) -> str:
+        return f"kubectl port-forward -n {self.namespace} svc/ml-pipeline-ui 8080:80 and --host http://localhost:8080"
+
     @contextmanager
     def _plainly(self) -> Iterator[None]:
         """What a user can mend, in our words."""
-        where = self.host or "the cluster of the current kubeconfig"
+        where = self._where
         try:
             yield
         except ApiException as error:
             advice = {
                 401: "who you are is not known there: give a token, --token-file FILE or $KFP_TOKEN",
                 403: f"you may not do that in the namespace {self.namespace}: ask for the role kubeflow-edit there",
-                404: "this is no Kubeflow Pipelines API of version 2: give the address that ends before /apis",
-            }.get(error.status, str(error.reason))
-            raise ClusterError(f"Kubeflow at {where} answered {error.status}: {advice}") from error
+            }.get(error.status)
+            reason = _reason(error)
+            if error.status == 404 and not reason:
+                advice = "this is no Kubeflow Pipelines API of version 2: give the address that ends before /apis"
+            told = ". It says: ".join(filter(None, [advice, reason])) or str(error.reason)
+            raise ClusterError(f"Kubeflow at {where} answered {error.status}: {told}") from error
         except urllib3.exceptions.SSLError as error:
             raise ClusterError(
                 f"{where} has a certificate that is not trusted here: name its authority in $SSL_CERT_FILE"
+            ) from error
+        except DeadlineError as error:
+            raise ClusterError(
+                f"{error}: is {where} the right address? See to the server, or {self._forward}"
             ) from error
         except ConfigException as error:
             raise ClusterError(
@@ -182,10 +273,25 @@ class Kubeflow:
                     f"{where} has a certificate that is not trusted here ({reason}): name its authority in "
                     f"$SSL_CERT_FILE"
                 ) from error
-            raise ClusterError(
-                f"nobody answers at {where}: check --host, or kubectl port-forward -n {self.namespace} "
-                f"svc/ml-pipeline-ui 8080:80 and --host http://localhost:8080"
-            ) from error
+            raise ClusterError(f"nobody answers at {where}: check --host, or {self._forward}") from error
+
+
+def _reason(error: ApiException) -> str:
+    """What the server itself says; a page is no reason."""
+    try:
+        told = json.loads(error.body or "")
+        said = told.get("message") or told.get("error") or ""
+    except (ValueError, AttributeError):
+        return ""
+    return discreet(" ".join(str(said).split())[:300])
+
+
+MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+WEEKDAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
+FIELDS = {  # name: least, most and the words that are numbers, as Kubeflow's parser (robfig/cron) has them
+    "second": (0, 59, []), "minute": (0, 59, []), "hour": (0, 23, []), "day": (1, 31, []), "month": (1, 12, MONTHS),
+    "weekday": (0, 6, WEEKDAYS),
+}  # fmt: skip
 
 
 def six_fields(cron: str) -> str:
@@ -193,12 +299,33 @@ def six_fields(cron: str) -> str:
     fields = cron.split()
     if len(fields) == 5:
         fields = ["0", *fields]
-    if len(fields) != 6 or not all(re.fullmatch(r"[\d*/,?LW#A-Za-z-]+", field) for field in fields):
+    if len(fields) != 6:
         raise ClusterError(
             f"{cron!r} is no schedule: give minute, hour, day, month and weekday ('0 3 * * 1' is Mondays at three), or "
             f"six fields with seconds in front"
         )
+    for (name, (least, most, words)), field in zip(FIELDS.items(), fields, strict=True):
+        for part in field.split(","):
+            if not _part(part, least, most, words):
+                raise ClusterError(
+                    f"{cron!r} is no schedule: {part!r} is no {name}. Give numbers from {least} to {most}, *, a-b or "
+                    f"a/step ('0 3 * * 1' is Mondays at three; six fields have seconds in front, and there is no year)"
+                )
+    *_, day, month, weekday = fields
+    longest = 29 if month == "2" else 30 if month in ("4", "6", "9", "11") else 31
+    if weekday in ("*", "?") and day.isdecimal() and int(day) > longest:
+        raise ClusterError(f"{cron!r} never comes: month {month} has no day {day}. Give one that it has")
     return " ".join(fields)
+
+
+def _part(part: str, least: int, most: int, words: list[str]) -> bool:
+    """Is this one range of a field: a star, a number, or two in order; with a step?"""
+    number = rf"(\d{{1,2}}{''.join(f'|{word}' for word in words)})"
+    if (found := re.fullmatch(rf"(?:[*?]|{number}(?:-{number})?)(?:/[1-9]\d?)?", part, re.ASCII | re.I)) is None:
+        return False
+    first = 1 if least else 0  # the number of the first word
+    ends = [words.index(end.lower()) + first if end.lower() in words else int(end) for end in found.groups() if end]
+    return ends == sorted(ends) and all(least <= end <= most for end in ends)
 
 
 def _digest(package: str, *rest: object) -> str:

@@ -1,4 +1,4 @@
-"""A small HTTP server that speaks JSON, for doubles of APIs that cannot be had."""
+"""A small HTTP server that speaks JSON, or the text that it is given, for doubles of APIs that cannot be had."""
 
 import json
 import threading
@@ -18,9 +18,10 @@ def listening(answer: Answer) -> Iterator[str]:
         def _serve(self) -> None:
             text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             code, said = answer(self.command, self.path, json.loads(text) if text else None, self.headers)
-            reply = json.dumps(said).encode()
+            reply = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+            kind = "application/json" if not isinstance(said, str) else "text/html" if "<" in said else "text/plain"
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
             self.wfile.write(reply)

@@ -23,14 +23,21 @@ class Double:
     requests: list[tuple[str, str, Any]] = field(default_factory=list)  # method, path, body
     tokens: set[str] = field(default_factory=set)  # that it was shown
     refuse: int = 0
+    page: str = ""  # that stands before it, whatever is asked
+    version: str = "2.16.0"
     ends: str = "SUCCEEDED"
     url: str = ""
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
-        if self.refuse:
-            return self.refuse, {"error": "refused"}
+        if self.page:
+            return 200, self.page
+        if self.refuse == 404:
+            return 404, "404 page not found\n"  # as Go's router says where there is no such API
+        if self.refuse:  # as grpc-gateway says it
+            return self.refuse, {"error": "refused: the reason", "code": 13, "message": "refused: the reason"}
         if path == "/healthz":
-            return 200, {"multi_user": False}
+            told = {"commit_sha": "0", "tag_name": self.version, "multi_user": False, "pipeline_store": "database"}
+            return 200, {name: value for name, value in told.items() if value != ""}
         kind, _, rest = path.removeprefix("/").partition("/")
         kept = getattr(self, kind, None)
         if not isinstance(kept, dict):
