@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 TRAIN = os.environ.get("WOVR_IMAGE", "wovr:0.1.0")
+USER = 10001  # whom it runs as
 PULL_SECRETS = tuple(name.strip() for name in os.environ.get("WOVR_PULL_SECRETS", "").split(",") if name.strip())
 
 

@@ -31,7 +31,7 @@ LEARNT, TRIED = {Policy, WorldModel, RewardModel}, {Episodes, Evaluation}
 OPENED = LEARNT | {Episodes, dsl.Artifact}  # kinds that are large in memory; a list's kind is not known
 HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
 ONCE = ("finish", "try-on-robot")  # told of once; asked of people once
-USER = 10001  # of the image
+USER = images.USER
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ asking twice makes one, and one that has been done is not done again.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationError
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from components import images
+from components.platform.deadline import DeadlineError, within
 from components.platform.services_env import SERVICES, VARIABLES, names_of
 from components.platform.storage import Storage, StorageError
 from wovr_core.artifacts import Manifest, read_manifest
@@ -26,6 +28,11 @@ from wovr_core.settings import Section
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 EVERY = 5.0  # seconds between two looks
+ANSWER, PATIENCE = 60.0, 300.0  # seconds for one answer, and that an API server which is away is asked again
+GONE = 300.0  # seconds in which a job that was deleted must be gone
+NODE = "node"  # what the runtimes of Kubeflow Trainer call the job and the container that train
+PASSING = (429, 500, 502, 503, 504)
+log = logging.getLogger(__name__)
 Ports = Mapping[str, Path | Sequence[Path]]
 
 
@@ -45,6 +52,7 @@ class TrainJobs(Section):
     runtime: str = "torch-distributed"  # a ClusterTrainingRuntime
     namespace: str = ""  # the pod's own where none is named
     secret: str = SERVICES  # that has the keys of S3 and MLflow
+    pull_secrets: tuple[str, ...] = images.PULL_SECRETS
     hours: PositiveInt = 72
 
     @classmethod
@@ -110,6 +118,7 @@ def train_job(jobs: TrainJobs, name: str, command: list[str], settings: Mapping[
         "spec": {
             "runtimeRef": {"name": jobs.runtime},
             "activeDeadlineSeconds": jobs.hours * 3600,
+            "runtimePatches": [{"manager": "wovr", "trainingRuntimeSpec": _patch(jobs)}],
             "trainer": {
                 "image": jobs.image,
                 "command": command[:1],
@@ -123,10 +132,32 @@ def train_job(jobs: TrainJobs, name: str, command: list[str], settings: Mapping[
     }
 
 
+def _patch(jobs: TrainJobs) -> dict[str, Any]:
+    """What the runtime's pods lack: pod security `restricted` asks for it, and our network policies for the label."""
+    pod: dict[str, Any] = {
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": images.USER, "runAsGroup": images.USER, "fsGroup": images.USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": NODE,
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            }
+        ],
+    }  # fmt: skip
+    if jobs.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in jobs.pull_secrets]
+    template = {"metadata": {"labels": {"app.kubernetes.io/part-of": "wovr"}}, "spec": pod}
+    return {"template": {"spec": {"replicatedJobs": [{"name": NODE, "template": {"spec": {"template": template}}}]}}}
+
+
 class Cluster:
     """TrainJobs of a namespace: in a pod by its account, elsewhere by the kubeconfig."""
 
-    def __init__(self, namespace: str, *, api: Any = None, every: float = EVERY) -> None:
+    def __init__(
+        self, namespace: str, *, api: Any = None, every: float = EVERY, patience: float = PATIENCE, gone: float = GONE
+    ) -> None:
         """`api` is a `kubernetes.client.ApiClient`, found by itself where none is given."""
         from kubernetes import client, config
 
@@ -137,24 +168,38 @@ class Cluster:
                 raise ClusterError(
                     "no cluster is configured here: run this in a pod, or point KUBECONFIG at a file that names one"
                 ) from error
-        self.namespace, self.every = namespace, every
+        self.namespace, self.every, self.patience, self.gone = namespace, every, patience, gone
         self.objects = client.CustomObjectsApi(api)
         self.refused = client.ApiException
 
     def submit(self, job: dict[str, Any]) -> bool:
         """Create a job; whether it is new. One of the same name does the same, and is followed instead."""
-        if (known := self._job(job["metadata"]["name"])) is not None and _condition(known, "Failed"):
-            self.remove(job["metadata"]["name"])  # it is tried again: what it has learnt lies in its checkpoints
+        name = job["metadata"]["name"]
+        if (known := self._job(name)) is not None and _condition(known, "Failed"):
+            self.remove(name)  # it is tried again: what it has learnt lies in its checkpoints
+        if known is not None:
+            self._wait_until_gone(name)
         try:
             self._ask("create", self.objects.create_namespaced_custom_object, job)
-        except self.refused as error:
-            if error.status == 409:
-                return False
-            raise
+        except _KnownError:
+            return False
         return True
+
+    def _wait_until_gone(self, name: str) -> None:
+        """Nobody takes the end of a job that is on its way out for that of the next one of its name."""
+        until = time.monotonic() + self.gone
+        while (job := self._job(name)) is not None and job["metadata"].get("deletionTimestamp"):
+            if time.monotonic() > until:
+                holders = ", ".join(job["metadata"].get("finalizers") or ["nobody who says so"])
+                raise ClusterError(
+                    f"the TrainJob {name} was deleted {self.gone:g} s ago and is still there, held by {holders}: see "
+                    f"to its controller (kubectl get trainjob -n {self.namespace} {name} -o yaml), then run this again"
+                )
+            time.sleep(self.every)
 
     def follow(self, name: str, *, hours: float) -> None:
         """Wait until a job has ended well. One that failed is kept, to be looked at."""
+        print(f"waiting for the TrainJob {name} in {self.namespace}, {hours:g} hours at most", flush=True)
         until = time.monotonic() + hours * 3600
         while True:
             job = self._job(name)
@@ -184,27 +229,75 @@ class Cluster:
             return None
 
     def _ask(self, verb: str, call: Callable[..., Any], what: Any) -> Any:
-        """One request; a server that stumbles is asked again, one that refuses is quoted in our words."""
+        """One request; a server that stumbles or is away is asked again, one that refuses is quoted in our words."""
+        from urllib3.exceptions import HTTPError
+
+        def may_pass(error: BaseException) -> bool:
+            return isinstance(error, HTTPError | DeadlineError) or (
+                isinstance(error, self.refused) and error.status in PASSING
+            )
+
+        server = f"the API server at {self.objects.api_client.configuration.host}"
         retry = Retrying(
-            retry=retry_if_exception(lambda e: isinstance(e, self.refused) and e.status in (429, 500, 502, 503, 504)),
-            stop=stop_after_attempt(4), wait=wait_random_exponential(0.2, max=5), reraise=True,
+            retry=retry_if_exception(may_pass), stop=stop_after_delay(self.patience),
+            wait=wait_random_exponential(0.2, max=15), reraise=True, before_sleep=lambda state: log.warning(
+                "%s does not answer (%s); trying again for %.0f s", server, type(state.outcome.exception()).__name__,
+                self.patience - state.seconds_since_start,
+            ),
         )  # fmt: skip
+        place = (GROUP, VERSION, self.namespace, PLURAL, what)
         try:
-            return retry(call, GROUP, VERSION, self.namespace, PLURAL, what)
+            return retry(lambda: within(ANSWER, server, lambda: call(*place, _request_timeout=ANSWER)))
         except self.refused as error:
-            if error.status == 403:
-                raise ClusterError(
-                    f"this account may not {verb} {PLURAL}.{GROUP} in {self.namespace}: add the verb {verb} to its Role"
-                ) from error
-            if error.status == 404 and "the server could not find" in str(error.body):
-                raise ClusterError("the cluster knows no TrainJobs: install Kubeflow Trainer 2 there") from error
-            if error.status == 404:
-                raise _GoneError from error
-            raise
+            raise self._explained(verb, server, error) from error
+        except (HTTPError, DeadlineError) as error:
+            reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
+            raise ClusterError(
+                f"{server} gave no answer for {self.patience:g} s ({reason}): is it up, and does KUBECONFIG name it? "
+                f"Run this again to go on"
+            ) from error
+
+    def _explained(self, verb: str, server: str, error: Any) -> Exception:
+        """What a server refuses, by its status and its Status object; what is no object is a path it does not know."""
+        try:
+            told = json.loads(error.body or "")
+            kind, said = (told.get("details") or {}).get("kind", ""), " ".join(str(told.get("message", "")).split())
+        except (ValueError, AttributeError):
+            kind, said, told = "", "", None
+        quoted = f" It says: {said[:400]}" if said else ""
+        if error.status == 404 and told is None:
+            return ClusterError(
+                f"{server} knows no TrainJobs ({GROUP}/{VERSION}): install Kubeflow Trainer 2.2 or newer there"
+            )
+        if error.status == 404 and kind == "namespaces":
+            return ClusterError(
+                f"{server} has no namespace {self.namespace}: name one that is there in $WOVR_TRAINJOB, or create it"
+            )
+        if error.status == 404 and verb != "create":
+            return _GoneError()
+        if error.status == 409 and verb == "create":
+            return _KnownError()
+        if error.status == 401:
+            return ClusterError(
+                f"{server} does not know who asks: log in anew, or mend the token of KUBECONFIG.{quoted}"
+            )
+        if error.status == 403 and "exceeded quota" not in said and "denied the request" not in said:
+            return ClusterError(
+                f"this account may not {verb} {PLURAL}.{GROUP} in {self.namespace}: add the verb {verb} to its Role."
+                f"{quoted}"
+            )
+        return ClusterError(
+            f"{server} refused to {verb} a TrainJob in {self.namespace} ({error.status} {error.reason}): mend what it "
+            f"names, in $WOVR_TRAINJOB or on the cluster.{quoted}"
+        )
 
 
 class _GoneError(Exception):
     """There is no such job."""
+
+
+class _KnownError(Exception):
+    """There is such a job already."""
 
 
 def _condition(job: Mapping[str, Any], kind: str) -> dict[str, Any] | None:

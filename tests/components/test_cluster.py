@@ -27,7 +27,7 @@ def double():
 
 @pytest.fixture
 def jobs(double: Double) -> Cluster:
-    return Cluster("robots", api=ApiClient(Configuration(host=double.url)), every=0.05)
+    return Cluster("robots", api=ApiClient(Configuration(host=double.url)), every=0.05, patience=5, gone=0.5)
 
 
 @pytest.fixture
@@ -125,6 +125,6 @@ def test_an_api_server_that_stumbles_is_asked_again_and_one_that_refuses_is_quot
     double.answers = [200, 403]
     with pytest.raises(ClusterError, match="add the verb create to its Role"):
         jobs.submit({"metadata": {"name": "another"}})
-    double.answers = [404]
+    double.installed = False
     with pytest.raises(ClusterError, match="install Kubeflow Trainer"):
         jobs.submit({"metadata": {"name": "another"}})
