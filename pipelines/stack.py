@@ -52,7 +52,7 @@ class Stack:
 
         What runs is left alone. `tell` is handed a few words about what is being waited for.
         """
-        with self._alone():
+        with self._alone(tell):
             wanted = self._with_needs(services)
             starting = [server for server in wanted if not self.pids(server.name)]
             for server in starting:
@@ -73,7 +73,7 @@ class Stack:
         chosen = _named(services)
         if not self.folder.exists():
             return
-        with self._alone():
+        with self._alone(tell):
             for server in reversed(chosen):
                 tell(f"stopping {server.name}")
                 self._stop(server)
@@ -81,7 +81,9 @@ class Stack:
     def kill(self, service: str) -> None:
         """End a server as a crash would, at once and with nothing tidied up."""
         (server,) = _named([service])
+        killed = time.monotonic()
         while self._signal(server, signal.SIGKILL):
+            self._give_up(server, killed)
             time.sleep(0.02)
 
     def status(self, services: Collection[str] = SERVICES) -> list[Health]:
@@ -203,8 +205,15 @@ class Stack:
         while self.pids(server.name):
             if time.monotonic() - begun > STOP:
                 self._signal(server, signal.SIGKILL)
+            self._give_up(server, begun + STOP)
             time.sleep(0.1)
         return ran
+
+    def _give_up(self, server: Server, killed: float) -> None:
+        """A process that waits for its disk cannot be killed, and is not waited for without end."""
+        if time.monotonic() - killed > STOP:
+            pids = ", ".join(map(str, self.pids(server.name)))
+            raise StackError(f"{server.name} was killed {STOP} s ago and still runs as {pids}: see what holds it")
 
     def _signal(self, server: Server, number: signal.Signals) -> bool:
         pids = self.pids(server.name)
@@ -217,11 +226,23 @@ class Stack:
         return f"WOVR_STACK={self.folder}:{service}"
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Two commands at once would start everything twice: the second waits."""
+    def _alone(self, tell: Callable[[str], object]) -> Iterator[None]:
+        """Two commands at once would start everything twice: the second waits, and says so."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            until = time.monotonic() + len(SERVICES) * (START + 2 * STOP)
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > until:
+                        raise StackError(
+                            f"another `wovr stack` has been at work in {self.folder} all the while: end it, then run "
+                            f"this again"
+                        ) from error
+                tell(f"waiting for another `wovr stack` in {self.folder}")
+                time.sleep(0.2)
             yield
 
 

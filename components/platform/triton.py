@@ -34,7 +34,8 @@ from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
 from wovr_core.world_model.model import ActionStatistics
 
-LOADING = 600.0  # seconds that loading a version may take
+LOADING = 600.0  # seconds that loading or unloading a version may take
+SOON_ENOUGH = 10.0  # seconds for an answer about how it is
 GONE = 15.0  # seconds after which a version that Triton does not know is taken for gone
 IDLE = 3600.0  # seconds after which nobody is thought to ask an old version any more
 UNKNOWN, STUB = "Request for unknown model", "stub process"  # what Triton says of a version; of its dead process
@@ -220,7 +221,7 @@ def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward:
     new = name not in versions(repository)
     changed = _publish(cfg, repository / name, served, {"world_model": world_model, "reward": reward})
     try:
-        if changed or not connection.is_model_ready(name):
+        if changed or not connection.is_model_ready(name, client_timeout=SOON_ENOUGH):
             # returns when it is loaded; versions that are loaded serve on meanwhile
             connection.load_model(name, client_timeout=LOADING)
         _check(cfg, url, name, world_model, reward)
@@ -260,7 +261,7 @@ def versions(repository: Path) -> list[str]:
 def _idle(connection: grpc.InferenceServerClient, version: str) -> float:
     """Seconds since a version was asked last; infinite for one that is not loaded."""
     try:
-        told = connection.get_inference_statistics(version, as_json=True, client_timeout=10)["model_stats"][0]
+        told = connection.get_inference_statistics(version, as_json=True, client_timeout=SOON_ENOUGH)["model_stats"][0]
     except InferenceServerException:
         return float("inf")
     return time.time() - int(told.get("last_inference", 0)) / 1000
@@ -268,7 +269,7 @@ def _idle(connection: grpc.InferenceServerClient, version: str) -> float:
 
 def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
     try:
-        ready = connection.is_server_ready(client_timeout=10)
+        ready = connection.is_server_ready(client_timeout=SOON_ENOUGH)
     except InferenceServerException as error:
         raise ServingError(
             f"no Triton server answers at {url} ({_words(error)}): `wovr stack up` starts one on this machine"
@@ -306,7 +307,7 @@ def _publish(cfg: Serve, place: Path, served: dict[str, str], parts: dict[str, P
 def _withdraw(connection: grpc.InferenceServerClient, place: Path) -> None:
     """What it has begun to answer it still answers."""
     with suppress(InferenceServerException):
-        connection.unload_model(place.name)
+        connection.unload_model(place.name, client_timeout=LOADING)
     shutil.rmtree(place, ignore_errors=True)  # another deployment may be at it, too
 
 
