@@ -333,6 +333,7 @@ def _tell(run: "Run") -> None:
     """Base and final success for real, the verdict, and where the evidence lies."""
     from pipelines.record import read_made
     from wovr_core.artifacts import Kind
+    from wovr_core.steps.facts import VerdictFacts, WorldModelFacts
 
     verdict, world_model = run.artifact("judge", "verdict"), run.artifact("train-world-model", "fitted")
     if verdict is None and (look := run.tasks.get("look-for-change")):
@@ -343,10 +344,11 @@ def _tell(run: "Run") -> None:
     if verdict is None:
         if world_model is None:
             raise FileNotFoundError(f"{run.folder} holds no run that has come this far: wovr run CONFIG")
-        reason = read_made(world_model, Kind.WORLD_MODEL).summary["reason"]
+        reason = read_made(world_model, Kind.WORLD_MODEL).summarised(WorldModelFacts, world_model).reason
         console.print(f"\n[bold]stopped[/] before any RL: the world model cannot be trusted ({escape(reason)})")
         return
-    said = read_made(verdict, Kind.VERDICT).summary
+    judged = read_made(verdict, Kind.VERDICT)
+    said, _ = judged.summary, judged.summarised(VerdictFacts, verdict)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows = {"base policy": "baseline", "champion": "champion", "final policy": "candidate"}
     for name, role in rows.items():

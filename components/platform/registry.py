@@ -31,6 +31,7 @@ from components.platform.promotions import (
 from components.platform.tracking import Row, experiment_named, open_client, rows_of, send
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
 from wovr_core.settings import Promote
+from wovr_core.steps.facts import VerdictFacts
 
 __all__ = ["Promotion", "PromotionError", "adopt", "promote_policy", "rollback"]
 
@@ -75,6 +76,7 @@ def promote_policy(
         "report": read_manifest(report, Kind.REPORT),
     }
     _refuse_strangers(manifests)
+    manifests["verdict"].summarised(VerdictFacts, verdict)  # "no" is not to promote anything
     said = manifests["verdict"].summary
     client = open_client()
     promotions = Promotions(client, cfg.model, cfg.alias)

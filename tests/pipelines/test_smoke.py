@@ -11,6 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.record import Run
+from wovr_core.artifacts import digest_at, read_manifest
+from wovr_core.artifacts.manifest import MANIFEST
+from wovr_core.settings import Settings
+from wovr_core.steps.report import PHASES, write_report
+
 CHECKOUT = Path(__file__).parents[2]
 SMOKE = CHECKOUT / "pipelines" / "configs" / "tabletop-smoke.yaml"
 
@@ -56,6 +62,20 @@ def test_a_run_that_fails_and_then_is_killed_goes_on_where_it_was(tmp_path):
     assert not {"refit-world-model", "improve-again"} & settled.keys(), "no success can rise by 200 points"
     assert "promote:" in said or "hold:" in said
     assert "rises no more" in (out / "report.html").read_text()
+    run = Run.read(out)
+    page = run.artifact("write-report", "report")
+    assert digest_at(page) == digest_at(written_again(page, run, config, tmp_path / "again"))
+
+
+def written_again(page: Path, run: Run, config: Path, out: Path) -> Path:
+    """The report, from the artifacts it was made from: neither clock nor path nor chance may be in it."""
+    outputs = [Path(str(value)) for task in run.tasks.values() for value in task.outputs.values()]
+    known = {digest_at(path): path for path in outputs if (path / MANIFEST).exists()}
+    origin = {role: known[digest] for role, digest in read_manifest(page).made_from.items()}
+    lists = {name: [origin[f"{name}_0"]] for name in PHASES}
+    single = {name: origin[name] for name in ("evaluation", "verdict", "demonstrations", "chosen")}
+    write_report(Settings.load(config).task, **lists, **single, out=out)
+    return out
 
 
 def start(config: Path, out: Path) -> subprocess.Popen:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wovr_core.artifacts.conventions import Conventions, Imported, Pictures, success_of, upright
 from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, check_size, in_our_words, numbers
-from wovr_core.artifacts.manifest import ArtifactError
+from wovr_core.artifacts.manifest import ArtifactError, refuse_pointer
 from wovr_core.trajectory import DOWN, Episode, from_down
 
 CAMERAS: dict[str, Pictures] = {"agentview_rgb": "libero", "agentview_image": "upright"}  # LIBERO's name, robomimic's
@@ -209,6 +209,8 @@ def _open(path: Path, mode: str) -> Any:
         import h5py
     except ImportError as error:
         raise ArtifactError("HDF5 files want h5py: pip install h5py, or make libero") from error
+    if mode == "r" and path.is_file():
+        refuse_pointer(path)
     try:
         return h5py.File(path, mode)
     except OSError as error:

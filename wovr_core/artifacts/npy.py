@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from wovr_core.artifacts.conventions import Conventions, Imported, success_of, upright
 from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, check_size, in_our_words, numbers
-from wovr_core.artifacts.manifest import ArtifactError
+from wovr_core.artifacts.manifest import ArtifactError, refuse_pointer
 from wovr_core.trajectory import from_down
 
 POSES = ("init_ee_pose", "abs_action")  # where the hand is, then how it is turned, a rotation vector
@@ -103,6 +103,7 @@ def _value(frame: dict[Any, Any], name: str, where: str) -> np.ndarray:
 def read_objects(path: Path) -> np.ndarray:
     """An array of Python objects, if they are data and nothing else."""
     with in_our_words(str(path)):
+        refuse_pointer(path)
         check_size(str(path), "a file", path.stat().st_size)
         file = BytesIO(path.read_bytes())
         version = npy.read_magic(file)

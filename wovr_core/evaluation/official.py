@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from wovr_core.artifacts.manifest import refuse_pointer
 from wovr_core.evaluation.perceptual import ExtractorError, frechet
 
 KINDS = ("lpips", "fid", "fvd")
@@ -35,6 +36,7 @@ class Official:
                 raise ExtractorError(f"--official {one}: write KIND=FILE@SHA256, with KIND one of {', '.join(KINDS)}")
             if not Path(path).is_file():
                 raise ExtractorError(f"--official {kind}: there is no file {path}")
+            refuse_pointer(Path(path))
             if (found := sha256(Path(path).read_bytes()).hexdigest()) != digest.lower():
                 raise ExtractorError(
                     f"--official {kind}: {path} has the SHA-256 {found}, not {digest}: it is run only if it is the one "

@@ -195,3 +195,15 @@ class EvaluateFacts(Facts):
     """Of the settings of an evaluation, which need not be one of ours."""
 
     confidence: Annotated[float, Field(gt=0, lt=1)] = Evaluate().confidence
+
+
+class VerdictFacts(Facts):
+    """Of a Verdict artifact: what promotion goes by, and tells."""
+
+    promote: bool
+    reason: str
+    candidate: Rate
+    baseline: Rate
+    difference: float
+    low: float
+    high: float
