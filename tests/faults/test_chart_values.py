@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pipelines.catalogue import PIPELINES
+from pipelines.submit import ClusterError, six_fields
 from tests.charts.test_chart import CHART, CUSTOM, EXTERNAL, KUBERNETES, SETS
 from tests.faults.harness import FUZZ
 from wovr_core.settings import Settings
@@ -356,6 +357,12 @@ def test_a_cron_that_kubeflow_would_refuse_or_never_reach_is_refused(text):
     refused(cron(text), "schedule.cron", CRONS[text])
 
 
+@pytest.mark.parametrize("text", [text for text, reason in CRONS.items() if reason != "six fields"])
+def test_wovr_schedule_refuses_the_same_crons(text):
+    with pytest.raises(ClusterError):
+        six_fields(text)
+
+
 RIGHT: dict[str, dict[str, Any]] = {
     "cores and a half": {"mlflow": block(cpu="1.5", cpu_limit="2")},
     "cores as a number": {"mlflow": block(cpu=1.5, cpu_limit=2)},
@@ -396,6 +403,8 @@ RIGHT: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", RIGHT)
 def test_what_a_server_takes_is_rendered(case):
     check(rendered(merged(EVERYTHING, RIGHT[case])))
+    if text := RIGHT[case].get("schedule", {}).get("cron"):
+        assert six_fields(text) == text, "wovr schedule takes it, too"
 
 
 @pytest.mark.parametrize(
