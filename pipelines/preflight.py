@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.platform.storage import Storage, StorageError
-from components.platform.tracking import TrackingError, check_tracking, sqlite_uri
+from components.platform.tracking import TrackingError, check_tracking, database_of, sqlite_uri
 from pipelines.catalogue import pipeline_named
 from pipelines.doctor import available_memory
 from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError
@@ -46,7 +46,7 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain")
     from wovr_core.envs.libero import LiberoError, check_installed
 
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve().parent / "mlflow.db")
-    looks = [lambda: _writable(folder), lambda: check_tracking(uri, experiments=[settings.promote.model])]
+    looks = [lambda: _writable(folder), lambda: _registry(settings, uri, pipeline)]
     if pipeline == "posttrain":
         looks.append(lambda: _memory(settings))
     if pipeline == "franka":
@@ -55,6 +55,16 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain")
         looks.append(check_installed)
     if wrong := _complaints(looks, (PreflightError, TrackingError, StorageError, LiberoError)):
         raise PreflightError("\n".join(wrong))
+
+
+def _registry(settings: Settings, uri: str, pipeline: str) -> None:
+    """MLflow can be used, and the champion there, if any, is one that a candidate can be tried beside."""
+    check_tracking(uri, experiments=[settings.promote.model])
+    database = database_of(uri)
+    if pipeline == "posttrain" and (database is None or database.exists()):
+        from components.platform.champion import check_champion  # which takes seconds
+
+        check_champion(settings.promote, settings.task, uri)
 
 
 def _complaints(looks: list[Callable[[], None]], expected: tuple[type[Exception], ...]) -> list[str]:

@@ -4,10 +4,12 @@ A promoted policy's run holds, under `learnt_in/`, the world model it last dream
 episodes both were made from. Their digests are tags of the version, and what comes back is checked against them.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -23,7 +25,7 @@ from components.platform.tracking import (
 )
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.artifacts.manifest import put_in_place
-from wovr_core.settings import Promote
+from wovr_core.settings import Promote, Task
 
 KEPT = {
     "evaluation": Kind.EVALUATION,
@@ -89,6 +91,25 @@ def find_champion(cfg: Promote, *, candidate: Path, baseline: Path) -> str:
         return ""
     digest = _vouched(client.get_model_version(cfg.model, number), cfg)
     return digest if digest not in (mine, base) else ""
+
+
+def check_champion(cfg: Promote, task: Task, uri: str = "") -> None:
+    """Refuse to learn a candidate that could not be tried beside the champion, which is another task's."""
+    client = open_client(uri)
+    number = version_at(client, cfg.model, cfg.alias)
+    if number is None:
+        return
+    found = client.get_model_version(cfg.model, number)
+    _vouched(found, cfg)
+    with TemporaryDirectory() as folder:
+        file = client.download_artifacts(str(found.run_id), "policy/artifact/policy.json", folder)
+        shape = json.loads(Path(file).read_text())
+    sizes = {name: getattr(task, name) for name in ("action_dim", "image_size", "chunk")}
+    if wrong := [f"{name} {shape[name]}, not {size}" for name, size in sizes.items() if shape.get(name, size) != size]:
+        raise PromotionError(
+            f"version {number} of {cfg.model} is {cfg.alias} and does not fit the task: it has {', '.join(wrong)}. "
+            f"Choose another promote.model for this task, as no candidate could be compared with it"
+        )
 
 
 def fetch_policy_to_beat(cfg: Promote, *, champion: str, baseline: Path, policy: Path) -> None:

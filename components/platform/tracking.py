@@ -249,12 +249,12 @@ def send(client: "MlflowClient", run_id: str, rows: Sequence[Row]) -> None:
         client.log_batch(run_id, metrics=[Metric(*row) for row in rows[start : start + BATCH]])
 
 
-def open_client() -> "MlflowClient":
-    """The tracking server of $MLFLOW_TRACKING_URI, or a database file under `runs/`."""
+def open_client(uri: str = "") -> "MlflowClient":
+    """The tracking server of this address or of $MLFLOW_TRACKING_URI, or a database file under `runs/`."""
     from mlflow import MlflowClient
 
-    refuse_a_pod_of_its_own()
-    uri = tracking_uri()
+    refuse_a_pod_of_its_own(uri)
+    uri = uri or tracking_uri()
     if (database := database_of(uri)) is None:
         for name, value in RETRIES.items():
             os.environ.setdefault(name, value)

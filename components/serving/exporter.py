@@ -18,11 +18,13 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from components.platform.deadline import within
 from components.platform.promotions import CHAMPION, Promotions, version_at
-from components.platform.tracking import EXPERIMENT, open_client
+from components.platform.tracking import EXPERIMENT, UNSEEN, open_client
 
 FRESH = 10.0  # seconds that an answer of MLflow is good for
 LOG = ".promotions"  # how the name of a log ends, after the model's
+DEADLINE = 30.0  # seconds in which MLflow has answered everything, or counts as away
 NEWEST = 50  # runs that are looked through for the newest of each task
 TOLD = {  # what MLflow calls it (of which task), and what Prometheus does
     ("grpo", "grpo/imagined_success"): ("wovr_grpo_imagined_success_ratio", "Success in dreams, newest update"),
@@ -56,7 +58,7 @@ class MlflowCollector(Collector):
     def _ask(self) -> list[Metric]:
         up = GaugeMetricFamily("wovr_mlflow_up", "Does MLflow answer")
         try:
-            found = [*self._trainings(), *self._registry()]
+            found = within(DEADLINE, "MLflow", lambda: [*self._trainings(), *self._registry()])
             up.add_metric([], 1)
         except Exception as error:  # away, or not what it was: said in a metric, and once in the log
             log.warning("MLflow does not answer (%s)", type(error).__name__)
@@ -65,7 +67,7 @@ class MlflowCollector(Collector):
         return [up, *found]
 
     def _trainings(self) -> Iterator[Metric]:
-        experiment = self.client.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+        experiment = self.client.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
         newest: dict[str, Run] = {}
         if experiment is not None:
             for run in self.client.search_runs(
@@ -155,6 +157,8 @@ class MlflowCollector(Collector):
 
 def serve_metrics(model: str | None = None, *, port: int, address: str) -> None:
     """Answer Prometheus until told to stop."""
+    for name, value in UNSEEN.items():
+        os.environ.setdefault(name, value)  # asked again soon enough, when Prometheus asks again
     registry = CollectorRegistry()
     registry.register(MlflowCollector(model))
     _, thread = start_http_server(port, address, registry)

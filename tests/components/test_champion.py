@@ -1,18 +1,20 @@
 """A candidate dethrones the champion by beating it, on the same states, and by nothing else. Against a real MLflow."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from components.platform.champion import fetch_policy_to_beat, find_champion
+from components.platform.champion import check_champion, fetch_policy_to_beat, find_champion
 from components.platform.promotions import PromotionError, version_at
 from components.platform.registry import promote_policy
 from components.platform.tracking import open_client, sqlite_uri
+from pipelines import preflight
 from tests.components.test_registry import RATE, run_of
 from wovr_core.artifacts import ArtifactError, Kind, load_table, read_manifest, writing
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
-from wovr_core.settings import Evaluate, Promote, Task
+from wovr_core.settings import Evaluate, Promote, Settings, Task
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.facts import Trial
 from wovr_core.steps.models import save_policy
@@ -123,6 +125,20 @@ def test_a_champion_of_another_task_is_refused_before_anything_is_tried(wrong, t
     ((name, value),) = wrong.items()
     with pytest.raises(ArtifactError, match=rf"champion .*{name}.*{value}.*another promote\.model"):
         evaluate_policies(EVALUATE, TASK, candidate=candidate, baseline=base, champion=champion, out=tmp_path / "out")
+
+
+def test_a_champion_of_another_task_is_told_before_anything_is_learnt(cfg, tmp_path):
+    check_champion(cfg, TASK)  # nobody is champion
+    base, champion = policy(tmp_path / "base", 0), policy(tmp_path / "champion", 1)
+    promote_policy(cfg, **judged(tmp_path / "1", champion, base, promote=True))
+    check_champion(cfg, TASK)
+    with pytest.raises(PromotionError, match=r"version 1 .*image_size 16, not 48.*another promote\.model"):
+        check_champion(cfg, Task())
+    settings = Settings(promote=cfg)
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    with pytest.raises(PromotionError, match="image_size 16, not 48"):
+        preflight._registry(settings, uri, "posttrain")
+    preflight._registry(settings, uri, "retrain")
 
 
 def test_a_champion_registered_by_hand_is_told_and_what_to_do(cfg, tmp_path):

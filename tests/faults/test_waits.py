@@ -17,6 +17,7 @@ from components.platform.deadline import DeadlineError, within
 from components.platform.notify import notify
 from components.platform.s3 import Bucket, StorageError
 from components.platform.tracking import TrackingError, following, open_client
+from components.serving import exporter
 from tests.faults.harness import deadline
 
 
@@ -102,6 +103,14 @@ def test_mlflow_that_does_not_answer_is_told_by_name(answer, drips, monkeypatch,
             open_client().get_experiment_by_name("wovr")
     assert "s3cr3t" not in str(error.value)
     assert answer == "dead" or "waiting for MLflow at http://127" in caplog.text
+
+
+def test_an_mlflow_that_drips_is_away_to_prometheus(drips, monkeypatch):
+    monkeypatch.setattr(exporter, "DEADLINE", 0.5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", drips(HEADERS))
+    with deadline(5, "a scrape"):
+        (up,) = exporter.MlflowCollector().collect()
+    assert [sample.value for sample in up.samples] == [0]
 
 
 def test_a_dead_mlflow_is_given_up_on_within_a_minute_unless_the_environment_asks_otherwise(monkeypatch):
