@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.faults.harness import FUZZ, deadline
-from tests.steps.conftest import SHAPE, TASK
+from components.platform.registry import promote_policy
+from tests.faults.harness import FUZZ, deadline, refused, wovr
+from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL
 from tests.steps.conftest import own_scratch as own_scratch
 from tests.steps.conftest import shelf as shelf
 from tests.steps.test_bad_input import GRPO, run
@@ -25,16 +26,18 @@ from tests.toys import an_episode
 from wovr_core.artifacts import ArtifactError, Kind, digest_at, read_manifest, save_weights, write_episodes, writing
 from wovr_core.envs.splits import Split
 from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.settings import Evaluate, Policy, SettingsError
+from wovr_core.settings import Evaluate, Policy, Promote, SettingsError
 from wovr_core.steps.evaluate import evaluate_policies
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.models import open_policy
 from wovr_core.steps.policy import clone_base_policy
+from wovr_core.steps.world_model import train_world_model
 from wovr_core.training.loop import TrainingError
 from wovr_core.world_model.model import ActionStatistics
 from wovr_core.world_model.windows import Footage
 
 NAN = float("nan")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 READER = {  # a step that reads it
     "policy": "grpo", "world_model": "reward", "reward": "grpo", "keyframes": "grpo", "evaluation": "judge",
     "episodes": "keyframes",
@@ -166,8 +169,7 @@ BAD = {
     "weights that are gone": ("policy", gone("policy.safetensors"), "there is no policy.safetensors"),
     "weights cut short": ("policy", text("policy.safetensors", b"\x08\0\0\0\0\0\0\0{"), "is corrupted"),
     "a pointer for weights": (
-        "policy", text("policy.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
-        "policy.safetensors is a pointer of Git LFS",
+        "policy", text("policy.safetensors", POINTER), "policy.safetensors is a pointer of Git LFS",
     ),
     # facts
     "a giant": ("policy", facts("policy", hidden=10**9), "(8, 72), not (1000000000, 72)"),
@@ -302,6 +304,39 @@ def test_snapshots_are_opened_before_anything_is_tried(shelf, tmp_path, monkeypa
             Evaluate(episodes=4), TASK, candidate=shelf / "policy", baseline=shelf / "policy", out=tmp_path / "out",
             snapshots=(bad,),
         )  # fmt: skip
+
+
+def test_shipped_weights_that_were_not_fetched_are_named(shelf, tmp_path, monkeypatch):
+    (tmp_path / "tabletop-play").mkdir()
+    (tmp_path / "tabletop-play" / "weights.safetensors").write_text(POINTER)
+    monkeypatch.setattr("wovr_core.steps.dreamer.PRETRAINED", tmp_path)
+    cfg = WORLD_MODEL.model_copy(update={"pretrained": "tabletop-play"})
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors is a pointer of Git LFS.*git lfs pull"):
+        train_world_model(cfg, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["one.hdf5", "one.npy"])
+def test_episodes_that_were_not_fetched_are_named(name, tmp_path):
+    pytest.importorskip("h5py")
+    (tmp_path / name).write_text(POINTER)
+    options = ["--out", str(tmp_path / "out"), "--steps", "48", "--pictures", "upright"]
+    answer = wovr("episodes", "import", str(tmp_path / name), *options)
+    refused(answer, "pointer of Git LFS", name)
+
+
+def test_a_verdict_that_says_no_in_words_promotes_nothing(shelf, tmp_path):
+    ports = {"policy": shelf / "policy"}
+    for name, kind, made_from in (
+        ("evaluation", Kind.EVALUATION, {"candidate": "policy"}),
+        ("verdict", Kind.VERDICT, {"evaluation": "evaluation"}),
+        ("report", Kind.REPORT, {}),
+    ):
+        ports[name] = tmp_path / name
+        origin = {role: ports[other] for role, other in made_from.items()}
+        with writing(ports[name], kind, settings={}, made_from=origin) as draft:
+            draft.summary |= {"promote": "no", "reason": "held"}
+    with pytest.raises(ArtifactError, match="promote is 'no', input should be a valid boolean"):
+        promote_policy(Promote(), **ports)
 
 
 # ------------------------------------------------------------------------------------------------------ places
