@@ -266,9 +266,10 @@ class Attendant:
 
 
 def run_name(folder: Path) -> str:
-    """Under which MLflow and S3 know a run: two people's runs/tabletop are two runs."""
+    """Under which MLflow and S3 know a run: two people's runs/tabletop are two runs, and so are a run and its copy."""
     place = sha256(f"{gethostname()}:{folder}".encode()).hexdigest()[:6]
-    return os.environ.get("WOVR_RUN", f"{re.sub(r'[^a-zA-Z0-9_.-]', '-', folder.name)}-{place}")
+    chosen = os.environ.get("WOVR_RUN") or f"{folder.name[:100]}-{place}"
+    return re.sub(r"[^a-zA-Z0-9_.-]", "-", chosen)
 
 
 def _environment(folder: Path) -> dict[str, str]:

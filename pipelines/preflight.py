@@ -46,6 +46,7 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain")
     from wovr_core.envs.libero import LiberoError, check_installed
 
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve().parent / "mlflow.db")
+    _nameable(folder)
     looks = [lambda: _writable(folder), lambda: _registry(settings, uri, pipeline)]
     if pipeline == "posttrain":
         looks.append(lambda: _memory(settings))
@@ -134,6 +135,17 @@ def _parameters(settings: Settings) -> int:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that nothing is copied to weights that are not there
         return sum(weight.numel() for weight in new_world_model(settings.world_model, settings.task).parameters())
+
+
+def _nameable(folder: Path) -> None:
+    """kfp hands paths on as text, in which it looks for placeholders; any other letters will do."""
+    path = os.fsencode(folder.absolute())
+    try:
+        fault = "holds '{{$', which Kubeflow reads as a placeholder" if "{{$" in path.decode() else ""
+    except UnicodeDecodeError:
+        fault = "is not UTF-8"
+    if fault:
+        raise PreflightError(f"the run's folder {ascii(path)[1:]} {fault}. Choose another with --out")
 
 
 def _writable(folder: Path) -> None:

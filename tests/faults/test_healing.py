@@ -1,11 +1,14 @@
 """What is broken, lost, moved or copied of a run: the next `wovr run` makes it whole, and only that."""
 
+import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from pipelines import cli, forked, local, preflight
+from pipelines.local import run_name
 from pipelines.record import Finished, Run
 from tests.faults.harness import Answer, refused, wovr
 from tests.faults.toy_pipeline import toy
@@ -21,6 +24,7 @@ class Toys:
 
     def run(self, folder: Path, *words: str) -> Answer:
         with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("WOVR_RUN", raising=False)
             patch.setattr(local, "pipeline_named", lambda name: lambda settings: toy)
             patch.setattr(cli, "_tell", lambda run: None)
             patch.setattr(preflight, "check_machine", lambda *_: None)
@@ -175,3 +179,27 @@ def test_report_and_curve_of_a_broken_run_say_that_run_mends_it(damage, complain
 def test_report_and_curve_of_a_run_whose_record_is_damaged_say_so(text, words, tmp_path):
     (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
     refused(wovr(*words, str(tmp_path)), "run.json is damaged", "the same `wovr run` writes it anew")
+
+
+@pytest.mark.parametrize(
+    "name", ["a?b#c%41 d'e\"f[red]g$h&i;j{{k}} ümlaut 桌 m:n,o=p\\q`r`", "--l", "s\nt\t", "u" * 255]
+)
+def test_a_run_may_lie_in_a_folder_of_any_name(name, toys, finished, tmp_path):
+    folder = tmp_path / "odd" / name
+    folder.parent.mkdir()
+    finished.rename(folder)
+    truncate(Run.read(folder).artifact("draw", "numbers"))
+    answer = toys.run(folder)
+    assert answer.exit_code == 0, answer.text
+    assert toys.ran() == ["draw"]
+    assert Run.read(folder).artifact("draw", "numbers").is_relative_to(folder)
+    assert [path.name for path in folder.parent.iterdir()] == [name], "nothing beside it"
+    assert re.fullmatch(r"[a-zA-Z0-9_.-]{1,110}", run_name(folder))
+
+
+@pytest.mark.parametrize(("name", "fault"), [(b"\xff\xfe", "is not UTF-8"), (b"a{{$.b}}", "placeholder")])
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_runs(name, fault, monkeypatch, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    monkeypatch.setattr(preflight, "check_tracking", lambda *_, **__: None)
+    refused(wovr("run", "tabletop-smoke", "--out", str(folder)), fault, "--out")
+    assert not folder.exists()
