@@ -15,9 +15,11 @@ from pathlib import Path
 
 import docker
 from docker.errors import DockerException, ImageNotFound, NotFound
+from requests.exceptions import RequestException
 
 from components import images
 
+PATIENCE = 120  # seconds for a container that only says which code it holds
 RUN = "wovr.run"  # the label that says to which run's folder a container belongs
 # waits for the end of the run, that is of its own input, and removes what the run could not
 REAPER = """
@@ -75,7 +77,7 @@ class Containers:
                 code = container.wait()["StatusCode"]
             finally:
                 _remove(container)
-        except DockerException as error:
+        except (DockerException, RequestException) as error:
             raise ContainerError(f"the container engine could not run a task in {self.image}: {error}") from error
         return 128 - code if code > 128 else code
 
@@ -128,13 +130,25 @@ def _examine(client: docker.DockerClient, image: str) -> None:
     ask = ["python", "-c", "from components.images import code; print(code())"]
     try:
         client.images.get(image)
-        holds = client.containers.run(image, ask, remove=True, network_mode="none", **confined()).decode().strip()
+        probe = client.containers.run(image, ask, detach=True, network_mode="none", **confined())
+        try:
+            code = probe.wait(timeout=PATIENCE)["StatusCode"]
+            holds = probe.logs(stdout=True, stderr=bool(code)).decode().strip()
+        finally:
+            _remove(probe)
     except ImageNotFound as error:
         raise ContainerError(
             f"the Docker engine has no image {image}: `make images` builds it, $WOVR_IMAGE names another"
         ) from error
     except DockerException as error:
         raise ContainerError(f"the image {image} cannot be used: {error}; `make images` builds it anew") from error
+    except RequestException as error:
+        raise ContainerError(
+            f"the Docker engine did not run a container of {image} within {PATIENCE} s: see whether it is well "
+            f"(`docker ps`), or do without: `--runner subprocess`"
+        ) from error
+    if code:
+        raise ContainerError(f"the image {image} cannot be used: {holds[-500:]}; `make images` builds it anew")
     if holds != (ours := images.code()):
         raise ContainerError(
             f"the image {image} was built from other code ({holds}) than this checkout's ({ours}): `make images` "

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,25 @@ def find_config(config: str) -> Path:
             raise SettingsError(f"there is no settings file {config}, and none of that name among: {known}")
         return path
     return named
+
+
+@contextmanager
+def waiting(words: str) -> Iterator[Callable[[str], object]]:
+    """Say what is waited for: in place on a terminal, elsewhere in a line when that changes or a minute has passed."""
+    if console.is_terminal:
+        with console.status(words) as spinner:
+            yield spinner.update
+        return
+    last, when = "", time.monotonic()
+
+    def tell(words: str) -> None:
+        nonlocal last, when
+        what, now = words.partition(" (")[0], time.monotonic()  # without the seconds
+        if what != last or now - when >= 60:
+            console.print(escape(words), soft_wrap=True)
+            last, when = what, now
+
+    yield tell
 
 
 @contextmanager

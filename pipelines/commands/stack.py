@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.terminal import console, plainly
+from pipelines.terminal import console, plainly, waiting
 
 app = typer.Typer(
     no_args_is_help=True, help="S3, MLflow and Triton on this machine: real servers, for one person's work and tests."
@@ -27,8 +27,8 @@ def stack_up(services: Services = None, folder: Folder = Path(".stack")) -> None
     with plainly():
         from pipelines.stack import SERVICES, Stack
 
-        with console.status("starting") as spinner:
-            Stack(folder).up(services or SERVICES, tell=spinner.update)
+        with waiting("starting") as tell:
+            Stack(folder).up(services or SERVICES, tell=tell)
         _tell_stack(folder, services)
         console.print(f"to use it: set -a; . {folder}/env; set +a", soft_wrap=True)
 
@@ -39,8 +39,8 @@ def stack_down(services: Services = None, folder: Folder = Path(".stack")) -> No
     with plainly():
         from pipelines.stack import SERVICES, Stack
 
-        with console.status("stopping") as spinner:
-            Stack(folder).down(services or SERVICES, tell=spinner.update)
+        with waiting("stopping") as tell:
+            Stack(folder).down(services or SERVICES, tell=tell)
         console.print(f"stopped; data and logs stay in {folder}", soft_wrap=True)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines import terminal
 from wovr_core.training import progress
 from wovr_core.training.loop import train
 from wovr_core.training.progress import Work, counting, duration, lines
@@ -100,6 +101,18 @@ def test_nobody_reading_any_more_ends_no_training():
         time.sleep(0.05)
         advance(2)
     assert work.done == 2
+
+
+def test_what_a_command_waits_for_is_said_without_a_terminal_when_it_changes(capsys, no_terminal):
+    now = [0.0]
+    no_terminal.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.waiting("starting") as tell:
+        for now[0] in range(0, 70, 5):
+            tell(f"waiting for s3 ({now[0]} s)")
+        tell("waiting for mlflow (0 s)")
+    assert capsys.readouterr().out.splitlines() == [
+        "waiting for s3 (0 s)", "waiting for s3 (60 s)", "waiting for mlflow (0 s)",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("term", "bar"), [("xterm", True), ("dumb", False)])

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import docker
 import pytest
 from docker.errors import DockerException
+from requests.exceptions import ReadTimeout
 
 from components import images
 from pipelines import containers
@@ -146,3 +148,26 @@ def wait_until(happens, *, seconds: float) -> None:
     while not happens():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.1)
+
+
+def hang(timeout: float) -> None:
+    raise ReadTimeout(f"nothing came for {timeout} s")
+
+
+@pytest.mark.parametrize(
+    ("wait", "complaint"),
+    [
+        (lambda timeout: {"StatusCode": 1}, r"cannot be used: no module; `make images`"),
+        (hang, r"did not run .* within 120 s: .*docker ps"),
+        (lambda timeout: {"StatusCode": 0}, r"built from other code \(no module\)"),
+    ],
+)  # fmt: skip
+def test_an_engine_that_does_not_get_on_is_waited_for_no_longer_than_two_minutes(wait, complaint):
+    removed = []
+    probe = SimpleNamespace(wait=wait, logs=lambda **_: b"no module\n", remove=lambda force: removed.append(force))
+    client = SimpleNamespace(
+        images=SimpleNamespace(get=lambda name: name), containers=SimpleNamespace(run=lambda *_, **__: probe)
+    )
+    with pytest.raises(ContainerError, match=complaint):
+        containers._examine(client, "image:1")
+    assert removed == [True], "the container goes in any case"
