@@ -87,6 +87,7 @@ def backbones() -> list[Check]:
     for file in sorted(BACKBONES.glob("*/weights.safetensors")):
         what = f"backbone {file.parent.name}"
         try:
+            import_module("wovr_core.artifacts.manifest").refuse_pointer(file)
             with import_module("safetensors").safe_open(file, framework="numpy") as opened:
                 count = len(opened.keys())
             with file.open("rb") as raw:

@@ -32,7 +32,7 @@ def test_a_run_that_is_refused_and_then_is_killed_goes_on_where_it_was(tmp_path)
 
     config.write_text(SMOKE.read_text())
     run = start(config, out)
-    wait_until(lambda: "train-world-model" in finished(out) and tasks(run.pid), seconds=180)
+    wait_until(lambda: "train-world-model" in finished(out) and tasks(run.pid), seconds=400)
     (task,) = tasks(run.pid)
     run.send_signal(signal.SIGKILL)
     end(run)
