@@ -91,3 +91,54 @@ def test_a_no_a_silence_and_nobody_there_are_told_apart(gateway, policies, tmp_p
 def test_a_gateway_that_is_no_address_is_refused_before_anything_runs():
     with pytest.raises(SettingsError, match=r"franka\.gateway"):
         Settings.parse({"franka": {"gateway": "robot:8000"}})
+
+
+class Nowhere:
+    """Storage that takes policies and brings nothing."""
+
+    def put(self, path, name):
+        return f"s3://bucket/{name}"
+
+
+@pytest.mark.parametrize(
+    ("id", "look", "words"),
+    [
+        ({}, {}, "answers without 'id'"),
+        ({"id": None}, {}, "answers without 'id'"),
+        ([1], {}, "answers without 'id'"),
+        (7, {}, "answers without 'id'"),
+        ({"id": "7"}, {"status": "done"}, "answers without 'state'"),
+        ({"id": "7"}, {"state": ["done"]}, "answers without 'state'"),
+        ({"id": "7"}, {"state": "finished"}, "'finished', and it may say asked, running, done, refused"),
+        ({"id": "7"}, {"state": "done"}, "names no evaluation in S3"),
+        ({"id": "7"}, {"state": "done", "evaluation": "/etc/passwd"}, "names no evaluation in S3"),
+    ],
+    ids=str,
+)
+def test_a_gateway_that_answers_otherwise_is_told_so(monkeypatch, tmp_path, id, look, words):
+    monkeypatch.setattr(Storage, "from_env", classmethod(lambda cls: Nowhere()))
+    for role in ("candidate", "baseline"):
+        with writing(tmp_path / role, Kind.POLICY, settings={"role": role}):
+            pass
+    ports = {role: tmp_path / role for role in ("candidate", "baseline")}
+    with (
+        listening(lambda method, *_: (200, id if method == "POST" else look)) as url,
+        pytest.raises(RobotError, match=words),
+    ):
+        try_on_robot(Franka(gateway=url), **ports, out=tmp_path / "out", every=0.01)
+
+
+def test_an_id_stays_one_word_of_the_address(monkeypatch, tmp_path):
+    asked = []
+
+    def answer(method, path, *_):
+        asked.append(path)
+        return 200, {"id": "../../secrets?x"} if method == "POST" else {"state": "refused", "said": "no"}
+
+    monkeypatch.setattr(Storage, "from_env", classmethod(lambda cls: Nowhere()))
+    with writing(tmp_path / "policy", Kind.POLICY, settings={}):
+        pass
+    both = {"candidate": tmp_path / "policy", "baseline": tmp_path / "policy"}
+    with listening(answer) as url, pytest.raises(RobotError, match="refused trials"):
+        try_on_robot(Franka(gateway=url), **both, out=tmp_path / "out", every=0.01)
+    assert asked == ["/trials", "/trials/..%2F..%2Fsecrets%3Fx"]
