@@ -83,7 +83,7 @@ def run(
             from pipelines.services import use_services
 
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
-        check_machine(settings, folder, pipeline)
+        check_machine(settings, folder, pipeline, contained=runner == "docker")
         console.print(f"[bold]{pipeline}[/] with {escape(path.name)}, kept in {escape(str(folder))}")
         given = {"version": version} if version else {}
         _tell(run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, runner=runner, **given))

@@ -8,6 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from components.platform.storage import Storage, StorageError
@@ -41,8 +42,11 @@ def check_settings(settings: Settings, pipeline: str = "posttrain", *, version: 
         raise SettingsError("\n".join(wrong))
 
 
-def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain") -> None:
-    """Refuse to begin a run in `folder` that this machine could not end, with every reason."""
+def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain", *, contained: bool = False) -> None:
+    """Refuse to begin a run in `folder` that this machine could not end, with every reason.
+
+    Tasks that are `contained` find the simulator in their image.
+    """
     from wovr_core.envs.libero import LiberoError, check_installed
 
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve().parent / "mlflow.db")
@@ -52,7 +56,7 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain")
         looks.append(lambda: _memory(settings))
     if pipeline == "franka":
         looks.append(lambda: Storage.from_env() and None)
-    if pipeline in TRYING and settings.task.environment == "libero":
+    if pipeline in TRYING and settings.task.environment == "libero" and not contained:
         looks.append(check_installed)
     if wrong := _complaints(looks, (PreflightError, TrackingError, StorageError, LiberoError)):
         raise PreflightError("\n".join(wrong))
@@ -114,16 +118,26 @@ def _world_model(settings: Settings) -> None:
 
 
 def _memory(settings: Settings) -> None:
-    try:
+    """What a task holds at once, at the very least, must go into what is free."""
+    task, collect, grpo, free = settings.task, settings.collect, settings.grpo, available_memory()
+    picture = 3 * task.image_size**2 / 1e9
+    real = settings.policy.demonstrations + collect.episodes + collect.held_out
+    dreams = grpo.groups * grpo.group_size * task.horizon // task.chunk
+    needs = {
+        f"{real} real episodes (policy.demonstrations, collect.episodes, collect.held_out)": picture
+        * real
+        * (task.horizon + 1),
+        f"{dreams} pictures of an update's dreams (grpo.groups, grpo.group_size)": picture * dreams,
+    }
+    with suppress(ValueError):  # which `check_settings` tells of
         count = _parameters(settings)
-    except ValueError:  # `check_settings` says so
-        return
-    wanted, free = COPIES * 4 * count / 1e9, available_memory()
-    if wanted > free:
-        raise PreflightError(
-            f"the world model has {count / 1e9:.1f} billion weights: to train it takes {wanted:.0f} GB of memory, and "
-            f"{free:.0f} are free here. Use a smaller world_model.architecture"
-        )
+        needs[f"training {count / 1e9:.1f} billion weights (world_model.architecture)"] = COPIES * 4 * count / 1e9
+    for what, wanted in needs.items():
+        if wanted > free:
+            raise PreflightError(
+                f"{what} take {wanted:.0f} GB of memory, and {free:.0f} are free here. Lower these settings, or use a "
+                f"machine that has more"
+            )
 
 
 def _parameters(settings: Settings) -> int:

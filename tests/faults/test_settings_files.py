@@ -109,6 +109,14 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
             "world_model: {pretrained: none, minimum_psnr_gain: -100, architecture: {heads: 800, head_dim: 512}}",
             ["billion weights", "GB of memory"],
         ),
+        (
+            "collect: {episodes: 10000}\ntask: {image_size: 512, horizon: 4000}",
+            ["10106 real episodes", "GB of memory"],
+        ),
+        (
+            "grpo: {groups: 1000000, group_size: 1000}",
+            ["6000000000 pictures of an update's dreams", "GB of memory"],
+        ),
         ("world_model: {learning_rate: 1.0e+30}", ["world_model.learning_rate", "less than or equal to 1"]),
         ("collect: {episodes: 20000}", ["collect.episodes", "20000", "10000 initial states"]),
         ("pace: {held_out: 10001}", ["pace.held_out", "10000 initial states"]),
