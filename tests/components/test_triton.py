@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +39,7 @@ from wovr_core.training.loop import TrainingError
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
 
+CHECKOUT = Path(__file__).parents[2]
 ONE = Serve(instances=1)
 COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "doubted", "broken")
 
@@ -128,6 +131,14 @@ def test_a_served_dream_is_the_dream_of_this_process_bit_for_bit(stack, minds):
         assert same(dreams_in(client(stack, version, monitor=monitor)), here)
         assert here.doubted.any() == monitor and 0 < here.success.sum() < len(here), "the judges have a say"
     assert not same(dreams_in(open_simulator(**minds(2))), here), "another world dreams otherwise"
+
+
+def test_what_dreams_inside_triton_imports_nothing_that_its_environment_lacks():
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, components.serving.dreams; print(*sys.modules)"],
+        cwd=CHECKOUT, text=True, capture_output=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert {"tenacity", "mlflow", "kfp", "minio", "dotenv", "typer", "kubernetes"}.isdisjoint(said)
 
 
 def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool
 from pydantic import NonNegativeInt, PositiveInt
 from scipy.stats import binomtest
-from tenacity import retry, retry_if_exception_type, stop_after_attempt
 from torch import Tensor
 
 from wovr_core.envs.splits import Split
@@ -71,11 +70,14 @@ def attempt(
 
     A batch in which an environment was lost is tried again, with other dice; those before it are kept.
     """
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt  # Triton's process has none
+
+    again = Retrying(retry=retry_if_exception_type(EnvironmentLostError), stop=stop_after_attempt(3), reraise=True)
     episodes: dict[int, Episode] = {}
     won, said = torch.zeros(len(ids), dtype=torch.bool), [""] * len(ids)
     ended: list[int] = []
     for rows in env.batches(ids):
-        tried = _attempt(env, decide, [ids[row] for row in rows], split, steps, record)
+        tried = again(_attempt, env, decide, [ids[row] for row in rows], split, steps, record)
         won[rows] = tried.won
         episodes |= zip(rows, tried.episodes, strict=False)
         for row, words in zip(rows, tried.instructions, strict=True):
@@ -86,7 +88,6 @@ def attempt(
     return Tried([episodes[row] for row in sorted(episodes)], won, tuple(said))
 
 
-@retry(retry=retry_if_exception_type(EnvironmentLostError), stop=stop_after_attempt(3), reraise=True)
 def _attempt(env: Env, decide: Decide, ids: Sequence[int], split: Split, steps: int, record: bool) -> Tried:
     seen = env.reset(ids, split)
     said = seen.instructions
