@@ -254,6 +254,7 @@ def open_client(uri: str = "") -> "MlflowClient":
     from mlflow import MlflowClient
 
     refuse_a_pod_of_its_own(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # nobody waits for one file of our own
     uri = uri or tracking_uri()
     if (database := database_of(uri)) is None:
         for name, value in RETRIES.items():
