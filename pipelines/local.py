@@ -34,8 +34,8 @@ from kfp.local.status import Status
 from rich.console import Console
 from rich.markup import escape
 
+from components.platform.mlflow_client import database_of, sqlite_uri
 from components.platform.storage import Storage, StorageError
-from components.platform.tracking import database_of, sqlite_uri
 from pipelines.catalogue import arguments_of, pipeline_named
 from pipelines.forked import ForkError, get_ready, run_task
 from pipelines.record import AGAIN, Finished, RecordError, Run, RunCache, set_aside, store_record, stored_at

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from components.platform.mlflow_client import TrackingError, check_tracking, database_of, sqlite_uri
 from components.platform.storage import Storage, StorageError
-from components.platform.tracking import TrackingError, check_tracking, database_of, sqlite_uri
 from pipelines.catalogue import pipeline_named
 from pipelines.doctor import available_memory
 from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError

@@ -18,7 +18,7 @@ from pathlib import Path
 import urllib3
 from minio import Minio
 
-from components.platform.tracking import sqlite_uri
+from components.platform.mlflow_client import sqlite_uri
 
 CHECKOUT = Path(__file__).parents[1]
 HOST = "127.0.0.1"

@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 from dotenv import dotenv_values
 
+from components.platform.mlflow_client import discreet
 from components.platform.services_env import VARIABLES
-from components.platform.tracking import discreet
 from pipelines.doctor import Check
 from pipelines.servers import HOST
 from pipelines.stack import FOLDER, Stack, StackError
@@ -107,7 +107,7 @@ def _private(env: Mapping[str, str]) -> str:
 def _registry(model: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    from components.platform.tracking import open_client
+    from components.platform.mlflow_client import open_client
 
     client = open_client()
     found = client.search_registered_models(f"name = '{model}'")

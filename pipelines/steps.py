@@ -8,8 +8,8 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from components.platform.mlflow_client import check_tracking
 from components.platform.storage import Storage
-from components.platform.tracking import check_tracking
 from wovr_core.artifacts import Manifest
 from wovr_core.settings import Section, Settings
 

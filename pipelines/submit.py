@@ -20,7 +20,7 @@ from kfp_server_api.exceptions import ApiException
 from kubernetes.config import ConfigException, list_kube_config_contexts
 
 from components.platform.deadline import DeadlineError, within
-from components.platform.tracking import discreet
+from components.platform.mlflow_client import discreet
 from pipelines.catalogue import arguments_of, pipeline_named
 from pipelines.resources import equip, profile_named, stamp
 from wovr_core.settings import Settings

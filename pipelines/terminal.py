@@ -82,7 +82,7 @@ def plainly() -> Iterator[None]:
 
 def _of_outside(package: str, error: Exception) -> str:
     """What a service or its client says, in one paragraph and without the password that an address may hold."""
-    from components.platform.tracking import discreet
+    from components.platform.mlflow_client import discreet
 
     return discreet(f"{package} says: {' '.join(str(error).split())[:LONGEST] or type(error).__name__}")
 

@@ -15,14 +15,14 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from components.platform.promotions import PromotionError, version_at
-from components.platform.tracking import (
+from components.platform.mlflow_client import (
     database_of,
     experiment_named,
     open_client,
     refuse_a_pod_of_its_own,
     tracking_uri,
 )
+from components.platform.promotions import PromotionError, version_at
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.artifacts.manifest import put_in_place
 from wovr_core.settings import Promote, Task

@@ -18,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from components.platform.card import describe, save_mlmodel
 from components.platform.champion import keep_beside
+from components.platform.mlflow_client import experiment_named, open_client
 from components.platform.promotions import (
     CHAMPION,
     Entry,
@@ -28,7 +29,7 @@ from components.platform.promotions import (
     insist,
     version_at,
 )
-from components.platform.tracking import Row, experiment_named, open_client, rows_of, send
+from components.platform.tracking import Row, rows_of, send
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
 from wovr_core.settings import Promote
 from wovr_core.steps.facts import VerdictFacts

@@ -19,8 +19,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from components.platform.deadline import within
+from components.platform.mlflow_client import EXPERIMENT, open_client
 from components.platform.promotions import CHAMPION, Promotions, version_at
-from components.platform.tracking import EXPERIMENT, UNSEEN, open_client
+from components.platform.tracking import UNSEEN
 
 FRESH = 10.0  # seconds that an answer of MLflow is good for
 LOG = ".promotions"  # how the name of a log ends, after the model's

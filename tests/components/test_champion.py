@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from components.platform.champion import check_champion, fetch_policy_to_beat, find_champion
+from components.platform.mlflow_client import open_client, sqlite_uri
 from components.platform.promotions import PromotionError, version_at
 from components.platform.registry import promote_policy
-from components.platform.tracking import open_client, sqlite_uri
 from pipelines import preflight
 from tests.components.test_registry import RATE, run_of
 from wovr_core.artifacts import ArtifactError, Kind, load_table, read_manifest, writing

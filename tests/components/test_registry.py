@@ -9,9 +9,10 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import Model
 from typer.testing import CliRunner
 
+from components.platform.mlflow_client import open_client
 from components.platform.promotions import Promotions
 from components.platform.registry import PromotionError, promote_policy, rollback
-from components.platform.tracking import MlflowTracker, open_client
+from components.platform.tracking import MlflowTracker
 from pipelines.cli import app
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
 from wovr_core.settings import Promote, Task

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.platform import tracking
+from components.platform import mlflow_client
+from components.platform.mlflow_client import TrackingError, check_tracking, database_of, open_client, sqlite_uri
 from components.platform.promotions import PromotionError, version_at
 from components.platform.registry import promote_policy
-from components.platform.tracking import TrackingError, check_tracking, database_of, open_client, sqlite_uri
 from tests.components.test_registry import run_of
 from tests.faults.harness import deadline, refused, wovr
 from wovr_core.settings import Promote
@@ -122,7 +122,7 @@ def test_a_server_that_knows_no_experiment_yet_will_do(uri, answers):
 
 
 def test_a_server_that_never_answers_is_given_up_on(uri, monkeypatch):
-    monkeypatch.setattr(tracking, "CHECK", 2.0)
+    monkeypatch.setattr(mlflow_client, "CHECK", 2.0)
     with socket.socket() as deaf, deadline(12, "a deaf server"):
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
@@ -153,7 +153,7 @@ def test_a_file_that_is_no_database_is_told(content, tmp_path, uri):
 OPENS = """
 import multiprocessing
 import mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store, alembic.command
-from components.platform.tracking import open_client
+from components.platform.mlflow_client import open_client
 
 def count(_):
     return len(open_client().search_experiments())

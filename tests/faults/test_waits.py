@@ -12,11 +12,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from components.platform import deadline as deadlines
-from components.platform import tracking
+from components.platform import mlflow_client, tracking
 from components.platform.deadline import DeadlineError, within
+from components.platform.mlflow_client import TrackingError, open_client
 from components.platform.notify import notify
 from components.platform.s3 import Bucket, StorageError
-from components.platform.tracking import TrackingError, following, open_client
+from components.platform.tracking import following
 from components.serving import exporter
 from tests.faults.harness import deadline
 
@@ -92,7 +93,7 @@ def test_an_s3_that_drips_is_given_up_on(answer, drips, tmp_path, caplog):
 
 @pytest.mark.parametrize("answer", [*DRIPS, "deaf", "dead"])
 def test_mlflow_that_does_not_answer_is_told_by_name(answer, drips, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "CALL", 1.0)
+    monkeypatch.setattr(mlflow_client, "CALL", 1.0)
     monkeypatch.setattr(deadlines, "FIRST_WORD", 0.4)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -114,7 +115,7 @@ def test_an_mlflow_that_drips_is_away_to_prometheus(drips, monkeypatch):
 
 
 def test_a_dead_mlflow_is_given_up_on_within_a_minute_unless_the_environment_asks_otherwise(monkeypatch):
-    for name in tracking.RETRIES:
+    for name in mlflow_client.RETRIES:
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
