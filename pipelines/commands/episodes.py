@@ -21,6 +21,9 @@ def import_episodes(
         typer.Option(help="What they may serve: to learn from, or (keyframes) never trained on."),
     ] = "demonstration",
     image_size: Annotated[int | None, typer.Option(help="Pixels, square; as they come by default.")] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Only the demonstrations on robomimic's list of that name, as `train`.")
+    ] = None,
     instruction: Annotated[str | None, typer.Option(help="What is to be done, for files that do not say.")] = None,
     ends: Annotated[
         Literal["success", "failure"] | None, typer.Option(help="How episodes end, for files that do not say.")
@@ -42,9 +45,9 @@ def import_episodes(
         wovr episodes import libero_object/ --steps 160 --image-size 64 --out demonstrations
 
     All are made equally long: a longer one is cut, a shorter one stands still at its end. Pictures become upright. What
-    was counted as a success, and by which rule, is printed: a success flag or a sparse reward of 1 counts, a dense
-    reward needs --success-at. An .npy file is a pickle, which could run code: one that holds anything but data is
-    refused.
+    was counted is printed: episodes by instruction and by robomimic's masks, and successes by rule. A success flag or a
+    sparse reward of 1 counts as a success, a dense reward needs --success-at. An .npy file is a pickle, which could run
+    code: one that holds anything but data is refused.
     """
     with plainly():
         from wovr_core.artifacts.conventions import Conventions
@@ -55,7 +58,7 @@ def import_episodes(
         made = import_episodes(
             sources, out=out, steps=steps, split=Split[split.upper()], image_size=image_size, fps=fps,
             conventions=Conventions(
-                instruction=instruction, ends=ends_well, success_at=success_at, pictures=pictures
+                instruction=instruction, ends=ends_well, success_at=success_at, pictures=pictures, mask=mask
             ),
         )  # fmt: skip
         console.print_json(data=made.summary)

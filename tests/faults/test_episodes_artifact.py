@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.faults.harness import FUZZ, deadline
+from tests.faults.harness import FUZZ, deadline, sign
 from tests.toys import an_episode
 from wovr_core.artifacts import (
     ArtifactError,
     Kind,
     check_episodes_fit,
     read_episodes,
-    read_manifest,
     write_episodes,
     writing,
 )
@@ -35,18 +33,6 @@ def folder(tmp_path) -> Path:
     with writing(tmp_path / "episodes", Kind.EPISODES, settings={}) as draft:
         write_episodes(draft.folder, episodes, source="here", policy_digest="none")
     return tmp_path / "episodes"
-
-
-def sign(folder: Path) -> None:
-    """Make the manifest vouch for whatever lies there."""
-    tree = json.loads((folder / "manifest.json").read_text())
-    tree.pop("digest")
-    for name in tree["files"]:
-        content = (folder / name).read_bytes()
-        tree["files"][name] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
-    canonical = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
-    (folder / "manifest.json").write_text(json.dumps(tree | {"digest": sha256(canonical).hexdigest()}))
-    read_manifest(folder, Kind.EPISODES)
 
 
 Change = Callable[[pa.Table], pa.Table]

@@ -1,6 +1,7 @@
 """HDF5 files as users have them: each is read as it is meant, or refused with the file and demonstration named."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,10 @@ DAMAGED: dict[str, tuple[Callable[[Demo], Demo], str]] = {
     "dense rewards": (with_value("rewards", lambda v: np.linspace(0.01, 0.3, len(v))), "dense rewards, 0.01 to 0.3"),
     "rewards of -1 and 0": (with_value("rewards", lambda v: v - 1), "dense rewards, -1 to 0"),
     "a reward at every step": (with_value("rewards", np.ones_like), "a sparse reward of 1 at every step"),
+    "turns in degrees": (with_value("obs/ee_ori", lambda v: v * 0 + 88), "turned by 152.4, more than once around"),
+    "positions in centimetres": (with_value("obs/ee_pos", lambda v: v * 0 + 45), "metres and radians"),
+    "a camera that stood still": (with_value(PICTURES, lambda v: v * 0), "the same picture at every step"),
+    "two arms": (lambda demo: demo | {"obs/robot1_eef_pos": np.zeros((STEPS, 3))}, "a second arm, obs/robot1_eef_pos"),
     "zero quaternion": (
         renamed("obs/ee_ori", "obs/robot0_eef_quat", lambda v: np.zeros((len(v), 4))), "length 0 at step 0",
     ),
@@ -161,6 +166,9 @@ def test_a_fault_is_told_with_file_and_demonstration(tmp_path, fault):
         ("{", "--instruction"),
         ("[]", "--instruction"),
         ('{"language_instruction": 7}', "--instruction"),
+        ('{"language_instruction": ["lift it", "drop it"]}', "--instruction"),
+        ('{"language_instruction": {"en": "lift it"}}', "--instruction"),
+        ('{"language_instruction": []}', "--instruction"),
         ("[" * 5000, "--instruction"),
         (3.5, "--instruction"),
         (h5py.Empty("f"), "--instruction"),
@@ -185,12 +193,26 @@ def test_what_claims_more_than_there_is_memory_is_refused(tmp_path):
         bring(file, tmp_path / "made")
 
 
+def replaced(data: Any, name: str, link: Any) -> None:
+    if name in data:
+        del data[name]
+    data[name] = link
+
+
+def around(data: Any, link: Any) -> None:
+    """A link within the file, to one that leads out of it."""
+    data.file["ext"] = link
+    data["demo_0/actions"] = h5py.SoftLink("/ext/data/demo_0/actions")
+
+
 def test_data_in_other_files_is_not_fetched(tmp_path):
     other = a_file(tmp_path / "other.h5", {"demo_0": a_demo()})
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(8 * 8 * 8 * 3))
     for name, link in (
         ("linked", lambda data: data.__setitem__("demo_0/actions", h5py.ExternalLink(other, "data/demo_0/actions"))),
+        ("above", lambda data: replaced(data, "demo_0/obs", h5py.ExternalLink(other, "data/demo_0/obs"))),
+        ("around", lambda data: around(data, h5py.ExternalLink(other, "/"))),
         (
             "external",
             lambda data: data.create_dataset(
@@ -201,7 +223,7 @@ def test_data_in_other_files_is_not_fetched(tmp_path):
         file = a_file(tmp_path / f"{name}.hdf5", {"demo_0": without("actions")(a_demo())})
         with h5py.File(file, "a") as opened:
             link(opened["data"])
-        with pytest.raises(ArtifactError, match="demo_0 has actions in another file"):
+        with pytest.raises(ArtifactError, match="in another file: copy the data"):
             bring(file, tmp_path / "made")
 
 
@@ -255,6 +277,90 @@ def test_the_user_says_what_the_rewards_do_not(tmp_path):
     assert bring(file, tmp_path / "badly", conventions=Conventions(ends=False))["successes"] == 0
 
 
+@pytest.mark.parametrize("success_at", [0, -1])
+def test_a_reward_that_every_step_reaches_says_nothing(tmp_path, success_at):
+    file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo()})
+    with pytest.raises(ArtifactError, match=r"demo_0 has a reward of at least .* at every step, 0 to 1"):
+        bring(file, tmp_path / "made", conventions=Conventions(success_at=success_at))
+
+
+def test_what_a_file_says_is_to_be_done_counts_and_is_printed(tmp_path):
+    a_file(tmp_path / "a.hdf5", {"demo_0": a_demo()})
+    a_file(tmp_path / "b.hdf5", {"demo_0": a_demo(1), "demo_1": a_demo(2)}, None)
+    summary = bring(tmp_path, tmp_path / "made", conventions=Conventions(instruction="drop it"))
+    assert summary["instructions"] == {"lift it": 1, "drop it": 2} and summary["files"] == 2
+
+
+def test_demonstrations_on_a_list_are_counted_and_chosen(tmp_path):
+    file = a_file(tmp_path / "set.hdf5", {f"demo_{i}": a_demo(i) for i in range(4)})
+    with h5py.File(file, "a") as opened:
+        opened["mask/train"], opened["mask/valid"] = [b"demo_0", b"demo_1", b"demo_2"], [b"demo_3"]
+    assert bring(file, tmp_path / "all")["masks"] == {"train": 3, "valid": 1}
+    chosen = bring(file, tmp_path / "chosen", conventions=Conventions(mask="valid"))
+    assert chosen["episodes"] == 1 and chosen["masks"] == {"valid": 1}
+    with pytest.raises(ArtifactError, match="no demonstrations of the mask 'test', its masks are train, valid"):
+        bring(file, tmp_path / "none", conventions=Conventions(mask="test"))
+
+
+def test_a_file_whose_name_is_no_unicode_is_read_again(tmp_path):
+    file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo()})
+    odd = file.rename(tmp_path / os.fsdecode(b"w\xfcrfel.hdf5"))
+    bring(odd, tmp_path / "made")
+    assert read_manifest(tmp_path / "made").settings["files"] == ["w\ufffdrfel.hdf5"]
+
+
+def not_fetched(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+@pytest.mark.parametrize(
+    ("lies_there", "words"),
+    [
+        (os.mkfifo, "is no plain file"),
+        (lambda file: file.symlink_to("nowhere"), "a link to nowhere"),
+        (not_fetched, "a pointer of Git LFS"),
+        (lambda file: file.write_text("<!DOCTYPE html>"), "damaged, still being written or of another kind"),
+    ],
+)
+@pytest.mark.parametrize("name", ["b.hdf5", "b.npy"])
+def test_what_is_no_file_of_data_is_refused_and_nobody_waits(tmp_path, name, lies_there, words):
+    a_file(tmp_path / "a.hdf5", {"demo_0": a_demo()})
+    lies_there(tmp_path / name)
+    with pytest.raises(ArtifactError) as error, deadline(20, words):
+        bring(tmp_path, tmp_path / "made", conventions=Conventions(pictures="upright"))
+    assert str(tmp_path / name) in str(error.value) and (words in str(error.value) or name == "b.npy"), error.value
+
+
+def test_what_other_programs_leave_in_a_folder_is_passed_over(tmp_path):
+    a_file(tmp_path / "a.hdf5", {"demo_0": a_demo()})
+    (tmp_path / "._a.hdf5").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert bring(tmp_path, tmp_path / "made")["files"] == 1
+
+
+def test_folders_in_a_folder_are_not_searched_and_it_says_so(tmp_path):
+    (tmp_path / "libero" / "libero_object").mkdir(parents=True)
+    a_file(tmp_path / "libero" / "libero_object" / "a.hdf5", {"demo_0": a_demo()})
+    with pytest.raises(ArtifactError, match="give the folders that hold the files"):
+        bring(tmp_path / "libero", tmp_path / "made")
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "an artifact around it"])
+def test_what_lies_at_out_is_left_as_it_is(tmp_path, what):
+    file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo()})
+    out = tmp_path / "mine"
+    if what == "a file":
+        out.write_text("mine")
+    elif what == "a folder":
+        out.mkdir()
+        (out / "notes").write_text("mine")
+    else:
+        bring(file, out)
+        out = out / "more"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused(wovr("episodes", "import", str(file), "--steps", "16", "--out", str(out)), str(out))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_success_that_is_cut_off_is_told(tmp_path):
     demos = {"demo_0": a_demo(steps=20), "demo_1": a_demo(steps=6)}
     summary = bring(a_file(tmp_path / "set.hdf5", demos), tmp_path / "made")
@@ -273,7 +379,7 @@ def test_pictures_become_upright_and_the_artifact_says_so(tmp_path, pictures, ax
 
 
 def test_pictures_that_fit_no_task_ask_for_a_size(tmp_path):
-    pictures = np.zeros((STEPS, 84, 84, 3), np.uint8)
+    pictures = np.random.default_rng(0).integers(0, 256, (STEPS, 84, 84, 3), dtype=np.uint8)
     file = a_file(tmp_path / "set.hdf5", {"demo_0": a_demo() | {PICTURES: pictures}})
     with pytest.raises(
         ArtifactError, match=r"demo_0 has pictures of 84 x 84, and without --image-size .* use 80 or 88"

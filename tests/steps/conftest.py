@@ -60,8 +60,9 @@ def shelf(tmp_path_factory) -> Path:
     with writing(folder / "keyframes", Kind.KEYFRAMES, settings={}) as draft:
         save_table(draft.folder, "keyframes", [{"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}])
     with writing(folder / "evaluation", Kind.EVALUATION, settings={"evaluate": {"confidence": 0.95}}) as draft:
-        trial = {"init_state": 3_000_000, "instruction": "a", "candidate": True, "baseline": False}
-        save_table(draft.folder, "trials", [trial] * 40)
+        trial = {"instruction": "a", "candidate": True, "baseline": False}
+        states = Split.EVALUATION.ids(40)
+        save_table(draft.folder, "trials", [{"init_state": state} | trial for state in states])
     collection(folder / "episodes", [True, True, False, False] * 2)
     return folder
 

@@ -3,16 +3,20 @@
 Nothing is guessed. What a file says counts; where it does not say, or could mean two things, the user says it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
+from scipy.spatial.transform import Rotation
 
-from wovr_core.artifacts.gate import check_finite, labels, numbers
+from wovr_core.artifacts.gate import check_finite, check_instruction, labels, numbers
 from wovr_core.artifacts.manifest import ArtifactError
-from wovr_core.trajectory import Episode
+from wovr_core.trajectory import Episode, from_down
 
+FARTHEST = 20.0  # metres from the origin of its scene that a hand can be; in centimetres it is farther
+FULL_TURN = 2 * np.pi + 0.1  # radians of a rotation vector; in degrees it is longer
 Pictures = Literal["upright", "libero", "openvla"]
 FLIPPED: dict[Pictures, tuple[int, ...]] = {  # axes of (n, h, w, c) to reverse, so that pictures are upright
     "upright": (),  # as a person sees it who stands where the camera is; robomimic's, and ours
@@ -29,6 +33,7 @@ class Conventions:
     ends: bool | None = None  # whether episodes end in success, for files that do not say
     success_at: float | None = None  # the reward from which on a step is a success
     pictures: Pictures | None = None  # how the files hold them
+    mask: str | None = None  # the name of robomimic's list of the demonstrations to read; all, where none is named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,30 @@ class Imported:
     success_rule: str
     pictures: Pictures  # how the file held them; the episode's are upright
     last_frame_repeated: bool = False  # the file does not show what the last action led to
+    masks: tuple[str, ...] = ()  # names of the file's lists that it is on
+
+
+def instruction_of(where: str, conventions: Conventions, read: Callable[[], object]) -> str:
+    """What the file says is to be done; the user's words where it says nothing that can be read."""
+    try:
+        return check_instruction(where, read())
+    except ArtifactError:
+        if conventions.instruction is None:
+            raise
+        return check_instruction(where, conventions.instruction)
+
+
+def hand_poses(where: str, place: np.ndarray, turn: Rotation, angles: np.ndarray) -> np.ndarray:
+    """Where hands are (n, 3), and how they are turned from pointing down; `angles` are those that the file holds."""
+    if (reach := float(np.abs(place).max(initial=0))) > FARTHEST:
+        raise ArtifactError(
+            f"{where} has poses that reach {reach:.4g}, but they must be metres and radians: convert them first"
+        )
+    if (angle := float(angles.max(initial=0))) > FULL_TURN:
+        raise ArtifactError(
+            f"{where} has a hand turned by {angle:.4g}, more than once around in radians: convert degrees first"
+        )
+    return np.concatenate([place, from_down(turn)], 1)
 
 
 def upright(frames: np.ndarray, pictures: Pictures) -> np.ndarray:
@@ -58,7 +87,12 @@ def success_of(
     if rewards is not None:
         check_finite(where, "rewards", numbers(where, "rewards", rewards, 1))
     if rewards is not None and conventions.success_at is not None:
-        return rewards >= conventions.success_at, f"reward of at least {conventions.success_at:g}"
+        rule = f"reward of at least {conventions.success_at:g}"
+        if len(rewards) > 1 and (rewards >= conventions.success_at).all():
+            raise ArtifactError(
+                f"{where} has a {rule} at every step, {rewards.min():.4g} to {rewards.max():.4g}: raise --success-at"
+            )
+        return rewards >= conventions.success_at, rule
     doubt = "does not say at which step it succeeds"
     for values, rule in ((flags, "success flag"), (rewards, "sparse reward of 1")):
         if values is None:

@@ -35,14 +35,7 @@ def as_episode(
 
     Raises `ArtifactError`, which begins with `where`: a file, and the demonstration in it.
     """
-    if not isinstance(instruction, str):
-        raise ArtifactError(
-            f"{where} has an instruction of type {type(instruction).__name__}: it must be a line of text"
-        )
-    if not instruction.strip() or not instruction.isprintable():
-        raise ArtifactError(f"{where} has the instruction {instruction!r:.80}: it must be a line of text")
-    if len(instruction) > LONGEST:
-        raise ArtifactError(f"{where} has an instruction of {len(instruction)} letters, but at most {LONGEST} are read")
+    instruction = check_instruction(where, instruction)
     check_pictures(where, frames)
     steps = len(frames) - 1
     if steps < 1:
@@ -63,6 +56,19 @@ def as_episode(
     )  # fmt: skip
     check_episode(episode, where)
     return episode
+
+
+def check_instruction(where: str, instruction: object) -> str:
+    """A line of text."""
+    if not isinstance(instruction, str):
+        raise ArtifactError(
+            f"{where} has an instruction of type {type(instruction).__name__}: it must be a line of text"
+        )
+    if not instruction.strip() or not instruction.isprintable():
+        raise ArtifactError(f"{where} has the instruction {instruction!r:.80}: it must be a line of text")
+    if len(instruction) > LONGEST:
+        raise ArtifactError(f"{where} has an instruction of {len(instruction)} letters, but at most {LONGEST} are read")
+    return instruction
 
 
 def check_episode(episode: Episode, where: str) -> None:

@@ -9,7 +9,8 @@ We write robomimic's order with `next_obs`, so that nothing is lost, in LIBERO's
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,18 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from wovr_core.artifacts.conventions import Conventions, Imported, Pictures, success_of, upright
+from wovr_core.artifacts.conventions import (
+    Conventions,
+    Imported,
+    Pictures,
+    hand_poses,
+    instruction_of,
+    success_of,
+    upright,
+)
 from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, check_size, in_our_words, numbers
 from wovr_core.artifacts.manifest import ArtifactError, refuse_pointer
-from wovr_core.trajectory import DOWN, Episode, from_down
+from wovr_core.trajectory import DOWN, Episode
 
 CAMERAS: dict[str, Pictures] = {"agentview_rgb": "libero", "agentview_image": "upright"}  # LIBERO's name, robomimic's
 POSES = ("ee_pos", "robot0_eef_pos")
@@ -33,18 +42,26 @@ def read_hdf5(path: Path, conventions: Conventions) -> list[Imported]:
     Raises `ArtifactError` for whatever is missing or cannot be, naming the file and the demonstration.
     """
     with _open(path, "r") as file, in_our_words(str(path)):
+        _refuse_links(file, path)
         data = _member(file, "data", str(path))
         if not _is_group(data):
             raise ArtifactError(f"{path} has no group `data`: it holds no demonstrations of LIBERO or robomimic")
         if not (names := sorted(data, key=_natural)):
             raise ArtifactError(f"{path} holds no demonstrations: its group `data` is empty")
+        masks = _masks(file)
+        if (only := conventions.mask) is not None:
+            names = [name for name in names if name in masks.get(only, ())]
+        if not names:
+            known = f"its masks are {', '.join(sorted(masks))}" if masks else "it has no masks"
+            raise ArtifactError(f"{path} has no demonstrations of the mask {only!r}, {known}: choose another --mask")
         problem = data.attrs.get("problem_info")
-        instruction = conventions.instruction or _instruction(problem, path)
+        instruction = instruction_of(str(path), conventions, lambda: _instruction(problem, path))
         episodes = []
         for name in names:
             with in_our_words(where := f"{path}, {name}"):
                 demo = _member(data, name, str(path))
-                episodes.append(_episode(demo, where, instruction, conventions, problem is not None))
+                one = _episode(demo, where, instruction, conventions, problem is not None)
+                episodes.append(replace(one, masks=tuple(mask for mask in masks if name in masks[mask])))
         return episodes
 
 
@@ -53,6 +70,8 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
     if not _is_group(demo):
         raise ArtifactError(f"{where} is no demonstration: every member of `data` must be a group with obs and actions")
     camera, place, turn = (_first(demo, names, where) for names in (CAMERAS, POSES, TURNS))
+    if other := [name for name in demo["obs"] if name.startswith("robot1_")]:
+        raise ArtifactError(f"{where} has a second arm, obs/{other[0]}: import demonstrations of one arm")
     actions = _array(demo, "actions", where)
     steps = len(actions)
 
@@ -74,7 +93,7 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
     both = "next_obs" in demo
     pictures = conventions.pictures or CAMERAS[camera]
     check_pictures(where, frames := observed(camera))
-    hand = np.concatenate([_place(where, place, observed(place)), _turn(where, turn, observed(turn))], 1)
+    hand = hand_poses(where, _place(where, place, observed(place)), *_turn(where, turn, observed(turn)))
     rewards = _array(demo, "rewards", where) if "rewards" in demo else None
     holds, rule = success_of(where, conventions, steps=steps, rewards=rewards)
     if len(holds) != steps:
@@ -126,21 +145,21 @@ def _place(where: str, name: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _turn(where: str, name: str, values: np.ndarray) -> np.ndarray:
-    """How the hand is turned from pointing down."""
+def _turn(where: str, name: str, values: np.ndarray) -> tuple[Rotation, np.ndarray]:
+    """How the hand is turned, and by what angles according to the file."""
     if numbers(where, f"obs/{name}", values, 2).shape[1] != TURNS[name]:
         raise ArtifactError(
             f"{where} has obs/{name} of shape {values.shape}, but {TURNS[name]} numbers a step are read"
         )
     if TURNS[name] == 3:
-        return from_down(Rotation.from_rotvec(values))
+        return Rotation.from_rotvec(values), np.linalg.norm(values, axis=1)
     lengths = np.linalg.norm(values, axis=1)
     if (off := np.abs(lengths - 1) > 0.01).any():
         step = int(off.argmax())
         raise ArtifactError(
             f"{where} has obs/{name} of length {lengths[step]:.4g} at step {step}: a quaternion of a turn has length 1"
         )
-    return from_down(Rotation.from_quat(values))
+    return (turns := Rotation.from_quat(values)), turns.magnitude()
 
 
 def _instruction(problem: object, path: Path) -> str:
@@ -150,6 +169,8 @@ def _instruction(problem: object, path: Path) -> str:
     try:
         text = problem.decode() if isinstance(problem, bytes) else str(problem)
         words = json.loads(text)["language_instruction"]
+        if not isinstance(words, str) and (len(words) == 0 or any(len(letter) != 1 for letter in words[1:])):
+            raise ValueError("several instructions, or none")
         return "".join(words).strip().strip('"')
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
@@ -189,14 +210,33 @@ def _array(demo: Any, name: str, where: str) -> np.ndarray:
     return values
 
 
-def _member(group: Any, name: str, where: str) -> Any:
-    """A group or dataset; links into other files are not followed."""
-    import h5py
+def _refuse_links(file: Any, path: Path) -> None:
+    """Links into other files are not followed, wherever they lie: a link within the file may lead to one."""
+    from h5py.h5l import TYPE_EXTERNAL
 
+    def outside(name: bytes, link: Any) -> bytes | None:
+        return name if link.type == TYPE_EXTERNAL else None
+
+    if (name := file.id.links.visit(outside, info=True)) is not None:
+        raise ArtifactError(
+            f"{path} has {name.decode(errors='replace')} in another file: copy the data into this one (h5repack)"
+        )
+
+
+def _masks(file: Any) -> Mapping[str, frozenset[str]]:
+    """robomimic's lists of demonstrations, `mask/train` and `mask/valid` for instance, by name."""
+    if "mask" not in file or not _is_group(file["mask"]):
+        return {}
+    lists = {name: np.ravel(file["mask"][name][()]) for name in file["mask"]}
+    return {
+        name: frozenset(demo.decode() if isinstance(demo, bytes) else str(demo) for demo in demos)
+        for name, demos in lists.items()
+    }
+
+
+def _member(group: Any, name: str, where: str) -> Any:
     if name not in group:
         raise ArtifactError(f"{where} has no `{name}`: it holds no demonstration of LIBERO or robomimic")
-    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-        raise ArtifactError(f"{where} has {name} in another file: copy the data into this one (h5repack)")
     return group[name]
 
 
@@ -214,4 +254,6 @@ def _open(path: Path, mode: str) -> Any:
     try:
         return h5py.File(path, mode)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be opened as HDF5: {error}") from error
+        raise ArtifactError(
+            f"{path} cannot be opened as HDF5, it is damaged, still being written or of another kind: {error}"
+        ) from error

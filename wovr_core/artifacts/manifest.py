@@ -259,8 +259,20 @@ def refuse_place(out: Path) -> None:
     """A finished artifact is never overwritten; nor is what cannot be moved aside, or what another manifest covers."""
     if (out / MANIFEST).exists():
         raise ArtifactError(f"{out} already holds a finished artifact: write to another place, or remove it first")
+    for parent in Path(os.path.abspath(out)).parents:
+        if _vouches(parent):
+            raise ArtifactError(f"{out} lies inside of the artifact {parent}, and would break it: write elsewhere")
     if Path.cwd().is_relative_to(out) or os.path.ismount(out):
         raise ArtifactError(f"{out} is in use, an artifact cannot take its place: name a folder inside of it")
+
+
+def _vouches(folder: Path) -> bool:
+    """There is a manifest of ours; others' files are often named so too."""
+    try:
+        parse_manifest((folder / MANIFEST).read_bytes(), folder)
+    except (OSError, ArtifactError):
+        return False
+    return True
 
 
 @cache
@@ -323,7 +335,9 @@ def _plain(tree: Mapping[str, Any], what: str) -> dict[str, Any]:
     plain = {}
     for key, value in tree.items():
         try:
-            plain[key] = json.loads(json.dumps(value, allow_nan=False))
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            text.encode()  # half a letter, as in file names that are no UTF-8, could be written and never read
+            plain[key] = json.loads(text)
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"{what}: {key} is {value!r}, which JSON cannot say ({error})") from error
     return plain

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.lib import format as npy
 from scipy.spatial.transform import Rotation
 
-from wovr_core.artifacts.conventions import Conventions, Imported, success_of, upright
+from wovr_core.artifacts.conventions import Conventions, Imported, hand_poses, instruction_of, success_of, upright
 from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, check_size, in_our_words, numbers
 from wovr_core.artifacts.manifest import ArtifactError, refuse_pointer
-from wovr_core.trajectory import from_down
 
 POSES = ("init_ee_pose", "abs_action")  # where the hand is, then how it is turned, a rotation vector
 MOST = 1000  # numbers of an action or a pose that is a list
@@ -76,13 +75,28 @@ def read_npy(path: Path, conventions: Conventions) -> Imported:
         where, conventions, steps=len(frames), rewards=known.get("reward"), flags=known.get("success")
     )
     taken = len(frames) if "delta_action" in frames[-1] else len(frames) - 1  # no frame shows what the last one led to
-    instruction = conventions.instruction or first[words]
     episode = as_episode(
-        where, instruction=instruction.decode(errors="replace") if isinstance(instruction, bytes) else instruction,
+        where, instruction=instruction_of(where, conventions, lambda: _instruction(frames, words, where)),
         actions=column("delta_action", taken=taken)[: len(frames) - 1], frames=upright(images, conventions.pictures),
-        pose=np.concatenate([hand[:, :3], from_down(Rotation.from_rotvec(hand[:, 3:]))], 1), success=holds,
+        pose=hand_poses(
+            where, hand[:, :3], Rotation.from_rotvec(hand[:, 3:]), np.linalg.norm(hand[:, 3:], axis=1)
+        ), success=holds,
     )  # fmt: skip
     return Imported(episode=episode, where=where, success_rule=rule, pictures=conventions.pictures)
+
+
+def _instruction(frames: np.ndarray, name: str | None, where: str) -> object:
+    """The words of all frames, which must be the same: a file is one episode."""
+    if name is None:
+        raise ArtifactError(f"{where} has frames without an instruction: say it with --instruction")
+    words = frames[0][name]
+    for i, frame in enumerate(frames) if isinstance(words, (str, bytes)) else ():
+        if type(other := frame.get(name)) is not type(words) or other != words:
+            raise ArtifactError(f"{where}, frame {i} has another {name} than frame 0: a file is one episode, split it")
+    try:
+        return words.decode() if isinstance(words, bytes) else words
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{where} has an instruction that is no UTF-8: say it with --instruction") from error
 
 
 def _value(frame: dict[Any, Any], name: str, where: str) -> np.ndarray:

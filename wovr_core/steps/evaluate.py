@@ -1,6 +1,7 @@
 """evaluate: candidate and baseline for real, on initial states that nothing else ever sees; and the verdict."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from wovr_core.artifacts import (
     save_table,
     writing,
 )
-from wovr_core.envs.splits import Split
+from wovr_core.envs.splits import SPLIT_SIZE, Split
 from wovr_core.evaluation.success import Tried, attempt, policy_decides, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
@@ -54,7 +55,7 @@ def evaluate_policies(
     settings = {"evaluate": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft:
         between = [
-            (path, file.stem, phase)
+            (path, file.stem, phase, _update_of(file))
             for phase, path in enumerate(snapshots)
             for file in sorted(path.glob("snapshot-*.safetensors"))
             if cfg.curve_episodes
@@ -63,7 +64,7 @@ def evaluate_policies(
         policies = {role: open_policy(path, task) for role, path in roles.items() if role != "champion"}
         if "champion" in roles:
             policies["champion"] = _open_champion(roles["champion"], task)
-        for path, name, _ in between:
+        for path, name, *_ in between:
             open_policy(path, task, weights=name)  # what cannot be opened is refused before anything is tried
         wins: dict[str, Tensor] = {}
         said: tuple[str, ...] = ()
@@ -72,10 +73,10 @@ def evaluate_policies(
         with reality(task) as env, counting("evaluate for real", total, unit="episode") as watch:
             for role, policy in policies.items():
                 _, wins[role], said = trials(policy, cfg, task, ids, env=env, watch=watch)
-            for path, name, phase in between:
+            for path, name, phase, update in between:
                 _, won, _ = trials(open_policy(path, task, weights=name), cfg, task, few, env=env, watch=watch)
                 rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
-                curve.append({"phase": phase, "update": int(name.split("-")[1]), **vars(rate)})
+                curve.append({"phase": phase, "update": update, **vars(rate)})
         rows = [
             {"init_state": i, "instruction": words} | {role: bool(won[row]) for role, won in wins.items()}
             for row, (i, words) in enumerate(zip(ids, said, strict=True))
@@ -123,12 +124,32 @@ def imagined_success(first: Path, last: Path) -> list[float]:
     return [before, after] if before is not None and after is not None else []
 
 
+def _check_trials(rows: Sequence[Trial], where: Path) -> None:
+    """Each on an evaluation state of its own, with the same policies in all: else a verdict would rest on nothing."""
+    if not rows:
+        raise ArtifactError(f"{where} holds no trials, so nothing can be said of them: evaluate some")
+    if len({row.init_state for row in rows}) < len(rows):
+        raise ArtifactError(f"{where} counts trials from one initial state several times: evaluate again")
+    held_out = Split.EVALUATION.ids(SPLIT_SIZE)
+    if other := [row.init_state for row in rows if row.init_state not in held_out]:
+        raise ArtifactError(f"{where} has a trial from {other[0]}, which is no evaluation state: evaluate again")
+    if len({row.champion is None for row in rows}) > 1:
+        raise ArtifactError(f"{where} has trials with a champion and trials without: evaluate again")
+
+
+def _update_of(snapshot: Path) -> int:
+    if not (number := snapshot.stem.removeprefix("snapshot-")).isdecimal():
+        raise ArtifactError(
+            f"{snapshot} is no snapshot of an update, as snapshot-0010 is: remove it, or give it a number"
+        )
+    return int(number)
+
+
 def judge(cfg: Promote, *, evaluation: Path, out: Path) -> Manifest:
     """Promote or hold. Holding is a result, not a failure."""
     manifest = read_manifest(evaluation, Kind.EVALUATION)
     rows = load_table(evaluation, "trials", Trial)
-    if not rows:
-        raise ArtifactError(f"{evaluation} holds no trials, so nothing can be said of them: evaluate some")
+    _check_trials(rows, evaluation)
     how = manifest.branch("evaluate", EvaluateFacts, evaluation) if "evaluate" in manifest.settings else EvaluateFacts()
     candidate, baseline = (torch.tensor([getattr(row, role) for row in rows]) for role in ("candidate", "baseline"))
     comparison = compare(candidate, baseline, confidence=how.confidence)

@@ -17,6 +17,7 @@ from torch import Tensor
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_episodes, read_manifest, write_episodes, writing
 from wovr_core.artifacts.conventions import Conventions, Imported
 from wovr_core.artifacts.hdf5 import read_hdf5, write_hdf5
+from wovr_core.artifacts.manifest import refuse_place
 from wovr_core.artifacts.names import file_name
 from wovr_core.artifacts.npy import read_npy
 from wovr_core.envs.splits import Split
@@ -49,9 +50,13 @@ def import_episodes(
     _check_options(steps=steps, image_size=image_size, fps=fps, conventions=conventions)
     if split is Split.EVALUATION:
         raise ArtifactError("nothing is ever learnt from evaluation states: choose another split")
+    refuse_place(out)
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise ArtifactError(f"there is something at {out} already, and it is left as it is: import to a new folder")
     files = files_in(sources)
+    names = [os.fsencode(file.name).decode(errors="replace") for file in files]  # they need not be UTF-8
     settings = {
-        "steps": steps, "image_size": image_size, "files": [file.name for file in files], "pictures": "upright",
+        "steps": steps, "image_size": image_size, "files": names, "pictures": "upright",
         "conventions": vars(conventions),
     }  # fmt: skip
     with writing(out, Kind.EPISODES, settings=settings) as draft:
@@ -65,11 +70,14 @@ def import_episodes(
         write_episodes(draft.folder, numbered, source="imported", policy_digest="unknown", fps=fps)
         rate = success_rate(sum(episode.succeeded for episode in numbered), len(numbered))
         draft.summary |= {
-            "episodes": len(numbered), "successes": rate.successes, "success_rate": rate.value,
+            "episodes": len(numbered), "split": split.name.lower(), "files": len(files),
+            "instructions": dict(Counter(episode.instruction for episode in numbered)),
+            "successes": rate.successes, "success_rate": rate.value,
             "interval": [rate.low, rate.high], "failures": len(numbered) - rate.successes,
             "cut": sum(len(one.episode.actions) > steps for one in imported),
             "successes_cut_off": sum(one.episode.succeeded for one in imported) - rate.successes,
             "success_rules": dict(Counter(one.success_rule for one in imported)),
+            "masks": dict(Counter(mask for one in imported for mask in one.masks)),
             "pictures_in_files": dict(Counter(one.pictures for one in imported)), "pictures": "upright",
             "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
             "action_dim": numbered[0].actions.shape[1], "pose_dim": numbered[0].pose.shape[1],
@@ -79,7 +87,11 @@ def import_episodes(
 
 
 def _read(file: Path, conventions: Conventions) -> list[Imported]:
-    return [read_npy(file, conventions)] if file.suffix.lower() == ".npy" else read_hdf5(file, conventions)
+    if file.suffix.lower() != ".npy":
+        return read_hdf5(file, conventions)
+    if conventions.mask is not None:
+        raise ArtifactError(f"{file} has no masks, for it is one episode: leave --mask out, or the file")
+    return [read_npy(file, conventions)]
 
 
 def _check_options(*, steps: int, image_size: int | None, fps: int, conventions: Conventions) -> None:
@@ -114,6 +126,12 @@ def _refuse_unlike(imported: Sequence[Imported], image_size: int | None) -> None
     """Episodes of one artifact have one robot and one size of picture, a square one, for a task knows no other."""
     first = imported[0]
     for one in imported:
+        frames = one.episode.frames
+        if len(frames) > 2 and (frames == frames[0]).all():
+            raise ArtifactError(
+                f"{one.where} has the same picture at every step, so its camera stood still or drew nothing: leave it "
+                f"out, or render it again"
+            )
         for name in ("actions", "pose"):
             size, wanted = (getattr(each.episode, name).shape[1] for each in (one, first))
             if size != wanted:
@@ -135,6 +153,7 @@ def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
     """One HDF5 file for each instruction, named after it, in a new folder that appears when all are written."""
     if out.exists() or out.is_symlink():
         raise ArtifactError(f"there is something at {out} already, and it is left as it is: export to a new folder")
+    refuse_place(out)
     read_manifest(episodes, Kind.EPISODES)
     exported = read_episodes(episodes)
     if exported[0].pose.shape[1] != 6:
@@ -165,10 +184,16 @@ def files_in(sources: Sequence[Path]) -> list[Path]:
         if not source.is_dir() and source.suffix.lower() not in FORMATS:
             raise ArtifactError(f"{source} is none of {', '.join(FORMATS)}: give files of these kinds, or their folder")
         for file in sorted(source.iterdir()) if source.is_dir() else [source]:
-            if file.suffix.lower() in FORMATS and not file.is_dir():
-                found.setdefault(file.resolve(), file)
+            if file.suffix.lower() not in FORMATS or file.is_dir() or (source.is_dir() and file.name.startswith(".")):
+                continue  # hidden files are what other programs leave behind
+            if not file.is_file():
+                raise ArtifactError(f"{file} is no plain file, or a link to nowhere: remove it, or put a copy there")
+            found.setdefault(file.resolve(), file)
     if not found:
-        raise ArtifactError(f"there is no .hdf5 or .npy file in {', '.join(map(str, sources))}")
+        raise ArtifactError(
+            f"there is no .hdf5 or .npy file in {', '.join(map(str, sources))} itself, and folders in it are not "
+            f"searched: give the folders that hold the files. Other formats are converted first"
+        )
     return list(found.values())
 
 

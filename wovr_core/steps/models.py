@@ -1,8 +1,11 @@
 """Opening and saving the models that artifacts hold. What is opened is checked against the task before any work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from wovr_core.artifacts import (
     ArtifactError,
@@ -55,7 +58,10 @@ def open_policy(path: Path, task: Task | None = None, *, weights: str = "policy"
     shape = load_json(path, "policy", Shape)
     sizes = {name: getattr(shape, name) for name in ("action_dim", "image_size", "chunk")}
     refuse_misfit("policy", path, sizes | ({"pose_dim": shape.pose_dim} if shape.pose_dim else {}), task)
-    return module_of(load_weights(path, weights), lambda: TinyVLA(shape), path)
+    policy = module_of(load_weights(path, weights), lambda: TinyVLA(shape), path)
+    pose = torch.zeros(1, shape.pose_dim)
+    _answers("policy", path, lambda: policy(_grey(shape), ("",), pose)[0])
+    return policy
 
 
 def save_reward(folder: Path, reward: SuccessClassifier) -> None:
@@ -70,16 +76,40 @@ def save_reward(folder: Path, reward: SuccessClassifier) -> None:
 
 def open_reward(path: Path, task: Task | None = None) -> SuccessClassifier:
     """The reward model of an artifact."""
-    read_manifest(path, Kind.REWARD_MODEL)
+    manifest = read_manifest(path, Kind.REWARD_MODEL)
     calibration, shape = load_json(path, "calibration", Calibration), load_json(path, "reward", Shape)
     refuse_misfit("reward model", path, {"image_size": shape.image_size}, task)
+    if task is not None and "task" in manifest.settings:  # it sees pictures alone, which tell no task from another
+        learnt_in = manifest.branch("task", Task, path).environment
+        if learnt_in != task.environment:
+            raise ArtifactError(
+                f"the reward model at {path} learnt in {learnt_in}, but task.environment is {task.environment}: give a "
+                f"reward model of this task"
+            )
 
     def build() -> SuccessClassifier:
         return SuccessClassifier(
             shape, members=calibration.members, threshold=calibration.threshold, precision=calibration.precision
         )
 
-    return module_of(load_weights(path, "reward"), build, path).requires_grad_(False)
+    classifier = module_of(load_weights(path, "reward"), build, path).requires_grad_(False)
+    _answers("reward model", path, lambda: classifier.logits(_grey(shape), ("",)))
+    return classifier
+
+
+def _grey(shape: Shape) -> Tensor:
+    return torch.zeros(1, 3, shape.image_size, shape.image_size)
+
+
+def _answers(what: str, path: Path, ask: Callable[[], Tensor]) -> None:
+    """Weights can fit a model and be of no use: it is asked about a grey picture, before any work is done with it."""
+    try:
+        with torch.no_grad():
+            sound = bool(torch.isfinite(ask()).all())
+    except RuntimeError as error:
+        raise ArtifactError(f"the {what} at {path} cannot look at a picture ({error}): make it again") from error
+    if not sound:
+        raise ArtifactError(f"the {what} at {path} answers with NaN, its weights are broken: make it again")
 
 
 def reading_of(reward: Path) -> Reward:
@@ -181,6 +211,8 @@ def load_keyframes(path: Path, data: RealData, task: Task) -> list[KeyframeRow]:
     """Keyframes of these very episodes, each with time for a dream after it."""
     manifest = read_manifest(path, Kind.KEYFRAMES)
     rows = load_table(path, "keyframes", KeyframeRow)
+    if len({(row.episode, row.step) for row in rows}) < len(rows):
+        raise ArtifactError(f"{path} has a keyframe twice, so dreams would begin there twice as often: mine them again")
     for i, row in enumerate(rows):
         if row.episode >= len(data.episodes) or row.step + task.chunk > task.horizon:
             raise ArtifactError(
