@@ -15,6 +15,7 @@ from components.platform.mlflow_client import TrackingError, check_tracking, dat
 from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import pipeline_named
 from pipelines.doctor import available_memory
+from wovr_core.artifacts.names import is_address
 from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError
 
 TRYING = ("posttrain", "retrain", "evaluate")  # pipelines that open the simulator
@@ -164,6 +165,8 @@ def _nameable(folder: Path) -> None:
 
 def _writable(folder: Path) -> None:
     """In the run's folder, or where it will be made; MLflow's check looks at what lies beside it."""
+    if is_address(folder):
+        raise PreflightError(f"{folder} was an address, and a run's folder is on this machine. Choose one with --out")
     place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=place):

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from components.platform.mlflow_client import check_tracking
 from components.platform.storage import Storage
 from wovr_core.artifacts import Manifest
+from wovr_core.artifacts.names import is_address
 from wovr_core.settings import Section, Settings
 
 S3 = "s3://"
@@ -48,6 +49,7 @@ def run_step(word: str, settings: Settings, given: Sequence[str]) -> Any:
     values = dict(_read(word, function, given))
     check_step(word, settings)
     stored = str(values["out"]) if str(values.get("out", "")).startswith(S3) else ""
+    name = Storage.from_env().name_in(stored) if stored else ""  # before the work
     values = {name: value if name == "out" else _fetched(value) for name, value in values.items()}
     if stored:
         values["out"] = _place(stored)
@@ -58,7 +60,7 @@ def run_step(word: str, settings: Settings, given: Sequence[str]) -> Any:
     sections = [branches[hints[name]] for name in signature(function).parameters if _is_branch(hints[name])]
     done = function(*sections, **values)
     if stored:
-        Storage.from_env().put(values["out"], stored.removeprefix(S3).partition("/")[2])
+        Storage.from_env().put(values["out"], name)
     return done
 
 
@@ -156,6 +158,8 @@ def _value(name: str, kind: Any, texts: list[str]) -> Any:
 def _path(name: str, text: str) -> str | Path:
     if not text:
         raise PortsError(f"--{name} is empty, and takes a path. Write one")
+    if is_address(Path(text)) and not text.startswith(S3):
+        raise PortsError(f"--{name} is {text!r}, which was an address, but takes a path or s3://BUCKET/NAME. Write one")
     return text if text.startswith(S3) else Path(text)
 
 

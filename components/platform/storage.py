@@ -54,8 +54,7 @@ class Storage:
 
         What an attempt that broke off has brought there is not sent again; an artifact that is there is left alone.
         """
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name, re.ASCII):
-            raise StorageError(f"{name!r} is no name for an artifact: letters, digits, . _ - and / between words")
+        _check_name(name)
         manifest = read_manifest(path)
         key = f"{name}/{manifest.digest}"
         if self._manifest(key) is None:
@@ -64,6 +63,14 @@ class Storage:
             # S3 tells whole seconds only, and two artifacts may be stored in one
             self.bucket.send(f"{key}/{MANIFEST}", lambda: BytesIO(text), len(text), {"moment": str(time.time_ns())})
         return self._uri(key)
+
+    def name_in(self, uri: str) -> str:
+        """The name by which `put` would store an artifact at s3://BUCKET/NAME."""
+        bucket, _, name = uri.removeprefix("s3://").partition("/")
+        if bucket != self.bucket.name:
+            raise StorageError(f"{uri} is in another bucket than {self.bucket.name}, which WOVR_S3_BUCKET names")
+        _check_name(name)
+        return name
 
     def get(self, uri: str, out: Path) -> Manifest:
         """Fetch an artifact: it appears at `out` all at once, and only if every byte is what was stored.
@@ -158,6 +165,11 @@ class Storage:
         if matched is None:
             raise StorageError(f"{uri!r} is no artifact's address: {self._uri('NAME/DIGEST')}, as put answers")
         return matched[1]
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name, re.ASCII) or {".", ".."} & set(name.split("/")):
+        raise StorageError(f"{name!r} is no name for an artifact: letters, digits, . _ - and / between words")
 
 
 def _each(manifest: Manifest, do: Callable[[str, FileRecord], None]) -> None:

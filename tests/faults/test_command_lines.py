@@ -6,10 +6,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
 
+from components.platform.storage import Storage
 from pipelines.cli import app
 from pipelines.local import RunError
 from tests.faults.harness import FUZZ, refused, wovr
@@ -66,6 +68,9 @@ def here(tmp_path, monkeypatch) -> Path:
         ("step collect --policy empty --out c", ["empty has no manifest.json"]),
         ("step collect --policy artifact --out c", ["artifact/manifest.json"]),
         ("step collect --policy s3://x/y --out c", ["WOVR_S3_ENDPOINT"]),
+        ("step collect --policy artifact --out s3://x/y", ["WOVR_S3_ENDPOINT"]),
+        ("step collect --policy artifact --out gs://x/y", ["gs://x/y", "s3://BUCKET/NAME"]),
+        ("step collect --policy hf://models/x --out c", ["hf://models/x", "a path or s3://BUCKET/NAME"]),
         ("step collect tabletop policy a", ["'policy' is no port", "--NAME VALUE", "--policy PATH"]),
         ("step promote --kept X", ["[--kept NAME=PATH (several)]"]),
         ("step serve --world_model a --reward b", ["WOVR_TRITON_URL names no Triton"]),
@@ -90,6 +95,23 @@ def here(tmp_path, monkeypatch) -> Path:
 )
 def test_a_mistake_is_answered_with_what_and_what_to_do(here, line, words):
     refused(wovr(*shlex.split(line)), *words)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3://other/policy", "another bucket than wovr"),
+        ("s3://wovr", "no name for an artifact"),
+        ("s3://wovr/../x", "no name for an artifact"),
+        ("s3://wovr/my policy", "no name for an artifact"),
+        ("s3://wovr/policy/", "no name for an artifact"),
+    ],
+)
+def test_a_place_in_s3_is_looked_at_before_the_work(monkeypatch, uri, words):
+    wovr_bucket = Storage(bucket=SimpleNamespace(name="wovr"))
+    monkeypatch.setattr(Storage, "from_env", lambda: wovr_bucket)
+    refused(wovr("step", "collect", "tabletop", "--policy", "artifact", "--out", uri), words)
+    assert wovr_bucket.name_in("s3://wovr/mine/policy-1") == "mine/policy-1"
 
 
 @pytest.mark.parametrize("file", ["two.txt", "none.txt", "bytes"])

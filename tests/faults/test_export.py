@@ -70,6 +70,16 @@ def test_nothing_is_lost_nor_written_outside(episodes, tmp_path):
     assert came == sent
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/key", "file:///tmp/key", "gs://bucket/key", "hf://datasets/a/b"])
+def test_an_address_does_not_become_a_folder(episodes, tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    refused(wovr("episodes", "export", str(episodes), "--out", address), "was an address")
+    refused(wovr("episodes", "export", address, "--out", "files"), "was an address")
+    refused(wovr("episodes", "import", str(episodes), "--steps", "16", "--out", address), "was an address")
+    refused(wovr("run", "tabletop", "--out", address), "was an address")
+    assert not list(tmp_path.iterdir()), "nothing was made"
+
+
 @pytest.mark.parametrize("what", ["a file", "a folder", "an empty folder", "a link to nowhere"])
 def test_what_is_there_already_is_left_alone(episodes, tmp_path, what):
     out = tmp_path / "out"

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from wovr_core.artifacts.names import is_address
 from wovr_core.settings import Section
 
 T = TypeVar("T")
@@ -257,6 +258,10 @@ def refuse_pointer(path: Path) -> None:
 
 def refuse_place(out: Path) -> None:
     """A finished artifact is never overwritten; nor is what cannot be moved aside, or what another manifest covers."""
+    if is_address(out):
+        raise ArtifactError(
+            f"{out} was an address, but a folder of this machine is written: name one, and copy it later"
+        )
     if (out / MANIFEST).exists():
         raise ArtifactError(f"{out} already holds a finished artifact: write to another place, or remove it first")
     for parent in Path(os.path.abspath(out)).parents:
@@ -291,6 +296,8 @@ def code_version() -> str:
 
 def _load(path: Path, mend: str) -> Manifest:
     """Read a manifest and nothing else; `mend` ends every complaint."""
+    if is_address(path):
+        raise ArtifactError(f"{path} was an address, but a folder of this machine is read: fetch what lies there first")
     if not path.is_dir():
         raise ArtifactError(f"there is no artifact at {path}: {mend}")
     try:

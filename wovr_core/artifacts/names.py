@@ -3,9 +3,18 @@
 import re
 import unicodedata
 from hashlib import sha256
+from pathlib import Path
 
 LONGEST = 120  # characters, which leaves room for a suffix: file systems stop at 255 bytes
 CLEAN = re.compile(r"[a-z0-9]+( [a-z0-9]+)*")
+
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # as a part of a path: what is left of s3://bucket/key
+
+
+def is_address(path: Path) -> bool:
+    """Was it a URL before it became a path? A folder of that name would be made without a word."""
+    parts = path.parts
+    return any(SCHEME.fullmatch(part) and not Path(*parts[: i + 1]).exists() for i, part in enumerate(parts))
 
 
 def file_name(text: str) -> str:
