@@ -18,6 +18,7 @@ from wovr_core.artifacts import (
     Kind,
     check_episodes_fit,
     read_episodes,
+    read_manifest,
     write_episodes,
     writing,
 )
@@ -127,6 +128,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "info of a huge size": (info(**{CAMERA: [10**6, 10**6, 3]}), "GiB"),
     "info of other actions": (info(action=[7]), "other columns"),
     "info of no actions": (info(action=[]), "cannot be read"),
+    "pictures that are not upright": (info(pictures="openvla"), "pictures are 'openvla', but upright ones are read"),
     "info without features": (info(features={}), "cannot be read"),
     "info that is no JSON": (text(INFO, b"{"), "cannot be read"),
     "info that is a list": (text(INFO, b"[]"), "cannot be read"),
@@ -152,6 +154,15 @@ def test_a_wrong_content_under_a_right_manifest_is_told(folder, fault):
     with pytest.raises(ArtifactError) as error, deadline(20, fault):
         read_episodes(folder)
     assert str(error.value).startswith(str(folder)) and complaint in str(error.value), error.value
+
+
+def test_what_others_call_episodes_is_told_with_the_way_in(folder, tmp_path):
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"a LeRobot dataset that wovr did not write.*wovr episodes import"):
+        read_manifest(folder, Kind.EPISODES)
+    (tmp_path / "lift.hdf5").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"lift\.hdf5 is a file.*wovr episodes import"):
+        read_manifest(tmp_path / "lift.hdf5", Kind.EPISODES)
 
 
 def test_an_initial_state_of_no_split_is_told():

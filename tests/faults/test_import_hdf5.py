@@ -291,6 +291,13 @@ def test_what_a_file_says_is_to_be_done_counts_and_is_printed(tmp_path):
     assert summary["instructions"] == {"lift it": 1, "drop it": 2} and summary["files"] == 2
 
 
+def test_the_range_of_commands_is_printed(tmp_path):
+    demo = a_demo() | {"actions": np.tile([-0.25, 0, 0, 0, 0, 0, 0], (STEPS, 1))}
+    demo["actions"][3:, -1] = 1  # a gripper of 0 and 1, where -1 and 1 is usual
+    summary = bring(a_file(tmp_path / "set.hdf5", {"demo_0": demo}), tmp_path / "made")
+    assert (summary["actions_from"], summary["actions_to"]) == ([-0.25, *[0] * 6], [-0.25, *[0] * 5, 1])
+
+
 def test_demonstrations_on_a_list_are_counted_and_chosen(tmp_path):
     file = a_file(tmp_path / "set.hdf5", {f"demo_{i}": a_demo(i) for i in range(4)})
     with h5py.File(file, "a") as opened:

@@ -113,7 +113,12 @@ def read_episodes(folder: Path) -> list[Episode]:
 
 def _check_layout(folder: Path, file: pq.ParquetFile, about: Sequence[dict[str, Any]]) -> tuple[int, int]:
     """Columns and row groups are those that an index of episodes promises; returns height and width of a picture."""
-    features = json.loads((folder / INFO).read_text())["features"]
+    info = json.loads((folder / INFO).read_text())
+    if (pictures := info.get("pictures", "upright")) != "upright":
+        raise ArtifactError(
+            f"{folder / INFO} says that pictures are {pictures!r:.40}, but upright ones are read: turn them"
+        )
+    features = info["features"]
     height, width, _ = (int(pixels) for pixels in features[CAMERA]["shape"])
     vectors = {name: int(features[name]["shape"][0]) for name in ("action", "observation.state")}
     wanted = _schema(_features((height, width), vectors["action"], vectors["observation.state"]))

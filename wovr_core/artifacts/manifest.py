@@ -298,11 +298,20 @@ def _load(path: Path, mend: str) -> Manifest:
     """Read a manifest and nothing else; `mend` ends every complaint."""
     if is_address(path):
         raise ArtifactError(f"{path} was an address, but a folder of this machine is read: fetch what lies there first")
+    if path.is_file():
+        raise ArtifactError(
+            f"{path} is a file, but an artifact is a folder: {mend}. Demonstrations come in by `wovr episodes import`"
+        )
     if not path.is_dir():
         raise ArtifactError(f"there is no artifact at {path}: {mend}")
     try:
         text = (path / MANIFEST).read_bytes()
     except FileNotFoundError as error:
+        if (path / "meta" / "info.json").exists():
+            raise ArtifactError(
+                f"{path} has no {MANIFEST}, so it was never finished, or is a LeRobot dataset that wovr did not write: "
+                f"{mend}, or bring its episodes as HDF5 with `wovr episodes import`"
+            ) from error
         raise ArtifactError(f"{path} has no {MANIFEST}, so it was never finished: {mend}") from error
     except OSError as error:
         raise ArtifactError(f"{path / MANIFEST} cannot be read ({error.strerror}): {mend}") from error

@@ -80,10 +80,16 @@ def import_episodes(
             "masks": dict(Counter(mask for one in imported for mask in one.masks)),
             "pictures_in_files": dict(Counter(one.pictures for one in imported)), "pictures": "upright",
             "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
+            "actions_from": _rounded(torch.stack([one.episode.actions.amin(0) for one in imported]).amin(0)),
+            "actions_to": _rounded(torch.stack([one.episode.actions.amax(0) for one in imported]).amax(0)),
             "action_dim": numbered[0].actions.shape[1], "pose_dim": numbered[0].pose.shape[1],
             "picture_size": list(numbered[0].frames.shape[-2:]),
         }  # fmt: skip
     return draft.manifest
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]
 
 
 def _read(file: Path, conventions: Conventions) -> list[Imported]:
