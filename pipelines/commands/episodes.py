@@ -45,9 +45,9 @@ def import_episodes(
         wovr episodes import libero_object/ --steps 160 --image-size 64 --out demonstrations
 
     All are made equally long: a longer one is cut, a shorter one stands still at its end. Pictures become upright. What
-    was counted is printed: episodes by instruction and by robomimic's masks, successes by rule, the range of each number
-    of the commands. A success flag or a sparse reward of 1 counts as a success, a dense reward needs --success-at. An .npy file is a pickle, which could run
-    code: one that holds anything but data is refused.
+    was counted is printed: episodes by instruction and by robomimic's masks, successes by rule, the range of commands.
+    A success flag or a sparse reward of 1 counts as a success, a dense reward needs --success-at. An .npy file is a
+    pickle, which could run code: one that holds anything but data is refused.
     """
     with plainly():
         from wovr_core.artifacts.conventions import Conventions

@@ -123,7 +123,34 @@ def of_its_kind(tensor: torch.Tensor) -> torch.Tensor:
 FIRST = "trunk.look.0.weight"
 KEYFRAME = {"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}
 TRIAL = {"init_state": 3_000_000, "instruction": "a", "candidate": True, "baseline": False}
+ELSEWHERE = TASK.model_dump() | {"environment": "libero", "action_dim": 7, "mirror": False}
+
+
+def enlarged(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.update({key: torch.full_like(value, 1e30) for key, value in tensors.items()})
+
+
+def of_an_even_kernel(folder: Path) -> None:
+    """A policy whose weights fit its description, and whose layers do not fit each other."""
+    facts("policy", kernel=2)(folder)
+    weights("policy", lambda t: t.update({"trunk.look.2.weight": t["trunk.look.2.weight"].repeat(1, 1, 2, 2)}))(folder)
+
+
 BAD = {
+    "a policy whose layers do not fit": ("policy", of_an_even_kernel, "cannot look at a picture"),
+    "a policy that answers with NaN": ("policy", weights("policy", enlarged), "answers with NaN"),
+    "a reward that answers with NaN": ("reward", weights("reward", enlarged), "answers with NaN"),
+    "a reward of another environment": ("reward", manifest("settings", "task", value=ELSEWHERE), "learnt in libero"),
+    "a keyframe, a hundred thousand times": ("keyframes", table("keyframes", *[KEYFRAME] * 10**5), "a keyframe twice"),
+    "one state, two trials": ("evaluation", table("trials", TRIAL, TRIAL), "from one initial state several times"),
+    "a trial on a state that was learnt from": (
+        "evaluation", table("trials", TRIAL | {"init_state": 1_000_000}), "1000000, which is no evaluation state",
+    ),
+    "a champion in one trial of two": (
+        "evaluation",
+        table("trials", TRIAL | {"champion": True}, TRIAL | {"init_state": 3_000_001, "champion": None}),
+        "trials with a champion and trials without",
+    ),
     # of another robot or camera
     "a policy of seven motions": ("policy", facts("policy", action_dim=7), "action_dim 7, but task.action_dim is 3"),
     "a policy of large pictures": ("policy", facts("policy", image_size=128), "image_size 128, but task.image_size"),
@@ -371,7 +398,7 @@ def test_places_that_can_hold_no_artifact_are_refused_before_the_work(shelf, tmp
         (Path(), "is in use"), (Path(".."), "is in use"), (Path("/"), "is in use"), (Path("/proc"), "is in use"),
         (tmp_path / "file" / "out", "nothing can be written to"),
         (Path("/proc/nowhere/out"), "nothing can be written to"),
-        (tmp_path / "episodes" / "out", "lies inside of its own input"),
+        (tmp_path / "episodes" / "out", "lies inside of the artifact"),
     ):  # fmt: skip
         with pytest.raises(ArtifactError, match=words):
             run("world_model", shelf, out, episodes=tmp_path / "episodes")
@@ -517,3 +544,13 @@ def test_manifests_at_random_never_end_in_a_traceback(seed, shelf, tmp_path):
     bad = resigned(shelf / kind, tmp_path / "bad", change)
     with deadline(20, kind), suppress(ArtifactError, SettingsError, TrainingError):
         run(READER[kind], shelf, tmp_path / "out", **{kind: bad})
+
+
+def test_a_snapshot_of_no_update_is_refused_before_anything_is_tried(shelf, tmp_path):
+    def change(folder: Path) -> None:
+        shutil.copy(folder / "policy.safetensors", folder / "snapshot-best.safetensors")
+
+    bad = resigned(shelf / "policy", tmp_path / "bad", change)
+    ports = {"candidate": shelf / "policy", "baseline": shelf / "policy", "out": tmp_path / "out"}
+    with pytest.raises(ArtifactError, match=r"snapshot-best\.safetensors is no snapshot"):
+        evaluate_policies(Evaluate(episodes=4), TASK, snapshots=(bad,), **ports)

@@ -175,9 +175,6 @@ def writing(
         name: _load(path, f"`{name}` must be a finished artifact: run the step that makes it").digest
         for name, path in made_from.items()
     }
-    for name, path in made_from.items():
-        if out.is_relative_to(os.path.abspath(path)):
-            raise ArtifactError(f"{out} lies inside of its own input `{name}`: write to another place")
     draft = Draft(folder=_beside(out, "writing"), made_from=origins)
     try:
         draft.folder.mkdir(parents=True)
