@@ -6,8 +6,10 @@ episodes both were made from. Their digests are tags of the version, and what co
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,9 +24,9 @@ from components.platform.mlflow_client import (
     refuse_a_pod_of_its_own,
     tracking_uri,
 )
-from components.platform.promotions import PromotionError, version_at
-from wovr_core.artifacts import Kind, read_manifest
-from wovr_core.artifacts.manifest import put_in_place
+from components.platform.promotions import CHAMPION, PromotionError, Promotions, promoted_tag, version_at
+from wovr_core.artifacts import ArtifactError, Kind, read_manifest
+from wovr_core.artifacts.manifest import MANIFEST, parse_manifest, put_in_place
 from wovr_core.settings import Promote, Task
 
 KEPT = {
@@ -66,7 +68,7 @@ def fetch_version(cfg: Promote, *, policy: Path, version: str = "", kept: Mappin
     places = {"policy": ("policy/artifact", Kind.POLICY, _vouched(found, cfg), policy)}
     places |= {name: (f"learnt_in/{name}", KEPT[name], found.tags[f"kept.{name}"], out) for name, out in kept.items()}
     for source, kind, digest, out in places.values():
-        _fetch(client, str(found.run_id), source, kind, digest, out)
+        _fetch(client, cfg, found, source, kind, digest, out)
     return str(number)
 
 
@@ -83,9 +85,13 @@ def find_champion(cfg: Promote, *, candidate: Path, baseline: Path) -> str:
     client, (mine, base) = open_client(), (read_manifest(path, Kind.POLICY).digest for path in (candidate, baseline))
     before = client.search_model_versions(f"name = '{cfg.model}' and tags.policy = '{mine}'")
     for version in sorted(before, key=lambda version: -int(version.version)):
-        decided = version.tags.get("outcome") == "hold" or "promoted_at" in version.tags
-        if decided and version.tags.get("baseline") == base:
-            return version.tags.get("champion", "")
+        tags = version.tags
+        held = tags.get("outcome") == "hold" and tags.get("alias", cfg.alias) == cfg.alias
+        champion = tags.get("champion", "")
+        if (held or promoted_tag(cfg.alias) in tags) and tags.get("baseline") == base:
+            if not champion or _versions_of(client, cfg, champion):
+                return champion
+            break  # that one was deleted since: today's takes its place
     number = version_at(client, cfg.model, cfg.alias)
     if number is None:
         return ""
@@ -94,16 +100,17 @@ def find_champion(cfg: Promote, *, candidate: Path, baseline: Path) -> str:
 
 
 def check_champion(cfg: Promote, task: Task, uri: str = "") -> None:
-    """Refuse to learn a candidate that could not be tried beside the champion, which is another task's."""
+    """Refuse to learn a candidate that could not be tried beside the champion, or could not become champion.
+
+    The champion is another task's, its files are gone from MLflow's store, or the alias was moved by hand.
+    """
     client = open_client(uri)
+    Promotions(client, cfg.model, cfg.alias).refuse_moved()
     number = version_at(client, cfg.model, cfg.alias)
     if number is None:
         return
     found = client.get_model_version(cfg.model, number)
-    _vouched(found, cfg)
-    with TemporaryDirectory() as folder:
-        file = client.download_artifacts(str(found.run_id), "policy/artifact/policy.json", folder)
-        shape = json.loads(Path(file).read_text())
+    shape = _shape(client, cfg, found)
     sizes = {name: getattr(task, name) for name in ("action_dim", "image_size", "chunk")}
     if wrong := [f"{name} {shape[name]}, not {size}" for name, size in sizes.items() if shape.get(name, size) != size]:
         raise PromotionError(
@@ -121,12 +128,49 @@ def fetch_policy_to_beat(cfg: Promote, *, champion: str, baseline: Path, policy:
         put_in_place(beside, policy)
         return
     client = open_client()
-    found = client.search_model_versions(f"name = '{cfg.model}' and tags.policy = '{champion}'")
+    found = _versions_of(client, cfg, champion)
     if not found:
         raise PromotionError(
             f"the champion of {cfg.model} (policy {champion[:12]}) was deleted while it was to be tried: run this again"
         )
-    _fetch(client, str(found[0].run_id), "policy/artifact", Kind.POLICY, champion, policy)
+    _fetch(client, cfg, found[0], "policy/artifact", Kind.POLICY, champion, policy)
+
+
+def _versions_of(client: MlflowClient, cfg: Promote, policy: str) -> list[ModelVersion]:
+    """The registered versions of a policy."""
+    return list(client.search_model_versions(f"name = '{cfg.model}' and tags.policy = '{policy}'"))
+
+
+def _shape(client: MlflowClient, cfg: Promote, version: ModelVersion) -> dict[str, object]:
+    """The sizes of a registered policy, whose files are there in their full length."""
+    digest, run, source = _vouched(version, cfg), str(version.run_id), "policy/artifact"
+    try:
+        with TemporaryDirectory() as folder:
+            texts = [
+                Path(client.download_artifacts(run, f"{source}/{name}", folder)).read_bytes()
+                for name in (MANIFEST, "policy.json")
+            ]
+        manifest = parse_manifest(texts[0], MANIFEST)
+        stored = {Path(file.path).name: file.file_size for file in client.list_artifacts(run, source)}
+    except (MlflowException, OSError, ArtifactError) as error:
+        raise _damaged(cfg, version, source, str(error)) from error
+    for name, record in manifest.files.items():
+        if "/" not in name and stored.get(name) != record.bytes:
+            raise _damaged(cfg, version, source, f"{name} has {stored.get(name) or 0} of {record.bytes} bytes")
+    if manifest.digest != digest or sha256(texts[1]).hexdigest() != manifest.files["policy.json"].sha256:
+        raise _damaged(cfg, version, source, "it was replaced")
+    return dict(json.loads(texts[1]))
+
+
+def _damaged(cfg: Promote, version: ModelVersion, source: str, why: str) -> PromotionError:
+    """A registered artifact that cannot be had as it was registered, and the ways on."""
+    where = cfg.model if cfg.alias == CHAMPION else f"{cfg.model} --alias {cfg.alias}"
+    return PromotionError(
+        f"version {version.version} of {cfg.model} cannot be fetched as it was registered, from {source} of the run "
+        f"{version.run_id or 'none'} ({' '.join(why.split())[:300]}). Restore it in MLflow's artifact store; or give "
+        f"the alias {cfg.alias} to another version, or to none: `wovr rollback {where} --reason WHY`, or by hand in "
+        f"MLflow and then `wovr adopt {where} --reason WHY`"
+    )
 
 
 def _link(source: str, to: str) -> None:
@@ -139,24 +183,31 @@ def _link(source: str, to: str) -> None:
 
 def _vouched(version: ModelVersion, cfg: Promote) -> str:
     """The digest of a registered policy."""
-    if "policy" not in version.tags:
+    if not re.fullmatch("[0-9a-f]{64}", version.tags.get("policy", "")):
         raise PromotionError(
-            f"version {version.version} of {cfg.model} was registered by hand, so nothing vouches for it (no tag "
-            f"`policy`). Give the alias {cfg.alias} to a version that `wovr run` registered, and accept that with "
-            f"`wovr adopt {cfg.model} --reason WHY`"
+            f"version {version.version} of {cfg.model} was registered by hand, so nothing vouches for it (no digest "
+            f"in its tag `policy`). Give the alias {cfg.alias} to a version that `wovr run` registered, and accept "
+            f"that with `wovr adopt {cfg.model} --reason WHY`"
         )
     return str(version.tags["policy"])
 
 
-def _fetch(client: MlflowClient, run_id: str, source: str, kind: Kind, digest: str, out: Path) -> None:
+def _fetch(
+    client: MlflowClient, cfg: Promote, version: ModelVersion, source: str, kind: Kind, digest: str, out: Path
+) -> None:
     """Appears at `out` all at once, and only if it is what the version's tag says."""
     beside = out.with_name(f".{out.name}.arriving")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        folder = Path(client.download_artifacts(run_id, source, str(beside)))
-        if read_manifest(folder, kind).digest != digest:
-            raise PromotionError(f"MLflow's {source} of the run {run_id} is not what was registered: it was replaced")
+        folder = Path(client.download_artifacts(str(version.run_id), source, str(beside)))
+        found = read_manifest(folder, kind).digest
+    except (MlflowException, OSError, ArtifactError) as error:
+        why = re.sub(r": (remove it, or )?make it again.*", "", str(error)).replace(f"{beside}{os.sep}", "")
+        raise _damaged(cfg, version, source, why) from error
+    else:
+        if found != digest:
+            raise _damaged(cfg, version, source, "it was replaced")
         put_in_place(folder, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -147,7 +147,7 @@ class Promotions:
                 f"name = '{self.log}'", order_by=["version_number ASC"], max_results=1000, page_token=token
             )
             with_alias = [version for version in page if version.tags.get("alias") == self.alias]
-            found += [Entry.of(version) for version in with_alias if version.tags.keys() >= TAGS]
+            found += [Entry.of(version) for version in with_alias if _is_entry(version)]
             token = page.token or ""
         return Standing.of(found)
 
@@ -158,7 +158,7 @@ class Promotions:
         first entry. Refuses where somebody has moved the alias by hand.
         """
         for glance in range(GLANCES):
-            standing, holder = self.read(), version_at(self.client, self.model, self.alias)
+            standing, holder = self._look()
             if standing.head is None and holder is None:
                 return standing
             if standing.head is None:
@@ -166,12 +166,31 @@ class Promotions:
                 self._append("adopt", to=holder, replaced=before, after=0, reason="champion before there was a log")
             elif not standing.head.applied:
                 return self._apply(standing)
-            elif holder == standing.champion and self._is_named(standing.head):
+            elif self._agrees(standing, holder):
                 return standing
             else:
                 time.sleep(0.1 * 2**glance)
+        raise self._moved(standing, holder)
+
+    def refuse_moved(self) -> None:
+        """Refuse, as `settle` does, where somebody has moved the alias by hand; but write nothing."""
+        for glance in range(GLANCES):
+            standing, holder = self._look()
+            if standing.head is None or not standing.head.applied or self._agrees(standing, holder):
+                return
+            time.sleep(0.1 * 2**glance)
+        raise self._moved(standing, holder)
+
+    def _look(self) -> tuple[Standing, str | None]:
+        return self.read(), version_at(self.client, self.model, self.alias)
+
+    def _agrees(self, standing: Standing, holder: str | None) -> bool:
+        assert standing.head is not None
+        return holder == standing.champion and self._is_named(standing.head)
+
+    def _moved(self, standing: Standing, holder: str | None) -> PromotionError:
         again = " (of that number, but the model was deleted and made again)" if holder == standing.champion else ""
-        raise PromotionError(
+        return PromotionError(
             f"{self.alias} of {self.model} was moved from version {standing.champion} to {holder}{again}, and not by "
             f"wovr: {self.log} knows nothing of it. Undo that in MLflow or accept it with {self._adoption}, then try "
             f"again"
@@ -239,7 +258,7 @@ class Promotions:
                     f"has been deleted: give the alias to another one in MLflow and accept that with {self._adoption}"
                 )
             if head.kind == "promote" and head.to is not None:
-                for name, value in {"promoted_at": head.at, "replaced": head.replaced or NOBODY}.items():
+                for name, value in {promoted_tag(self.alias): head.at, "replaced": head.replaced or NOBODY}.items():
                     insist(self.client.set_model_version_tag, self.model, head.to, name, value)
             standing = self.read()
             if standing.head is not None and standing.number == head.number:
@@ -310,6 +329,11 @@ class Promotions:
         return f"`wovr adopt {self.model}{which} --reason WHY`"
 
 
+def promoted_tag(alias: str) -> str:
+    """Of a version: when it had the alias first."""
+    return "promoted_at" if alias == CHAMPION else f"promoted_at.{alias}"
+
+
 def insist(write: Callable[..., Any], *args: Any) -> None:
     """A write that may be repeated. Of two who add the same new row at once, MLflow answers one with BAD_REQUEST."""
     for attempt in Retrying(
@@ -345,6 +369,13 @@ def ensure_model(client: MlflowClient, name: str, description: str | None = None
 
 def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_entry(version: ModelVersion) -> bool:
+    """Can it be read as a line of the log? One that somebody has spoilt by hand counts as deleted."""
+    tags = version.tags
+    numbers = [tags.get("after", ""), *(tags.get(name, "").replace(NOBODY, "0") for name in ("to", "replaced"))]
+    return tags.keys() >= TAGS and all(number.isascii() and number.isdecimal() for number in numbers)
 
 
 def _or_none(version: str) -> str | None:

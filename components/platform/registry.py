@@ -27,6 +27,7 @@ from components.platform.promotions import (
     Standing,
     ensure_model,
     insist,
+    promoted_tag,
     version_at,
 )
 from components.platform.tracking import Row, rows_of, send
@@ -84,10 +85,12 @@ def promote_policy(
     standing = promotions.settle() if said["promote"] else promotions.read()
     champion = version_at(client, cfg.model, cfg.alias)
     version = _registered(client, cfg.model, manifests) or _register(
-        client, cfg.model, manifests, policy, report, champion, {**kept, "evaluation": evaluation} if kept else {}
+        client, cfg, manifests, policy, report, champion, {**kept, "evaluation": evaluation} if kept else {}
     )
     number = str(version.version)
-    if said["promote"] and "promoted_at" not in version.tags and not standing.held_by(version):
+    before = promoted_tag(cfg.alias) in version.tags or standing.held_by(version)
+    is_champion = standing.head is not None and standing.head.policy == manifests["policy"].digest
+    if said["promote"] and not before and not is_champion:
         _refuse_beaten(standing, cfg, manifests)
         promotions.move("promote", to=number, after=standing, reason=str(said["reason"]))
     return Promotion(
@@ -132,21 +135,26 @@ def _refuse_strangers(manifests: dict[str, Manifest]) -> None:
 
 
 def _refuse_beaten(standing: Standing, cfg: Promote, manifests: dict[str, Manifest]) -> None:
-    """Better than a champion of the past says nothing about the champion of today.
+    """Better than a champion of the past, or than a base alone, says nothing about the champion of today.
 
-    A base policy that was never champion says nothing about any: such a verdict promotes, as a first run's does.
+    Where nobody is champion, a verdict about a base that was never champion promotes.
     """
     origin = manifests["evaluation"].made_from
     compared = origin.get("champion") or origin.get("baseline")
     beaten = [entry for entry in standing.counted if entry.policy and entry.policy == compared]
     if not beaten and "champion" not in origin:
+        if compared and standing.head is not None and standing.champion and standing.head.policy not in ("", compared):
+            raise PromotionError(
+                f"version {standing.champion} became {cfg.alias} of {cfg.model} ({standing.head}), and the policy was "
+                f"tried beside its base only: run this again, so that it is tried beside that version, too"
+            )
         return
     if standing.head is None or standing.head.policy != compared:
         which = f"version {beaten[-1].to}" if beaten else "another champion"
         now = f"version {standing.champion} ({standing.head})" if standing.champion else "nobody"
         raise PromotionError(
             f"the verdict compares with {which} of {cfg.model}, but {cfg.alias} moved on to {now}: evaluate the policy "
-            f"against that one, then promote it"
+            f"{'against that one' if standing.champion else 'against its base alone'}, then promote it"
         )
 
 
@@ -158,14 +166,14 @@ def _registered(client: MlflowClient, model: str, manifests: dict[str, Manifest]
 
 
 def _register(
-    client: MlflowClient, model: str, manifests: dict[str, Manifest], policy: Path, report: Path, champion: str | None,
-    kept: Mapping[str, Path],
+    client: MlflowClient, cfg: Promote, manifests: dict[str, Manifest], policy: Path, report: Path,
+    champion: str | None, kept: Mapping[str, Path],
 ) -> ModelVersion:  # fmt: skip
     """A run with report and metrics, and a version of the model that points at it.
 
     Should another process have registered the same meanwhile, its version stands and ours is taken back.
     """
-    digests = {name: manifest.digest for name, manifest in manifests.items()}
+    model, digests = cfg.model, {name: manifest.digest for name, manifest in manifests.items()}
     said = manifests["verdict"].summary
     outcome = {"outcome": "promote" if said["promote"] else "hold", "reason": str(said["reason"])}
     name = f"{os.environ.get('WOVR_RUN', model)} promote"
@@ -191,6 +199,7 @@ def _register(
                 **outcome,
                 **_lineage(manifests),
                 **tags,
+                "alias": cfg.alias,
                 "code_version": manifests["policy"].code_version,
             },
             description=card,
