@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kfp
 import urllib3
@@ -29,6 +31,9 @@ EXPERIMENT = "wovr"
 ACCOUNT = "wovr-pipeline"  # the service account that the chart makes
 OLDEST = (2, 16, 0)  # of Kubeflow Pipelines: an older one refuses a task's securityContext, after the run was taken
 PATIENCE = 60.0  # seconds for an answer, all of it
+EVERY = 5.0  # seconds between two looks at a run
+ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")  # states that a run stays in
+NAMESPACE = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 PAGE = 100
 MARK = "wovr"  # in the description of a schedule, before its digest
 
@@ -115,6 +120,12 @@ class Kubeflow:
     """Kubeflow Pipelines at an address (`host`), or by the current kubeconfig."""
 
     def __init__(self, host: str | None = None, *, token: str | None = None, namespace: str = "kubeflow") -> None:
+        _refuse_address(host)
+        if not re.fullmatch(NAMESPACE, namespace):
+            raise ClusterError(
+                f"--namespace is {namespace!r}, and Kubernetes has none of such a name: a-z, 0-9 and -, 63 at most. "
+                f"Give the one where runs live"
+            )
         self.host, self.namespace = host, namespace
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # of every attempt it would say that it failed
         with self._plainly(), warnings.catch_warnings():
@@ -130,24 +141,27 @@ class Kubeflow:
         """Start a run; its id."""
         with self._plainly(), job.package() as file:
             self._refuse_old()
-            return self.client.create_run_from_pipeline_package(
+            made = self.client.create_run_from_pipeline_package(
                 file, job.arguments(), run_name=name, experiment_name=experiment, namespace=self.namespace,
                 service_account=account,
             ).run_id  # fmt: skip
+        return self._numbered(made, "run")
 
     def wait(self, run: str, *, seconds: int) -> str:
         """The state that a run ends in; `ClusterError` when it takes longer."""
-        with self._plainly():
-            try:
-                return str(self.client.wait_for_run_completion(run, timeout=seconds).state)
-            except TimeoutError as error:
-                raise ClusterError(f"run {run} is not done after {seconds} s; it goes on: wovr runs") from error
+        until = time.monotonic() + seconds
+        with self._plainly():  # kfp's own wait does not know that a run that was canceled has ended
+            while (state := str(self.client.get_run(run).state)).upper() not in ENDED:
+                if (left := until - time.monotonic()) <= 0:
+                    raise ClusterError(f"run {run} is not done after {seconds} s; it goes on: wovr runs")
+                time.sleep(min(EVERY, left))
+        return state
 
     def runs(self) -> list[Seen]:
         """The newest runs first."""
         with self._plainly():
             found = self.client.list_runs(page_size=PAGE, sort_by="created_at desc", namespace=self.namespace).runs
-        return [Seen(run.run_id, run.display_name, str(run.state), str(run.created_at)) for run in found or []]
+        return [Seen(*map(str, (run.run_id, run.display_name, run.state, run.created_at))) for run in found or []]
 
     def schedule(
         self, job: Job, name: str, cron: str, *, experiment: str = EXPERIMENT, account: str = ACCOUNT
@@ -169,6 +183,7 @@ class Kubeflow:
                 place, name, description=f"{job.pipeline} for {job.profile}; {wanted}", cron_expression=when,
                 max_concurrency=1, no_catchup=True, params=told, pipeline_package_path=file, service_account=account,
             ).recurring_run_id  # fmt: skip
+            self._numbered(made, "schedule")
             for known in before:
                 self.client.delete_recurring_run(known.recurring_run_id)
         return made, True
@@ -176,7 +191,12 @@ class Kubeflow:
     def schedules(self) -> list[Seen]:
         with self._plainly():
             return [
-                Seen(known.recurring_run_id, known.display_name, str(known.status), known.trigger.cron_schedule.cron)
+                Seen(
+                    *map(
+                        str,
+                        (known.recurring_run_id, known.display_name, known.status, known.trigger.cron_schedule.cron),
+                    )
+                )
                 for known in self._schedules()
             ]
 
@@ -198,6 +218,15 @@ class Kubeflow:
             found += answer.recurring_runs or []
             if not (page := answer.next_page_token or ""):
                 return [known for known in found if known.trigger and known.trigger.cron_schedule]
+
+    def _numbered(self, id: str | None, what: str) -> str:
+        """The id that Kubeflow gave what it was asked to make; whoever gives none has made nothing."""
+        if not id:
+            raise ClusterError(
+                f"{self._where} answered without the id of a {what}, so it has not made one: it is no Kubeflow "
+                f"Pipelines API of version 2. Check --host, or go around what stands before it: {self._forward}"
+            )
+        return id
 
     def _refuse_old(self) -> None:
         """A backend that is too old takes a run and fails its first task; one that does not say is taken at that."""
@@ -256,9 +285,7 @@ class Kubeflow:
             told = ". It says: ".join(filter(None, [advice, reason])) or str(error.reason)
             raise ClusterError(f"Kubeflow at {where} answered {error.status}: {told}") from error
         except urllib3.exceptions.SSLError as error:
-            raise ClusterError(
-                f"{where} has a certificate that is not trusted here: name its authority in $SSL_CERT_FILE"
-            ) from error
+            raise ClusterError(_untrusted(where, error)) from error
         except DeadlineError as error:
             raise ClusterError(
                 f"{error}: is {where} the right address? See to the server, or {self._forward}"
@@ -269,11 +296,33 @@ class Kubeflow:
             ) from error
         except (urllib3.exceptions.HTTPError, ConnectionError) as error:
             if isinstance(reason := getattr(error, "reason", None), urllib3.exceptions.SSLError):
-                raise ClusterError(
-                    f"{where} has a certificate that is not trusted here ({reason}): name its authority in "
-                    f"$SSL_CERT_FILE"
-                ) from error
+                raise ClusterError(_untrusted(where, reason)) from error
             raise ClusterError(f"nobody answers at {where}: check --host, or {self._forward}") from error
+
+
+def _refuse_address(host: str | None) -> None:
+    """What is no address of a server; and one with a password in it, which would be printed and sent nowhere."""
+    if not host:
+        return
+    try:
+        parts, fault = urlsplit(host), ""
+        if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", host) or parts.port == 0:
+            fault = "is no address of a server"
+        elif parts.username is not None:
+            fault = "holds a name or password, which nobody asks for: take it out, and give a token with --token-file"
+        elif parts.query or parts.fragment:
+            fault = "is the address of a page"
+    except ValueError:  # a port that is none, brackets that do not close
+        fault = "is no address of a server"
+    if fault:
+        raise ClusterError(f"--host {discreet(host)} {fault}. Give the address alone, such as http://localhost:8080")
+
+
+def _untrusted(where: str, reason: Exception) -> str:
+    """Why there is no talk by TLS."""
+    if "WRONG_VERSION_NUMBER" in str(reason) or "record layer" in str(reason):
+        return f"{where} does not speak TLS: give its address with http:// in front"
+    return f"{where} has a certificate that is not trusted here ({reason}): name its authority in $SSL_CERT_FILE"
 
 
 def _reason(error: ApiException) -> str:

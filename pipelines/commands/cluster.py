@@ -80,6 +80,8 @@ def schedule(
         path = find_config(config)
         if change not in (None, "pause", "resume", "delete"):
             raise SettingsError(f"--change is {change!r}: choose pause, resume or delete")
+        if change and cron is not None:
+            raise SettingsError("--change and --cron are two errands: give the one, then the other")
         job = _job(path, pipeline, profile) if cron is not None and not change else None
         kubeflow, called = _reach(host, token_file, namespace), name or f"{pipeline} {path.stem}"
         if change:
@@ -136,5 +138,5 @@ def _list(found: "list[Seen]", what: str) -> None:
     for heading in (what, "name", "state", "when"):
         table.add_column(heading)
     for seen in found:
-        table.add_row(seen.id, escape(seen.name), seen.state, seen.when)
+        table.add_row(*map(escape, (seen.id, seen.name, seen.state, seen.when)))
     console.print(table)

@@ -172,3 +172,55 @@ def test_a_server_that_never_finishes_is_left(monkeypatch):
 
     with listening(never) as url, pytest.raises(ClusterError, match=r"gave no answer within 0.5 s.*port-forward"):
         Kubeflow(url)
+
+
+ADDRESSES = {
+    "127.0.0.1:8080": "no address", "localhost": "no address", "ftp://kubeflow.example": "no address",
+    "http://": "no address", "http://localhost:abc": "no address", "http://localhost:99999": "no address",
+    "http://local host": "no address", "http://[::1": "no address",
+    "http://localhost:8080/#/runs": "a page", "https://kubeflow.example/?ns=me": "a page",
+    "http://me:s3cret@localhost:8080": "name or password",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ADDRESSES)
+def test_what_is_no_address_is_refused_as_such_and_no_password_is_shown(host):
+    answer = wovr("runs", "--host", host)
+    refused(answer, ADDRESSES[host], "http://localhost:8080")
+    assert "s3cret" not in answer.text and "certificate" not in answer.text
+
+
+def test_https_where_http_is_spoken_is_told(double: Double):
+    refused(wovr("runs", "--host", double.url.replace("http", "https")), "does not speak TLS", "http:// in front")
+
+
+@pytest.mark.parametrize("namespace", ["", "My NS", "a.b", "x" * 64, "-a"])
+def test_a_namespace_that_cannot_be_is_refused(namespace, double: Double):
+    refused(wovr("runs", "--host", double.url, "--namespace", namespace), "--namespace", repr(namespace))
+
+
+@pytest.mark.parametrize("state", ["CANCELED", "SKIPPED", "FAILED"])
+def test_a_run_that_has_ended_otherwise_is_waited_for_no_longer(state, double: Double):
+    double.ends = state
+    started = time.monotonic()
+    answer = wovr("submit", "tabletop-smoke", "--host", double.url, "--wait", "600")
+    assert answer.exit_code == 1 and f"it {state.lower()}" in answer.text, answer.text
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("command", ["submit", "schedule"])
+def test_an_answer_without_an_id_is_no_run_and_no_schedule(command):
+    with listening(lambda *_: (200, {})) as url:
+        refused(wovr(*COMMANDS[command], "--host", url), "without the id of a", "--host")
+
+
+@pytest.mark.parametrize("fields", [{}, {"run_id": "[/red]", "state": "[/]"}, {"run_id": 7, "display_name": 3}])
+def test_runs_of_odd_fields_are_listed(fields):
+    with listening(lambda *_: (200, {"runs": [fields]})) as url:
+        answer = wovr("runs", "--host", url)
+    assert answer.exit_code == 0 and str(fields.get("run_id")) in answer.text
+
+
+def test_to_change_a_schedule_and_to_make_it_are_two_errands(double: Double):
+    both = ["--cron", "0 3 * * 1", "--change", "pause"]
+    refused(wovr("schedule", "tabletop-smoke", *both, "--host", double.url), "two errands")
