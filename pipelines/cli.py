@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipelines.commands import cluster, episodes, stack
 from pipelines.stopping import handled
-from pipelines.terminal import App, Config, PipelineName, complaints, console, find_config, plainly
+from pipelines.terminal import App, Config, PipelineName, complaints, console, find_config, path, plainly
 from wovr_core.settings import Promote, Settings, SettingsError, alias_name, model_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ Alias = Annotated[str, typer.Option(help="The alias that promotions move.")]
 @app.command()
 def run(
     config: Config,
-    out: Annotated[Path | None, typer.Option(help="Where the run is kept; runs/NAME by default.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Where the run is kept; runs/NAME by default.")] = None,
     pipeline: PipelineName = "posttrain",
     version: Annotated[str | None, typer.Option(help="With evaluate and franka: the version to try.")] = None,
     keep: Annotated[
@@ -94,7 +94,9 @@ def _folder(config: Path, pipeline: str) -> Path:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tabletop.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="A run's folder: runs/tabletop.")],
+) -> None:
     """Tell the outcome of a run again, and where its report lies."""
     with plainly():
         from pipelines.record import Run
@@ -105,12 +107,13 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's f
 @app.command()
 def doctor(
     curve: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Is the curve of this run normal? Its folder: runs/tabletop.")
+        Path | None,
+        typer.Option(parser=path, metavar="RUN", help="Is the curve of this run normal? Its folder: runs/tabletop."),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="With --curve: the reference to compare with, though the settings differ.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --curve: draw it too, to this .svg file.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="With --curve: draw it too, to this .svg file.")] = None,
 ) -> None:
     """Say whether this machine can run WoVR, or whether the curve of a run is normal.
 
@@ -179,10 +182,12 @@ def step(
 
 @app.command()
 def fidelity(
-    world_model: Annotated[Path, typer.Argument(help="A WorldModel artifact.")],
-    episodes: Annotated[list[Path], typer.Argument(help="Episodes artifacts; those held out are dreamt.")],
-    out: Annotated[Path, typer.Option(help="The folder for the table, its numbers and the videos.")],
-    reward: Annotated[Path | None, typer.Option(help="A RewardModel artifact: do imagined outcomes agree?")] = None,
+    world_model: Annotated[Path, typer.Argument(parser=path, help="A WorldModel artifact.")],
+    episodes: Annotated[list[Path], typer.Argument(parser=path, help="Episodes artifacts; those held out are dreamt.")],
+    out: Annotated[Path, typer.Option(parser=path, help="The folder for the table, its numbers and the videos.")],
+    reward: Annotated[
+        Path | None, typer.Option(parser=path, help="A RewardModel artifact: do imagined outcomes agree?")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Episodes, at most.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**53 - 1, help="Of the dreams' dice.")] = 0,
     official: Annotated[
@@ -244,7 +249,7 @@ def compile_(
     pipeline: PipelineName = "posttrain",
     profile: Annotated[str | None, typer.Option(help="What tasks ask of the cluster: cpu, gpu, gpu8; nothing.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file to write; build/PIPELINE.yaml by default.")
+        Path | None, typer.Option("--out", "-o", parser=path, help="The file to write; build/PIPELINE.yaml by default.")
     ] = None,
 ) -> None:
     """Compile a pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""

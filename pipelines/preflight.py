@@ -21,6 +21,7 @@ from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError
 TRYING = ("posttrain", "retrain", "evaluate")  # pipelines that open the simulator
 VERSIONED = ("evaluate", "franka")  # pipelines that are asked for a version
 COPIES = 5  # of a weight while it is trained: itself, its gradient, two moments, the moving average
+WINDOW = 13  # pictures that the world model learns from at once
 
 
 class PreflightError(RuntimeError):
@@ -129,6 +130,9 @@ def _memory(settings: Settings) -> None:
         * real
         * (task.horizon + 1),
         f"{dreams} pictures of an update's dreams (grpo.groups, grpo.group_size)": picture * dreams,
+        f"{settings.world_model.batch} windows of {WINDOW} pictures (world_model.batch)": picture
+        * WINDOW
+        * settings.world_model.batch,
     }
     with suppress(ValueError):  # which `check_settings` tells of
         count = _parameters(settings)

@@ -38,6 +38,13 @@ def find_config(config: str) -> Path:
     return named
 
 
+def path(text: str) -> Path:
+    """A path on a command line; an empty one is a variable that is not set, and no folder."""
+    if not text:
+        raise typer.BadParameter("it is empty. Write a path; this folder is .")
+    return Path(text)
+
+
 @contextmanager
 def waiting(words: str) -> Iterator[Callable[[str], object]]:
     """Say what is waited for: in place on a terminal, elsewhere in a line when that changes or a minute has passed."""
@@ -91,6 +98,8 @@ class App(typer.Typer):
     """Typer's, for terminals that know few letters, too: what they cannot show is shown as a question mark."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller (>&-)
+        sys.stderr = sys.stderr or open(os.devnull, "w")
         for stream in (sys.stdout, sys.stderr):
             if "utf" not in (stream.encoding or "").lower():
                 stream.reconfigure(errors="replace")

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -79,6 +80,24 @@ def alias_name(text: str) -> str:
     return text
 
 
+def _gateway(text: str) -> str:
+    """Scheme, host and port, and nothing else; or none at all."""
+    try:
+        address = urlsplit(text)
+        host = f"[{address.hostname}]" if ":" in (address.hostname or "") else address.hostname
+        place = host if address.port is None else f"{host}:{address.port}"
+        fits = re.fullmatch(r"[a-z0-9._:\[\]-]+", host or "") and text.lower() == f"{address.scheme}://{place}"
+    except ValueError:  # a port that is no number, half an IPv6 address
+        fits = None
+    if text and not (fits and address.scheme in ("http", "https")):
+        raise ValueError(
+            "this is no address of a gateway. Write http:// or https://, its host and its port, without a name, a "
+            "password or a path: http://robot.example:8000"
+        )
+    return text
+
+
+Gateway = Annotated[str, AfterValidator(_gateway)]
 ModelName = Annotated[str, AfterValidator(model_name)]
 AliasName = Annotated[str, AfterValidator(alias_name)]
 
@@ -167,6 +186,15 @@ class Task(Section):
             )
         if self.mirror and self.environment == "libero":
             raise ValueError("task.mirror is on, but LIBERO's scenes in a mirror are no scenes: set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _suite_is_read(self) -> Self:
+        if self.environment != "libero" and self.libero != Suite():
+            raise ValueError(
+                f"task.libero is set, but task.environment is {self.environment}, which reads none of it: set "
+                f"task.environment to libero, or leave task.libero out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -274,7 +302,7 @@ class WorldModel(Section):
     kinematics_steps: CountOrZero = 500  # before those, where architecture.kinematics is on
     batch: Count = 32
     learning_rate: LearningRate = 2e-5
-    ema: Share = 0.99
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # at 1 no weight would ever move
     clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0  # of the gradient norm
     shift: Weight = 5.0  # of the noise schedule, METHOD section 3
     sampler_steps: Few = 5
@@ -425,7 +453,7 @@ class Evaluate(Section):
 class Franka(Section):
     """Trials on a real arm: asked of the gateway beside it, which waits for its operator."""
 
-    gateway: Annotated[str, Field(pattern=r"^(https?://[^/@\s]+)?$")] = ""  # http://robot.example:8000
+    gateway: Gateway = ""  # http://robot.example:8000
     episodes: Few = 20  # of each policy
     patience_hours: Annotated[float, Field(gt=0, le=1000)] = 8.0
 
@@ -584,14 +612,19 @@ class Settings(Section):
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
+_LOGIN = re.compile(r"//[^/@\s]*@")  # of an address
 LINES = 20  # of complaints about one file
+PLAINER = {  # pydantic's kinds of problems that it words for programmers
+    "model_type": "this is a branch: write its settings below it, as name: value, or leave it out",
+    "tuple_type": "write a list: [a, b]",
+}
 
 
 def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "extra_forbidden":
             branch = root
             for part in problem["loc"][:-1]:
@@ -603,7 +636,7 @@ def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
                 f"unknown setting; did you mean {near[0]}?" if near else f"unknown setting; known: {', '.join(known)}"
             )
         elif "input" in problem and not isinstance(problem["input"], dict):
-            message += f" (got {_SHORT.repr(problem['input'])})"
+            message += f" (got {_LOGIN.sub('//***@', _SHORT.repr(problem['input']))})"
         lines.append(f"  {where}: {message}" if where else f"  {message}")
     more = [f"  and {len(lines) - LINES} more"] if len(lines) > LINES else []
     return f"{source} cannot be run:\n" + "\n".join(lines[:LINES] + more)

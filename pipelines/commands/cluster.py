@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.terminal import Config, PipelineName, console, find_config, plainly
+from pipelines.terminal import Config, PipelineName, console, find_config, path, plainly
 from wovr_core.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ Host = Annotated[
     typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines' address; the current kubeconfig without."),
 ]
 TokenFile = Annotated[
-    Path | None, typer.Option(help="A file that holds a token; $KFP_TOKEN by default. Never give the token itself.")
+    Path | None,
+    typer.Option(parser=path, help="A file that holds a token; $KFP_TOKEN by default. Never give the token itself."),
 ]
 Namespace = Annotated[str, typer.Option(help="Where runs live.")]
 

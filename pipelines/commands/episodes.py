@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pipelines.terminal import console, plainly
+from pipelines.terminal import console, path, plainly
 
 app = typer.Typer(no_args_is_help=True, help="Episodes from elsewhere, and to elsewhere.")
 
 
 @app.command("import")
 def import_episodes(
-    sources: Annotated[list[Path], typer.Argument(help="Files (.hdf5, .npy), or folders of them.")],
-    out: Annotated[Path, typer.Option(help="The Episodes artifact that is made: a new folder.")],
+    sources: Annotated[list[Path], typer.Argument(parser=path, help="Files (.hdf5, .npy), or folders of them.")],
+    out: Annotated[Path, typer.Option(parser=path, help="The Episodes artifact that is made: a new folder.")],
     steps: Annotated[int, typer.Option(help="Actions of an episode, as task.horizon; a multiple of 8.")],
     split: Annotated[
         Literal["demonstration", "collection", "keyframes"],
@@ -66,8 +66,8 @@ def import_episodes(
 
 @app.command("export")
 def export_episodes(
-    episodes: Annotated[Path, typer.Argument(help="An Episodes artifact.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the files, one an instruction.")],
+    episodes: Annotated[Path, typer.Argument(parser=path, help="An Episodes artifact.")],
+    out: Annotated[Path, typer.Option(parser=path, help="A new folder for the files, one an instruction.")],
 ) -> None:
     """Write episodes as HDF5 demonstrations, in LIBERO's names and with its pictures, upside down."""
     with plainly():

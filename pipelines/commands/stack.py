@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.terminal import console, plainly, waiting
+from pipelines.terminal import console, path, plainly, waiting
 
 app = typer.Typer(
     no_args_is_help=True, help="S3, MLflow and Triton on this machine: real servers, for one person's work and tests."
 )
 
 Services = Annotated[list[str] | None, typer.Argument(metavar="[s3|mlflow|triton]...", help="All of them by default.")]
-Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and keys.")]
+Folder = Annotated[Path, typer.Option(parser=path, help="Where the stack keeps its data, logs, ports and keys.")]
 
 
 @app.command("up")

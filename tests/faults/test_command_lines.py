@@ -48,6 +48,12 @@ def here(tmp_path, monkeypatch) -> Path:
         ("run tabletop --runner vm", ["'vm'", "subprocess"]),
         ("run tabletop --out text.txt", ["text.txt", "cannot be written", "--out"]),
         ("run tabletop --stack", ["names some services", ".env.example"]),
+        ("run tabletop-smoke --out ''", ["--out", "it is empty", "this folder is ."]),
+        ("report ''", ["RUN", "it is empty"]),
+        ("compile -o ''", ["--out", "it is empty"]),
+        ("episodes export empty --out ''", ["--out", "it is empty"]),
+        ("stack status --folder ''", ["--folder", "it is empty"]),
+        ("runs --token-file ''", ["--token-file", "it is empty"]),
         ("run nope", ["no settings file nope", "tabletop-smoke"]),
         ("run empty", ["cannot read settings empty"]),
         ("run ''", ["cannot read settings"]),
@@ -157,6 +163,17 @@ def test_a_terminal_of_few_letters_is_written_to(here):
     )
     assert done.returncode == 2 and b"Traceback" not in done.stderr, done.stderr
     assert b"there is no settings file ?rger" in done.stderr and done.stdout == b"ascii:replace ?\n"
+
+
+def test_closed_streams_are_written_to_like_none():
+    """As cron and systemd may leave them."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for stream, command, ends in (("stdout", "config show tabletop", 0), ("stderr", "config show nowhere", 2)):
+        code = f"import sys; sys.{stream} = None; from pipelines.cli import app; app()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command.split()], env=environment, capture_output=True, timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (ends, b"", b"")
 
 
 # ------------------------------------------------------------------------------------------------------ random lines

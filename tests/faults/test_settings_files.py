@@ -84,7 +84,13 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("grpo: {updates: [", ["is not YAML"]),
         ("grpo:\n\tupdates: 1", ["is not YAML"]),
         ("#" * 100_000, ["longer than 64 KiB"]),
+        ("task:\n# all of it commented out", ["task: this is a branch", "leave it out"]),
+        ("grpo: 3", ["grpo: this is a branch", "name: value"]),
+        ("grpo: {informative: 0.5}", ["grpo.informative: write a list"]),
         # what no environment, model or split can do
+        ("task: {libero: {suite: libero_goal}}", ["task.libero is set", "environment is tabletop", "to libero"]),
+        ("world_model: {ema: 1.0}", ["world_model.ema", "less than 1"]),
+        ("world_model: {batch: 1000000}", ["1000000 windows of 13 pictures", "world_model.batch", "GB of memory"]),
         ("task: {image_size: 47}", ["task.image_size is 47", "use 40 or 48"]),
         ("task: {image_size: 2}", ["task.image_size", "greater than or equal to 8"]),
         ("task: {image_size: 100000}", ["task.image_size", "less than or equal to 512"]),
@@ -178,6 +184,34 @@ def test_a_complaint_stays_short(tmp_path):
     answer = check(tmp_path, f"{many}\ngrpo: {{updates: '{'x' * 10_000}'}}")
     refused(answer, "unknown setting", "and 381 more")
     assert len(answer.text) < 10_000
+
+
+@pytest.mark.parametrize(
+    "gateway",
+    [
+        "robot:8000",
+        "http://robot:8000/",
+        "http://robot:99999",
+        "http://robot:abc",
+        "http://[::1",
+        "http://:",
+        "http://robot:",
+        "http://",
+        "ftp://robot",
+        "http://robot?x",
+        "http://ro bot",
+        "http://u:Secret-1@robot",
+    ],
+)
+def test_a_gateway_that_is_no_address_is_refused_without_its_password(tmp_path, gateway):
+    answer = check(tmp_path, f"franka: {{gateway: '{gateway}'}}")
+    refused(answer, "franka.gateway", "Write http:// or https://")
+    assert "Secret" not in answer.text
+
+
+@pytest.mark.parametrize("gateway", ["", "http://robot", "https://Robot.example:8000", "http://[::1]:8000"])
+def test_a_gateway_may_be_any_host(gateway):
+    assert Settings.parse({"franka": {"gateway": gateway}}).franka.gateway == gateway
 
 
 @pytest.mark.parametrize(

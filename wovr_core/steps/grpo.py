@@ -120,7 +120,8 @@ def improve_policy(
             if tracker is not None:  # alone knows the clock: what is written down here is hashed
                 measured = {"groups_drawn": len(crop.group_rates), "seconds": time.monotonic() - begun}
                 tracker.log(_numbers(history[-1] | measured), step=update)
-            advance(note=f"imagined success {100 * crop.success:.0f} %")
+            rate = "unknown, all began at keyframes" if math.isnan(crop.success) else f"{100 * crop.success:.0f} %"
+            advance(note=f"imagined success {rate}")
             first = history[0]["imagined_success"]
             if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
                 stopped = f"imagined success rose by {100 * (crop.success - first):.0f} points: time to look at reality"
