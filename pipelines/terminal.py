@@ -98,8 +98,8 @@ class App(typer.Typer):
     """Typer's, for terminals that know few letters, too: what they cannot show is shown as a question mark."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller (>&-)
-        sys.stderr = sys.stderr or open(os.devnull, "w")
+        sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")  # closed: >&-
+        sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
         for stream in (sys.stdout, sys.stderr):
             if "utf" not in (stream.encoding or "").lower():
                 stream.reconfigure(errors="replace")
