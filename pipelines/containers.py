@@ -18,7 +18,9 @@ from docker.errors import DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 
 from components import images
+from components.platform.deadline import DeadlineError, within
 
+ANSWER = 15.0  # seconds for its first answer
 PATIENCE = 120  # seconds for a container that only says which code it holds
 RUN = "wovr.run"  # the label that says to which run's folder a container belongs
 # waits for the end of the run, that is of its own input, and removes what the run could not
@@ -100,10 +102,10 @@ def containers(folder: Path, image: str = images.TRAIN) -> Iterator[Containers]:
 
     Only one run may be at work in a folder: containers that are left there are those of one that died.
     """
+    where = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
     try:
-        client = docker.from_env()
-    except DockerException as error:
-        where = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
+        client = within(ANSWER, f"the Docker engine at {where}", docker.from_env)
+    except (DockerException, DeadlineError) as error:
         raise ContainerError(
             f"no Docker engine answers at {where}: start one, or say where it is with DOCKER_HOST; `make images` "
             f"starts one where there is none, and `--runner subprocess` does without"

@@ -103,6 +103,11 @@ def run_pipeline(
             enable_caching=True,
         )
         attendant = Attendant(folder, Console(file=sys.stdout), storage, containers)
+        if attendant.before.tasks and not (folder / ".finished").exists():
+            attendant.tell_mended(
+                "↻",
+                f"{folder} lacks the hidden folder .finished, so all runs again: if this is a copy, copy it, too",
+            )
         cache = RunCache(folder, _cache_of(folder, keep=keep), attendant.is_whole)
         get_ready(_environment(folder))
         with (
@@ -179,14 +184,14 @@ class Attendant:
             found += f"\n  set aside as {set_aside(path)}"
         uri = self.stored.get(path) if self.storage else None
         if uri is None:
-            self._tell_mended("↻", f"{found}\n  {path.parent.name} runs again")
+            self.tell_mended("↻", f"{found}\n  {path.parent.name} runs again")
             return False
         try:
             self.storage.get(uri, path)
         except StorageError as error:
             self.complaint = f"{found}\nit could not be fetched from {uri}: {error}"
             raise
-        self._tell_mended("↓", f"{found}\n  fetched from {uri}")
+        self.tell_mended("↓", f"{found}\n  fetched from {uri}")
         return True
 
     def _recalled(self, name: str, read: Callable[[Path], T]) -> T | None:
@@ -194,10 +199,10 @@ class Attendant:
         try:
             return read(self.run.folder)
         except RecordError as error:
-            self._tell_mended("↻", f"{error}\n  set aside as {set_aside(self.run.folder / name)}")
+            self.tell_mended("↻", f"{error}\n  set aside as {set_aside(self.run.folder / name)}")
             return None
 
-    def _tell_mended(self, sign: str, words: str) -> None:
+    def tell_mended(self, sign: str, words: str) -> None:
         self.console.print(f"[yellow]{sign}[/] {escape(words)}", soft_wrap=True)
 
     def _store(self, task: str, outputs: dict[str, Any]) -> None:
@@ -311,7 +316,14 @@ def _mounts(folder: Path, environment: dict[str, str]) -> dict[Path, str]:
 def _cache_of(folder: Path, *, keep: bool) -> str:
     """The name of the cache of this version of the code; with `keep`, of the one that ran last."""
     newest = folder / ".finished" / "newest"
-    name = newest.read_text().strip() if keep and newest.exists() else code_version()
+    name = code_version()
+    if keep and newest.exists():  # a full disk may have left it empty
+        before = newest.read_bytes().decode(errors="replace").strip()
+        caches = [path for path in newest.parent.iterdir() if path.is_dir()]
+        found = [path.name for path in caches if path.name == before] or [
+            path.name for path in sorted(caches, key=lambda path: path.stat().st_mtime)
+        ]
+        name = found[-1] if found else name
     newest.parent.mkdir(exist_ok=True)
     newest.write_text(name)
     return name
@@ -320,7 +332,13 @@ def _cache_of(folder: Path, *, keep: bool) -> str:
 def _last_words(log: Path, code: int) -> str:
     """The message of the exception that ended a task, without the way there."""
     if code < 0:
-        return f"stopped by {signal.Signals(-code).name}; if that was not you, the machine may be out of memory"
+        died = -code in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
+        why = (
+            "a library has crashed: run it again, or see whether disk and memory are full"
+            if died
+            else "if that was not you, the machine may be out of memory"
+        )
+        return f"stopped by {signal.Signals(-code).name}; {why}"
     *_, after = log.read_text(errors="replace").split("Traceback (most recent call last):\n")
     words = list(dropwhile(lambda line: line.startswith(" "), after.splitlines()))
     return "\n".join(words) or f"exit code {code}"

@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 from dotenv import dotenv_values
 
+from components.platform.deadline import within
 from components.platform.mlflow_client import discreet
 from components.platform.services_env import VARIABLES
 from pipelines.doctor import Check
@@ -19,6 +20,8 @@ from pipelines.stack import FOLDER, Stack, StackError
 
 OURS = tuple(variable for variable in VARIABLES if variable.service in ("mlflow", "s3", "triton"))
 NEEDED = tuple(known.name for known in OURS if not known.optional or known.service == "triton")
+
+LOOK = 60.0  # seconds for all that one service is asked
 
 
 class ServicesError(RuntimeError):
@@ -70,7 +73,7 @@ def examine_services(env: Mapping[str, str], *, model: str) -> list[Check]:
         name = discreet(f"{what} {where}")
         try:
             with impatient():
-                checks.append(Check(name, look()))
+                checks.append(Check(name, within(LOOK, name, look)))
         except Exception as error:  # whatever it is, it will not do
             words = discreet(" ".join(str(error).split())[:300]) or type(error).__name__
             checks.append(Check(name, words, getattr(error, "mend", mend)))

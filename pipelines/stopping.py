@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command with one line, at whatever moment they come, and leave no process behind.
+"""Ctrl-C, SIGTERM and a closed terminal end a command with one line at any moment, and leave no process behind.
 
 A run is ended where it stands: all that it writes survives a SIGKILL, so nothing needs to be undone. An exception would
 surface in whatever import, library or thread is at work, to be swallowed there or to end in its traceback.
@@ -15,13 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when a terminal closes or ssh drops
 WORDS = "stopped; the same command goes on from here"
 
 
 def end_at_once(*signals: signal.Signals) -> None:
     """From now on these signals end this process and its tasks."""
-    for number in signals or (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background job is not meant by Ctrl-C
+    for number in signals or STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a background job, nohup
             signal.signal(number, _end)
 
 
@@ -31,7 +32,7 @@ def handled(*, at_once: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread hears signals
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     if at_once:
         end_at_once()
     elif before[signal.SIGINT] is not signal.SIG_IGN:

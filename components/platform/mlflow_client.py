@@ -180,6 +180,10 @@ def _check_database(database: Path, names: Iterable[str]) -> None:
             known = opened.execute("SELECT name, experiment_id, lifecycle_stage FROM experiments") if tables else []
             deleted = {name: str(number) for name, number, stage in known if stage == "deleted"}
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise TrackingError(
+                f"MLflow's database {database} is locked by another process. Wait until that has ended, then try again"
+            ) from error
         raise TrackingError(
             f"{database} cannot be opened as MLflow's database ({error}). Move it away: a new one is made, without its "
             f"runs and promotions"

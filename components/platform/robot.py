@@ -18,6 +18,7 @@ from urllib.parse import quote
 import requests
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from components.platform.deadline import DeadlineError, within
 from components.platform.storage import Storage
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
 from wovr_core.settings import Franka
@@ -80,10 +81,10 @@ def _ask(method: str, url: str, body: dict[str, Any] | None = None, *, wants: st
         wait=wait_exponential(0.2, max=5), reraise=True,
     )  # fmt: skip
     try:
-        answer = again(requests.request, method, url, json=body, timeout=PATIENCE)
+        answer = again(within, PATIENCE, url, lambda: requests.request(method, url, json=body, timeout=PATIENCE))
         answer.raise_for_status()
         said = answer.json()
-    except (requests.RequestException, ValueError) as error:
+    except (requests.RequestException, DeadlineError, ValueError) as error:
         raise RobotError(f"the gateway at {url} does not answer as one ({type(error).__name__}): is it up?") from error
     if not isinstance(said, dict) or not isinstance(said.get(wants), str | int):
         raise RobotError(

@@ -122,6 +122,25 @@ def test_a_damaged_record_is_written_anew(file, text, toys, finished):
     assert Run.read(finished).artifact("add", "sum").exists()
 
 
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"../.."])
+def test_keep_finds_the_cache_whose_name_is_damaged(text, toys, finished):
+    (finished / ".finished" / "newest").write_bytes(text)
+    answer = toys.run(finished, "--keep")
+    assert answer.exit_code == 0 and toys.ran() == []
+
+
+def test_a_copy_without_hidden_files_says_so(toys, finished):
+    shutil.rmtree(finished / ".finished")
+    answer = toys.run(finished)
+    assert answer.exit_code == 0 and "lacks the hidden folder .finished" in answer.text
+    assert toys.ran() == ["draw", "double", "add"]
+
+
+@pytest.mark.parametrize(("number", "words"), [(11, "crashed"), (7, "crashed"), (9, "out of memory")])
+def test_a_task_that_crashed_is_not_called_out_of_memory(number, words, tmp_path):
+    assert words in local._last_words(tmp_path, -number)
+
+
 def test_a_moved_run_goes_on_where_it_lies(toys, finished, tmp_path):
     moved = tmp_path / "elsewhere" / "moved"
     moved.parent.mkdir()

@@ -3,8 +3,10 @@
 import logging
 import os
 import socket
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
 
@@ -12,13 +14,14 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from components.platform import deadline as deadlines
-from components.platform import mlflow_client, tracking
+from components.platform import mlflow_client, robot, tracking
 from components.platform.deadline import DeadlineError, within
 from components.platform.mlflow_client import TrackingError, open_client
 from components.platform.notify import notify
 from components.platform.s3 import Bucket, StorageError
 from components.platform.tracking import following
 from components.serving import exporter
+from pipelines import containers, services
 from tests.faults.harness import deadline
 
 
@@ -104,6 +107,42 @@ def test_mlflow_that_does_not_answer_is_told_by_name(answer, drips, monkeypatch,
             open_client().get_experiment_by_name("wovr")
     assert "s3cr3t" not in str(error.value)
     assert answer == "dead" or "waiting for MLflow at http://127" in caplog.text
+
+
+def test_a_locked_database_is_not_called_broken(monkeypatch, tmp_path):
+    monkeypatch.setattr(mlflow_client, "CHECK", 0.2)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as other:
+        other.execute("CREATE TABLE t (x)")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TrackingError, match="locked by another process"):
+            mlflow_client.check_tracking(mlflow_client.sqlite_uri(tmp_path / "mlflow.db"))
+
+
+@pytest.mark.parametrize("answer", DRIPS)
+def test_a_gateway_that_drips_is_told(answer, drips, monkeypatch):
+    monkeypatch.setattr(robot, "PATIENCE", 0.4)
+    with deadline(5, answer), pytest.raises(robot.RobotError, match="DeadlineError"):
+        robot._ask("GET", drips(DRIPS[answer]), wants="id")
+
+
+@pytest.mark.parametrize("answer", DRIPS)
+def test_a_docker_engine_that_drips_is_told(answer, drips, monkeypatch, tmp_path):
+    monkeypatch.setattr(containers, "ANSWER", 0.4)
+    monkeypatch.setenv("DOCKER_HOST", drips(DRIPS[answer]).replace("http", "tcp"))
+    engine = containers.containers(tmp_path)
+    with deadline(5, answer), pytest.raises(containers.ContainerError, match="no Docker engine answers"), engine:
+        pass
+
+
+@pytest.mark.parametrize("answer", DRIPS)
+def test_the_doctor_gives_up_on_services_that_drip(answer, drips, monkeypatch):
+    monkeypatch.setattr(services, "LOOK", 0.3)
+    env = dict.fromkeys(services.NEEDED, "x") | {"WOVR_S3_ENDPOINT": drips(DRIPS[answer])}
+    for name in ("_storage", "_registry", "_triton"):
+        monkeypatch.setattr(services, name, lambda *_: "well")
+    with deadline(5, answer):
+        checks = services.examine_services(env, model="m")
+    assert [check.what.split()[0] for check in checks if check.mend] == ["bucket"]
 
 
 def test_an_mlflow_that_drips_is_away_to_prometheus(drips, monkeypatch):
