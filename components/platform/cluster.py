@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, ValidationError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -40,18 +40,26 @@ class ClusterError(RuntimeError):
     """The cluster does not do what is asked, and what to do about it."""
 
 
+Quantity = Annotated[
+    str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
+]  # as Kubernetes writes one
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
 class TrainJobs(Section):
     """$WOVR_TRAINJOB: on what a step is to run."""
 
     nodes: PositiveInt = 1
     gpus_per_node: int = Field(default=8, ge=0)  # a process each; without GPUs `processes_per_node`
     processes_per_node: PositiveInt = 1
-    cpu: str = "32"  # of a node
-    memory: str = "512Gi"
-    image: str = images.TRAIN
-    runtime: str = "torch-distributed"  # a ClusterTrainingRuntime
-    namespace: str = ""  # the pod's own where none is named
-    secret: str = SERVICES  # that has the keys of S3 and MLflow
+    cpu: Quantity = "32"  # of a node
+    memory: Quantity = "512Gi"
+    image: str = Field(default=images.TRAIN, pattern=r"^\S+$")
+    runtime: ObjectName = "torch-distributed"  # a ClusterTrainingRuntime
+    namespace: str = Field(
+        default="", pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$"
+    )  # the pod's own where none is named
+    secret: ObjectName = SERVICES  # that has the keys of S3 and MLflow
     pull_secrets: tuple[str, ...] = images.PULL_SECRETS
     hours: PositiveInt = 72
 

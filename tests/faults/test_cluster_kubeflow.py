@@ -175,12 +175,18 @@ def test_a_server_that_never_finishes_is_left(monkeypatch):
 
 
 ADDRESSES = {
-    "127.0.0.1:8080": "no address", "localhost": "no address", "ftp://kubeflow.example": "no address",
-    "http://": "no address", "http://localhost:abc": "no address", "http://localhost:99999": "no address",
-    "http://local host": "no address", "http://[::1": "no address",
-    "http://localhost:8080/#/runs": "a page", "https://kubeflow.example/?ns=me": "a page",
+    "127.0.0.1:8080": "no address",
+    "localhost": "no address",
+    "ftp://kubeflow.example": "no address",
+    "http://": "no address",
+    "http://localhost:abc": "no address",
+    "http://localhost:99999": "no address",
+    "http://local host": "no address",
+    "http://[::1": "no address",
+    "http://localhost:8080/#/runs": "a page",
+    "https://kubeflow.example/?ns=me": "a page",
     "http://me:s3cret@localhost:8080": "name or password",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("host", ADDRESSES)

@@ -1,5 +1,6 @@
 """TrainJobs on a cluster that refuses, is away, lacks something, or holds on to what was deleted."""
 
+import json
 import time
 from typing import Any
 
@@ -135,3 +136,26 @@ def test_pods_of_a_train_job_meet_the_standard_restricted_and_carry_the_label_of
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert "imagePullSecrets" not in pod["spec"]
     assert patched(("one",))["spec"]["imagePullSecrets"] == [{"name": "one"}]
+
+
+UNUSABLE = {
+    "cpu": ["abc", "", "-1", "32 cores"],
+    "memory": ["512 GB", "-1Gi", "512gb"],
+    "namespace": ["My NS", "a.b", "-"],
+    "runtime": ["", "Torch Distributed"],
+    "image": ["", "wovr latest"],
+    "secret": ["", "a b"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
+def test_what_no_cluster_would_take_is_refused_before_anything_is_uploaded(name, value, monkeypatch):
+    monkeypatch.setenv("WOVR_TRAINJOB", json.dumps({name: value}))
+    with pytest.raises(ClusterError, match=rf"\$WOVR_TRAINJOB cannot be used: {name}: "):
+        TrainJobs.from_env()
+
+
+@pytest.mark.parametrize("wished", [{}, {"cpu": "1.5", "memory": "0.5Ti"}, {"cpu": "500m", "namespace": "robots"}])
+def test_what_a_cluster_takes_is_taken(wished, monkeypatch):
+    monkeypatch.setenv("WOVR_TRAINJOB", json.dumps(wished))
+    assert TrainJobs.from_env().model_dump().items() >= wished.items()
