@@ -73,14 +73,20 @@ def test_a_candidate_is_tried_beside_the_champion_of_that_moment(tmp_path):
     """Whoever that is, is asked after all learning; the answer is a parameter, by which the evaluation is cached."""
     spec = compiled(Settings(), tmp_path)
     parts = [part.get("dag", {}).get("tasks", {}) for part in spec["components"].values()]
-    ends = [tasks for tasks in parts if "evaluate-policies" in tasks]
+    ends = [
+        (tasks, name.removeprefix("evaluate-policies")) for tasks in parts for name in tasks if "evaluate-p" in name
+    ]
     assert len(ends) == 1 + Settings().pace.rounds
-    for tasks in ends:
-        asked, tried = tasks["find-champion"]["inputs"]["artifacts"], tasks["evaluate-policies"]["inputs"]["artifacts"]
+    for tasks, number in ends:  # which kfp gives the second of a name, and the third
+        find, fetch, evaluate = (
+            tasks[f"{name}{number}"]["inputs"]
+            for name in ("find-champion", "fetch-policy-to-beat", "evaluate-policies")
+        )
+        asked, tried = find["artifacts"], evaluate["artifacts"]
         assert asked["candidate"] == tried["candidate"] and asked["baseline"] == tried["baseline"]
-        assert tried["champion"]["taskOutputArtifact"]["producerTask"] == "fetch-policy-to-beat"
-        named = tasks["fetch-policy-to-beat"]["inputs"]["parameters"]["champion"]["taskOutputParameter"]
-        assert named["producerTask"] == "find-champion"
+        assert tried["champion"]["taskOutputArtifact"]["producerTask"] == f"fetch-policy-to-beat{number}"
+        named = fetch["parameters"]["champion"]["taskOutputParameter"]
+        assert named["producerTask"] == f"find-champion{number}"
 
 
 def test_a_wire_into_the_wrong_port_fails_when_the_pipeline_is_built():
