@@ -171,17 +171,18 @@ class Kubeflow:
         A schedule of this name with the same pipeline, settings and times is left alone; another one takes the place of
         the old, which is deleted when the new one stands. One run at a time, and none is made up for.
         """
-        when, told = six_fields(cron), job.arguments()
+        when, arguments = six_fields(cron), job.arguments()
         with self._plainly(), job.package() as file:
             self._refuse_old()
-            wanted = f"{MARK} {_digest(Path(file).read_text(), told, when, account)}"
+            wanted = f"{MARK} {_digest(Path(file).read_text(), arguments, when, account)}"
             place = self.client.create_experiment(experiment, namespace=self.namespace).experiment_id
             before = [known for known in self._schedules() if known.display_name == name]
             if same := [known for known in before if wanted in (known.description or "")]:
                 return same[0].recurring_run_id, False
             made = self.client.create_recurring_run(
                 place, name, description=f"{job.pipeline} for {job.profile}; {wanted}", cron_expression=when,
-                max_concurrency=1, no_catchup=True, params=told, pipeline_package_path=file, service_account=account,
+                max_concurrency=1, no_catchup=True, params=arguments, pipeline_package_path=file,
+                service_account=account,
             ).recurring_run_id  # fmt: skip
             self._numbered(made, "schedule")
             for known in before:
@@ -231,8 +232,8 @@ class Kubeflow:
     def _refuse_old(self) -> None:
         """A backend that is too old takes a run and fails its first task; one that does not say is taken at that."""
         self.client.get_kfp_healthz()
-        told = json.loads(self.client._healthz_api.api_client.last_response.data)
-        tag = str(told.get("tag_name") or told.get("apiServerTagName") or "")
+        health = json.loads(self.client._healthz_api.api_client.last_response.data)
+        tag = str(health.get("tag_name") or health.get("apiServerTagName") or "")
         if (found := re.match(r"v?(\d+)\.(\d+)\.(\d+)", tag)) and tuple(map(int, found.groups())) < OLDEST:
             raise ClusterError(
                 f"Kubeflow Pipelines at {self._where} is {tag}, and tasks need {'.'.join(map(str, OLDEST))} or newer: "
@@ -245,10 +246,10 @@ class Kubeflow:
         def ask(method: str, url: str, **rest: Any) -> Any:
             answer = within(PATIENCE, f"Kubeflow at {self._where}", lambda: request(method, url, **rest))
             try:
-                told = json.loads(answer.data)
+                body = json.loads(answer.data)
             except ValueError:
-                told = None
-            if not isinstance(told, dict):
+                body = None
+            if not isinstance(body, dict):
                 kind = answer.getheader("Content-Type") or "something without a type"
                 raise ClusterError(
                     f"{self._where} answered with {kind} and not as Kubeflow Pipelines does: a login page stands "
@@ -282,8 +283,8 @@ class Kubeflow:
             reason = _reason(error)
             if error.status == 404 and not reason:
                 advice = "this is no Kubeflow Pipelines API of version 2: give the address that ends before /apis"
-            told = ". It says: ".join(filter(None, [advice, reason])) or str(error.reason)
-            raise ClusterError(f"Kubeflow at {where} answered {error.status}: {told}") from error
+            words = ". It says: ".join(filter(None, [advice, reason])) or str(error.reason)
+            raise ClusterError(f"Kubeflow at {where} answered {error.status}: {words}") from error
         except urllib3.exceptions.SSLError as error:
             raise ClusterError(_untrusted(where, error)) from error
         except DeadlineError as error:
@@ -328,11 +329,11 @@ def _untrusted(where: str, reason: Exception) -> str:
 def _reason(error: ApiException) -> str:
     """What the server itself says; a page is no reason."""
     try:
-        told = json.loads(error.body or "")
-        said = told.get("message") or told.get("error") or ""
+        body = json.loads(error.body or "")
+        message = body.get("message") or body.get("error") or ""
     except (ValueError, AttributeError):
         return ""
-    return discreet(" ".join(str(said).split())[:300])
+    return discreet(" ".join(str(message).split())[:300])
 
 
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]

@@ -69,8 +69,8 @@ class TrainJobs(Section):
         try:
             wished = cls.model_validate_json(text) if text else None
         except ValidationError as error:
-            said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ClusterError(f"$WOVR_TRAINJOB cannot be used: {said}") from error
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ClusterError(f"$WOVR_TRAINJOB cannot be used: {faults}") from error
         if wished and not wished.namespace:
             own = POD.read_text().strip() if POD.exists() else "kubeflow"
             wished = wished.model_copy(update={"namespace": own})
@@ -268,12 +268,13 @@ class Cluster:
     def _explained(self, verb: str, server: str, error: Any) -> Exception:
         """What a server refuses, by its status and its Status object; what is no object is a path it does not know."""
         try:
-            told = json.loads(error.body or "")
-            kind, said = (told.get("details") or {}).get("kind", ""), " ".join(str(told.get("message", "")).split())
+            status = json.loads(error.body or "")
+            kind = (status.get("details") or {}).get("kind", "")
+            reason = " ".join(str(status.get("message", "")).split())
         except (ValueError, AttributeError):
-            kind, said, told = "", "", None
-        quoted = f" It says: {said[:400]}" if said else ""
-        if error.status == 404 and told is None:
+            kind, reason, status = "", "", None
+        quoted = f" It says: {reason[:400]}" if reason else ""
+        if error.status == 404 and status is None:
             return ClusterError(
                 f"{server} knows no TrainJobs ({GROUP}/{VERSION}): install Kubeflow Trainer 2.2 or newer there"
             )
@@ -289,7 +290,7 @@ class Cluster:
             return ClusterError(
                 f"{server} does not know who asks: log in anew, or mend the token of KUBECONFIG.{quoted}"
             )
-        if error.status == 403 and "exceeded quota" not in said and "denied the request" not in said:
+        if error.status == 403 and "exceeded quota" not in reason and "denied the request" not in reason:
             return ClusterError(
                 f"this account may not {verb} {PLURAL}.{GROUP} in {self.namespace}: add the verb {verb} to its Role."
                 f"{quoted}"
@@ -310,8 +311,8 @@ class _KnownError(Exception):
 
 def _condition(job: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     """A condition of a job that holds."""
-    told = (job.get("status") or {}).get("conditions") or []
-    return next((one for one in told if one["type"] == kind and one["status"] == "True"), None)
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return next((one for one in conditions if one["type"] == kind and one["status"] == "True"), None)
 
 
 def _many(given: Path | Sequence[Path]) -> list[Path]:

@@ -44,7 +44,7 @@ def try_on_robot(cfg: Franka, *, candidate: Path, baseline: Path, out: Path, eve
     asked: dict[str, Any] = {role: storage.put(path, f"trials/{role}") for role, path in policies.items()}
     id = _ask("POST", f"{cfg.gateway}/trials", asked | {"episodes": cfg.episodes}, wants="id")["id"]
     trials = f"{cfg.gateway}/trials/{quote(id, safe='')}"
-    told, until = "", time.monotonic() + cfg.patience_hours * 3600
+    last, until = "", time.monotonic() + cfg.patience_hours * 3600
     while (seen := _ask("GET", trials, wants="state"))["state"] != "done":
         if seen["state"] not in STATES:
             raise RobotError(
@@ -57,10 +57,10 @@ def try_on_robot(cfg: Franka, *, candidate: Path, baseline: Path, out: Path, eve
             raise RobotError(
                 f"trials {id} are {seen['state']} after {cfg.patience_hours:g} hours: run this again later"
             )
-        if seen["state"] != told:
-            told = seen["state"]
+        if seen["state"] != last:
+            last = seen["state"]
             print(
-                {"asked": f"trials {id} wait for the operator's go at {cfg.gateway}"}.get(told, f"trials {id}: {told}")
+                {"asked": f"trials {id} wait for the operator's go at {cfg.gateway}"}.get(last, f"trials {id}: {last}")
             )
         time.sleep(every)
     if not str(seen.get("evaluation", "")).startswith("s3://"):
@@ -83,11 +83,11 @@ def _ask(method: str, url: str, body: dict[str, Any] | None = None, *, wants: st
     try:
         answer = again(within, PATIENCE, url, lambda: requests.request(method, url, json=body, timeout=PATIENCE))
         answer.raise_for_status()
-        said = answer.json()
+        body = answer.json()
     except (requests.RequestException, DeadlineError, ValueError) as error:
         raise RobotError(f"the gateway at {url} does not answer as one ({type(error).__name__}): is it up?") from error
-    if not isinstance(said, dict) or not isinstance(said.get(wants), str | int):
+    if not isinstance(body, dict) or not isinstance(body.get(wants), str | int):
         raise RobotError(
-            f"the gateway at {url} answers without {wants!r}: {str(said)[:100]}. Is franka.gateway its address?"
+            f"the gateway at {url} answers without {wants!r}: {str(body)[:100]}. Is franka.gateway its address?"
         )
-    return said | {wants: str(said[wants])}
+    return body | {wants: str(body[wants])}
