@@ -114,9 +114,9 @@ def test_a_champion_that_changed_meanwhile_stops_the_promotion(cfg, tmp_path, mo
     paths = run_of(tmp_path / "second", promote=True)
     original = registry._register
 
-    def somebody_is_faster(client, model, *rest):
-        version = original(client, model, *rest)
-        client.delete_registered_model_alias(model, "champion")
+    def somebody_is_faster(client, *rest):
+        version = original(client, *rest)
+        client.delete_registered_model_alias(cfg.model, "champion")
         return version
 
     monkeypatch.setattr(registry, "_register", somebody_is_faster)

@@ -148,8 +148,8 @@ def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 
         rows = by_depth(replay(world, shelf.tried.held_out, generator=torch.Generator()))
         good, said = trustworthy(rows, 0.0)
         assert good, "the gate before learning sees nothing wrong"
-        draft.summary |= {"fidelity": as_rows(rows), "reason": said}
-    monkeypatch.setattr(report, "open_world_model", lambda path: world)
+        draft.summary |= {"trustworthy": good, "fidelity": as_rows(rows), "reason": said}
+    monkeypatch.setattr(report, "open_world_model", lambda path, task=None: world)
     improve_policy(
         LEARNING, TASK, policy=shelf["base"], world_model=out / "world_model", reward=shelf["reward"],
         keyframes=shelf["keyframes"], episodes=[shelf["episodes"]], out=out / "policy", updates=updates,

@@ -60,6 +60,8 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 def test_other_code_reuses_nothing_unless_told_to(tmp_path):
     assert _cache_of(tmp_path, keep=True) == code_version(), "nothing ran yet"
+    for cache in ("older", code_version()):
+        (tmp_path / ".finished" / cache).mkdir()
     (tmp_path / ".finished" / "newest").write_text("older")
     assert _cache_of(tmp_path, keep=True) == "older"
     assert _cache_of(tmp_path, keep=False) == code_version()

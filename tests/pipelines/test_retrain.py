@@ -13,7 +13,7 @@ from components.platform.champion import count_retraining, fetch_version
 from components.platform.promotions import PromotionError
 from components.platform.registry import promote_policy
 from pipelines.local import Run
-from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
+from wovr_core.artifacts import Kind, read_manifest, writing
 from wovr_core.settings import Promote, Settings
 from wovr_core.steps.collect import RETRAINING, STATES, collect_episodes, first_state
 from wovr_core.steps.evaluate import evaluate_policies, judge
@@ -88,7 +88,7 @@ def test_a_champion_is_left_alone_or_taught_again_as_its_world_asks(tmp_path, mo
 
     run_id = client.get_model_version(Promote().model, version).run_id
     client.log_text(run_id, "other bytes", "learnt_in/reward/calibration.json")
-    with pytest.raises(ArtifactError, match="corrupted"):
+    with pytest.raises(PromotionError, match="corrupted"):
         fetch_version(Promote(), policy=tmp_path / "p", kept={"reward": tmp_path / "r"})
     assert not (tmp_path / "r").exists(), "nothing is half-written"
     with pytest.raises(PromotionError, match="no version 77"):
