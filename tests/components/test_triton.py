@@ -204,7 +204,7 @@ def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(
             WORLD_MODEL.model_copy(update={"architecture": other}).model_dump_json()
         )
     before = versions(served)
-    with pytest.raises(ServingError, match=r"(?s)withdrawn, what was served before still is: .*Missing key"):
+    with pytest.raises(ServingError, match=r"(?s)withdrawn, what was served before still is: .*do not fit the model"):
         put(stack, {**minds(1), "world_model": tmp_path / "broken"})
     assert versions(served) == before
     assert same(dreams_in(client(stack, good)), dreams_in(open_simulator(**minds(1))))
