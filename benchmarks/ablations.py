@@ -227,7 +227,7 @@ GUARDS: dict[str, Row] = {
 }
 # For the budget, GRPO for real was tuned on an earlier base policy of seed 0 and on 1,500 evaluation states that no
 # row is judged by: the best mean of three runs of ten settings; filtered cloning likewise, the best of four. The
-# ceiling learns as the full method does, with settings chosen by learning for real (docs/results/tabletop.md, 17).
+# ceiling learns as the full method does, with settings chosen by learning for real (docs/log/tabletop.md, 17).
 REAL: Switches = {
     "grpo.groups": 4, "grpo.group_size": 16, "grpo.epochs": 8, "grpo.minibatch": 128, "grpo.learning_rate": 1e-4,
     "grpo.warmup": 1, "grpo.advantage": "standardised",

@@ -5,7 +5,7 @@
 Dreams begin where E's held-out episodes do. Their actions are done from the same initial states in the simulator: a
 dreamt success that is none there is a false one. Both hands, the dreamt and the real one, are measured against the
 thing to be grasped when the gripper first shuts for good: a dream in which a miss succeeds as often as a hit teaches
-no aim. Hands drift apart by some millimetres (docs/decisions/019), so some dreamt successes fail by that alone; E's
+no aim. Hands drift apart by some millimetres (decision 015), so some dreamt successes fail by that alone; E's
 own episodes, by P or another policy, which saw what they did, stand beside them. Writes the table with command, seed
 and date.
 """

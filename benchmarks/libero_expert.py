@@ -1,6 +1,6 @@
 """How often the scripted demonstrator fulfils LIBERO's tasks: every task it knows, from all 50 initial states.
 
-    python benchmarks/libero_expert.py --out docs/results/libero-expert.md
+    python benchmarks/libero_expert.py --out runs/libero-expert.md
     python benchmarks/libero_expert.py --suite libero_spatial --tasks 0 3
 
 Nothing is drawn, for it looks at the simulator's state, and nothing is learnt here: so it may try the states that

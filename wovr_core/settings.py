@@ -298,7 +298,7 @@ class WorldModel(Section):
 
     architecture: Architecture = Architecture()
     pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
-    steps: Count = 20  # few: fitted longer, the shipped backbone forgets contact (docs/results/tabletop.md)
+    steps: Count = 20  # few: fitted longer, the shipped backbone forgets contact (docs/log/tabletop.md)
     kinematics_steps: CountOrZero = 500  # before those, where architecture.kinematics is on
     batch: Count = 32
     learning_rate: LearningRate = 2e-5
@@ -376,7 +376,7 @@ class Grpo(Section):
     group_size: Annotated[int, Field(ge=2, le=1024)] = 4
     max_draws: Few = 1  # refill: at most this many times `groups` are drawn for an update
     informative: Bounds = (0.1, 0.9)  # success rates of a group that carry signal
-    kir_ratio: Share = 0.125  # share of groups that start at keyframes; few help here (docs/results/tabletop.md)
+    kir_ratio: Share = 0.125  # share of groups that start at keyframes; few help here (docs/log/tabletop.md)
     keyframe_horizon: Count = 32  # a dream from a keyframe is short
     temperature: Temperature = 1.0
     discount: Annotated[float, Field(ge=0.5, le=1)] = 1.0

@@ -20,7 +20,7 @@ def with_mirrored(
     """The dreams, and those that earned an advantage in their three mirror images too, each with that advantage.
 
     Only what is to become likelier is mirrored. The policy did not choose the mirrored actions, so they can be
-    unlikely; to make the unlikely less likely still has no bound, and did wreck policies (docs/results/tabletop.md).
+    unlikely; to make the unlikely less likely still has no bound, and did wreck policies (docs/log/tabletop.md).
     """
     good = (advantages > 0).nonzero()[:, 0]
     if not len(good):

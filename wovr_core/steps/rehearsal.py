@@ -25,7 +25,7 @@ def rehearse_policy(
 
     What to do in the dream of a demonstration's actions is what was done in the demonstration. A policy that has seen
     real pictures only may be lost in dreams, and then has nothing to learn from there
-    (docs/decisions/021-at-home-in-dreams.md).
+    (decision 015).
     """
     shown = open_episodes([demonstrations], task).training
     if not shown:

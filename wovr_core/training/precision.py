@@ -6,7 +6,7 @@ import torch
 def computed_in(precision: str, device: torch.device) -> torch.dtype:
     """The precision asked for ("float32" or "bfloat16"), or float32 on a CPU that would have to emulate bfloat16.
 
-    Without AVX-512 that takes 20 to 40 times as long (docs/results/performance.md).
+    Without AVX-512 that takes 20 to 40 times as long (docs/log/performance.md).
     """
     slow = device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
     return torch.bfloat16 if precision == "bfloat16" and not slow else torch.float32

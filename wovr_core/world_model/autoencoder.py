@@ -92,7 +92,7 @@ class ComponentAutoencoder(Autoencoder):
     """The last of every four frames, sharp: the principal components of its patches of 8 x 8 pixels.
 
     For small pictures in which small things move: four frames of such a patch are 768 numbers, of which 48 leave a
-    smear of whatever moves; 96 of one frame's 192 lose next to nothing (docs/decisions/017-one-frame-of-four.md). Blind
+    smear of whatever moves; 96 of one frame's 192 lose next to nothing (decision 015). Blind
     to what lies between: those frames are shown as the last one of their four. Linear, fitted in closed form.
     """
 

@@ -218,7 +218,7 @@ class _Shape:
 
 def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention over (b, heads, tokens, head_dim). On a CPU two products and a softmax: for a hundred tokens the
-    fused kernel is slower there, its bfloat16 backward several times (docs/results/performance.md)."""
+    fused kernel is slower there, its bfloat16 backward several times (docs/log/performance.md)."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values)
     return (query * query.shape[-1] ** -0.5 @ keys.transpose(-1, -2)).softmax(-1) @ values

@@ -2,8 +2,8 @@
 
 A network that learns whole pictures by squared error is never quite sure, and shows a bit of both: what was grasped
 fades, and is gone some chunks later. So the question is put by itself, to a small network that looks at the hand alone,
-and its answer is told to the one that makes the picture (docs/decisions/020-has-it-got-hold.md). It is put once a
-grasp, and holds until the hand opens (docs/decisions/022-once-a-grasp.md). What the answers were is read off the
+and its answer is told to the one that makes the picture (decision 015). It is put once a
+grasp, and holds until the hand opens. What the answers were is read off the
 pictures themselves, in hindsight: no label, nothing the simulator knows.
 """
 

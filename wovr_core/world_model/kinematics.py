@@ -19,8 +19,8 @@ class Kinematics(nn.Module):
     """A small network over the arm's own encoders: where it was, what it was told, and so where it goes.
 
     An arm under an impedance controller lags behind its commands, swings through, and moves when it only turns: to add
-    up the commands is centimetres off after one chunk (docs/decisions/015-where-the-arm-is.md). Four poses and the
-    actions between them are all of an arm's state that counts (docs/decisions/019-where-the-arm-is-again.md).
+    up the commands is centimetres off after one chunk (decision 015). Four poses and the
+    actions between them are all of an arm's state that counts.
     """
 
     def __init__(self, action_dim: int, pose_dim: int, *, hidden: int = 256) -> None:

@@ -1,0 +1,57 @@
+"""Pages that can be skimmed, links that lead somewhere, pictures that show what the page says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tools.page_charts import PICTURES, picture
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+ROOMS = ("wovr_core", "components", "pipelines", "benchmarks", "tools", "images", "charts", "docs")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=named)
+def test_a_results_page_begins_with_what_is_true_now_and_is_short(page):
+    words = page.read_text()
+    assert re.findall(r"^##+ .*", words, re.MULTILINE)[0] == "## What is true now"
+    assert len(words.split()) <= 600
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=named)
+def test_a_results_page_has_one_table_and_one_picture(page):
+    words = page.read_text()
+    assert len(re.findall(r"^\|[-|]+\|$", words, re.MULTILINE)) == 1
+    assert len(re.findall(r"!\[", words)) == 1
+
+
+@pytest.mark.parametrize("page", PICTURES)
+def test_a_picture_shows_the_numbers_of_its_page(page, tmp_path):
+    assert picture(page, tmp_path).read_text() == (ROOT / "docs" / "results" / f"{page}.svg").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_every_page_that_code_or_a_page_names_exists():
+    logs = ROOT / "docs" / "log"  # left as they were written
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*") if file.suffix in {".py", ".md", ".yaml"}]
+    for file in files:
+        if logs not in file.parents:
+            for name in re.findall(r"docs/[\w/.-]+\.md", file.read_text()):
+                assert (ROOT / name).exists(), f"{named(file)} names {name}"
+
+
+def test_a_log_says_that_it_is_one():
+    for page in ROOT.glob("docs/log/*.md"):
+        assert page.read_text().startswith("> This is a log")

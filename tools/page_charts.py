@@ -1,0 +1,84 @@
+"""Draws the pictures of docs/results from the tables that stand in the pages.
+
+    python -m tools.page_charts
+
+A picture holds no number of its own: a test draws it again and compares.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from wovr_core.evaluation.charts import Axis, Chart, Interval, alone, intervals
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+Row = list[str]
+
+
+def main() -> None:
+    for page in PICTURES:
+        print(picture(page, RESULTS).relative_to(RESULTS.parent.parent))
+
+
+def picture(page: str, folder: Path) -> Path:
+    """Draw one page's picture into the folder."""
+    path = folder / f"{page}.svg"
+    path.write_text(PICTURES[page](table(RESULTS / f"{page}.md")))
+    return path
+
+
+def table(page: Path) -> list[Row]:
+    """The rows of the page's table, its head left out."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def interval(cell: str, kind: str, scale: float = 1, unit: str = "") -> Interval:
+    """`30.8 [23.3, 39.6]` as a value and its bounds; a lone number has none."""
+    value, low, high = (re.findall(r"[\d.]+", cell) * 3)[:3] if "[" not in cell else re.findall(r"[\d.]+", cell)
+    return Interval(float(value) / scale, float(low) / scale, float(high) / scale, kind, f"{value}{unit}")
+
+
+def libero(rows: list[Row]) -> str:
+    title = "PSNR of LIBERO's dreams by depth"
+    chart = Chart(
+        Axis(0, 512, (0, 128, 256, 384, 512), "frames dreamt"), Axis(15, 40, range(15, 41, 5), "PSNR, dB"), title
+    )
+    for column, kind, words in ((1, "imagined", "dream"), (2, "base", "first frame held")):
+        points = [(float(row[0]), float(row[column])) for row in rows]
+        chart.line(points, kind, dots=4)
+        chart.say(points[2][0], points[2][1] + 1 if kind == "imagined" else points[2][1] - 2.5, words, anchor="start")
+    return alone(chart.svg())
+
+
+def libero_cpu(rows: list[Row]) -> str:
+    subjects = [
+        (name, [interval(real, "real", 100, " % real"), interval(imagined, "imagined", 100, " % dreamt")])
+        for name, real, imagined in rows
+    ]
+    title = "Real and imagined success of LIBERO's policies"
+    return alone(intervals(subjects, Axis.share("success; line: 95 % interval"), title))
+
+
+def performance(rows: list[Row]) -> str:
+    tasks = [(name, float(seconds)) for name, seconds in rows if name != "all"]
+    axis = Axis(0, 150, (0, 50, 100, 150), "seconds")
+    subjects = [(name, [Interval(took, 0, took, "soft", f"{took:g} s")]) for name, took in tasks]
+    return alone(intervals(subjects, axis, "Seconds by task of the quick start"))
+
+
+def retrain(rows: list[Row]) -> str:
+    subjects = [(name.replace("`", ""), [interval(cell, "real", 100, " %")]) for name, cell in rows]
+    title = "Real success of the base policy and of both versions"
+    return alone(intervals(subjects, Axis.share("success; line: 95 % interval"), title))
+
+
+PICTURES: dict[str, Callable[[list[Row]], str]] = {
+    "libero": libero,
+    "libero-cpu": libero_cpu,
+    "performance": performance,
+    "retrain": retrain,
+}
+
+if __name__ == "__main__":
+    main()
