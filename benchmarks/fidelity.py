@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.charts import Axis, Chart, alone, text
@@ -28,7 +29,7 @@ from wovr_core.evaluation.contact import Contact, contact_curve
 from wovr_core.evaluation.fidelity import by_depth, outcomes
 from wovr_core.evaluation.success import attempt, policy_decides, success_rate
 from wovr_core.imagination.replay import init_state, replay
-from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream
+from wovr_core.imagination.rollout import Dreams, Judge, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.steps.dreamer import open_world_model

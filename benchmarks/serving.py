@@ -25,8 +25,9 @@ from rich.table import Table
 from components.platform.triton import ServedSimulator, connect, deploy
 from pipelines.local import Run
 from pipelines.services import find_services
+from wovr_core.chunk import CHUNK
 from wovr_core.imagination.replay import init_state
-from wovr_core.imagination.rollout import CHUNK, Judge, dream
+from wovr_core.imagination.rollout import Judge, dream
 from wovr_core.settings import Serve
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.models import open_episodes, open_policy

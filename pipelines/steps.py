@@ -12,7 +12,8 @@ from components.platform.mlflow_client import check_tracking
 from components.platform.storage import Storage
 from wovr_core.artifacts import Manifest
 from wovr_core.artifacts.names import is_address
-from wovr_core.settings import Section, Settings
+from wovr_core.section import Section
+from wovr_core.settings import Settings
 
 S3 = "s3://"
 STEPS = {

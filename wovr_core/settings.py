@@ -10,20 +10,19 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
+from wovr_core.chunk import CHUNK
+from wovr_core.section import Section
 from wovr_core.strict_yaml import YamlError, read_yaml
 
 SPLIT_STATES = 1_000_000  # initial states of a split
@@ -109,37 +108,6 @@ def _lowest_first(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 Bounds = Annotated[tuple[Share, Share], AfterValidator(_lowest_first)]
-
-
-class Section(BaseModel):
-    """A branch of the tree: frozen, and strict about names and kinds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        """No text and no true or false for a number, and nothing but true or false for those.
-
-        A whole number may come as a float: Kubeflow knows no others.
-        """
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if kind is bool and not isinstance(value, bool):
-            raise ValueError("write true or false")
-        if _holds_numbers(kind) and any(
-            isinstance(one, bool | str) for one in (value if isinstance(value, list | tuple) else [value])
-        ):
-            raise ValueError(f"write {'a number' if kind is float else 'an integer'}, without quotes")
-        return value
-
-
-def _holds_numbers(kind: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _holds_numbers(arguments[0])
-    if origin is Literal:
-        return all(isinstance(one, int) for one in arguments)
-    return kind in (int, float) or (origin is tuple and _holds_numbers(arguments[0]))
 
 
 SuiteName = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
@@ -338,8 +306,10 @@ class Reward(Section):
 
     @model_validator(mode="after")
     def _reads_the_last_frame(self) -> Self:
-        if 8 % self.every:
-            raise ValueError(f"reward.every is {self.every}, which does not divide the chunk of 8: use 1, 2, 4 or 8")
+        if CHUNK % self.every:
+            raise ValueError(
+                f"reward.every is {self.every}, which does not divide the chunk of {CHUNK}: use 1, 2, 4 or 8"
+            )
         return self
 
 

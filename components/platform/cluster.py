@@ -23,7 +23,7 @@ from components.platform.deadline import DeadlineError, within
 from components.platform.services_env import SERVICES, VARIABLES, names_of
 from components.platform.storage import Storage, StorageError
 from wovr_core.artifacts import Manifest, read_manifest
-from wovr_core.settings import Section
+from wovr_core.section import Section
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")

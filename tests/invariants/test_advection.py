@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from wovr_core.chunk import MEMORY
 from wovr_core.protocols import UNTOLD
 from wovr_core.settings import Architecture, WorldModel
 from wovr_core.trajectory import InitState, to_unit
 from wovr_core.world_model.advection import LAST, SHARPER, Advection, Sources, fit_grasp
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
-from wovr_core.world_model.conditioning import MEMORY
 from wovr_core.world_model.grasp import GOES, STAYS
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, Window, window_at

@@ -21,7 +21,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from wovr_core.artifacts.names import is_address
-from wovr_core.settings import Section
+from wovr_core.section import Section
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from wovr_core.chunk import CHUNK
 from wovr_core.imagination.masking import held_for
 from wovr_core.imagination.replay import Replay
-from wovr_core.imagination.rollout import CHUNK, Judge
+from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import RewardModel
 from wovr_core.reward.calibrate import Agreement
 

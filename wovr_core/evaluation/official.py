@@ -15,11 +15,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wovr_core.artifacts.manifest import refuse_pointer
+from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.perceptual import ExtractorError, frechet
 
 KINDS = ("lpips", "fid", "fvd")
 CLIP = 16  # frames of a clip for I3D, which halves time three times and then wants two left
-CHUNK = 8  # frames of which pictures are compared
 BATCH = 32  # pictures at a time
 
 

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.fidelity import probabilities, psnr
 from wovr_core.imagination.masking import held_for
 from wovr_core.imagination.replay import Replay, replay
-from wovr_core.imagination.rollout import CHUNK, Judge
+from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import RewardModel, WorldModel
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.trajectory import Episode

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wovr_core.chunk import CHUNK
 from wovr_core.grpo.advantages import group_advantages, informative_groups, returns
-from wovr_core.imagination.rollout import CHUNK, Dreams, Judge, dream, together
+from wovr_core.imagination.rollout import Dreams, Judge, dream, together
 from wovr_core.protocols import BrokenDreamError, Policy, Simulator
 from wovr_core.settings import Grpo
 from wovr_core.trajectory import InitState

@@ -7,11 +7,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from wovr_core.imagination.rollout import CHUNK
+from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.protocols import WorldModel
 from wovr_core.trajectory import Episode, InitState
-
-MEMORY = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from wovr_core.chunk import CHUNK
 from wovr_core.imagination.masking import held_for, valid_steps
 from wovr_core.protocols import BrokenDreamError, DreamState, Policy, Sight, Simulator
 from wovr_core.trajectory import InitState, Observation
-
-CHUNK = 8
 
 
 @dataclass(frozen=True)

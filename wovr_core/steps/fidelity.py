@@ -16,12 +16,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from wovr_core.artifacts import ArtifactError, Kind, check_episodes_fit, digest_at, read_manifest
 from wovr_core.artifacts.manifest import code_version
+from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.clips import with_difference
 from wovr_core.evaluation.fidelity import outcomes, psnr
 from wovr_core.evaluation.official import Official
 from wovr_core.evaluation.perceptual import Extractor, flolpips, frechet, lpips, motion_features
 from wovr_core.imagination.replay import replay
-from wovr_core.imagination.rollout import CHUNK, Judge
+from wovr_core.imagination.rollout import Judge
 from wovr_core.settings import Task
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import open_episodes, open_reward, reading_of

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, writing
-from wovr_core.imagination.replay import MEMORY, replay
-from wovr_core.imagination.rollout import CHUNK
+from wovr_core.chunk import CHUNK, MEMORY
+from wovr_core.imagination.replay import replay
 from wovr_core.policy.behaviour_cloning import Lessons, clone, lessons_of
 from wovr_core.protocols import WorldModel
 from wovr_core.settings import Grpo, Policy, Task

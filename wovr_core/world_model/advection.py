@@ -13,17 +13,17 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.protocols import UNTOLD
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.body import Body
-from wovr_core.world_model.conditioning import FUTURE, MEMORY
 from wovr_core.world_model.grasp import AWAY, GOES, STAYS, Grasp, grasps, hindsight, went
 from wovr_core.world_model.picture import advected, places
 from wovr_core.world_model.windows import Footage
 
-LAST = (MEMORY + FUTURE // 2, MEMORY + FUTURE)  # frames of a window: the last one of each future latent
+LAST = (MEMORY + CHUNK // 2, MEMORY + CHUNK)  # frames of a window: the last one of each future latent
 FLOW = 0.1  # of the picture: what a flow of one stands for
 SHARPER = 2.0  # than learnt, a dream's gates while a hand holds something: a bit of each, chunk after chunk, fades it
 BATCH = 256  # of moments that the grasp is learnt from
@@ -117,13 +117,13 @@ class Advection(nn.Module):
         begun, since = grasps(shut)
         place = pose[..., :3]
         left = place - place.gather(1, begun[..., None].expand_as(place))
-        away = left[:, FUTURE:].norm(dim=-1) > AWAY
-        stays_shut = shut[:, :-FUTURE] & shut[:, FUTURE:] & (since[:, FUTURE:] > FUTURE + CLOSING)
+        away = left[:, CHUNK:].norm(dim=-1) > AWAY
+        stays_shut = shut[:, :-CHUNK] & shut[:, CHUNK:] & (since[:, CHUNK:] > CHUNK + CLOSING)
         became = torch.full_like(begun, UNTOLD)
-        episode, at = torch.nonzero(away & stays_shut & (since[:, :-FUTURE] % 2 == 0), as_tuple=True)
+        episode, at = torch.nonzero(away & stays_shut & (since[:, :-CHUNK] % 2 == 0), as_tuple=True)
         size = frames.shape[-2], frames.shape[-1]
         for some in torch.arange(len(at)).split(128):
-            row, when = episode[some, None], at[some, None] + torch.tensor([0, FUTURE])
+            row, when = episode[some, None], at[some, None] + torch.tensor([0, CHUNK])
             arm = self.body(pose[row, when].flatten(0, 1), gripper[row, when].flatten(), size)[:, 3:].float().sigmoid()
             seen = to_unit(frames[row, when]), pose[row, when, :2], arm.unflatten(0, (-1, 2)), self._behind(size)
             became[row[:, 0], when[:, 0]] = went(*seen)
@@ -199,14 +199,14 @@ def fit_grasp(
     assert footage.held is not None, "footage must say what went with the hand: `with_grasps` finds it out"
     frames, gripper, held = footage.frames, footage.gripper, footage.held
     shut = gripper > 0
-    weight = ((shut & (held != UNTOLD)) / grasps(shut)[1])[:, :-FUTURE]
+    weight = ((shut & (held != UNTOLD)) / grasps(shut)[1])[:, :-CHUNK]
     if not weight.any():
         return []  # nothing was ever grasped at
 
     def loss(step: int) -> Tensor:
         places = torch.multinomial(weight.flatten(), BATCH, replacement=True, generator=generator)
         episode, at = places // weight.shape[1], places % weight.shape[1]
-        when = at[:, None] + torch.tensor([0, FUTURE // 2, FUTURE])
+        when = at[:, None] + torch.tensor([0, CHUNK // 2, CHUNK])
         shown = to_unit(torch.stack([frames[episode, 0], frames[episode, at]], 1))
         poses = torch.cat([pose[episode, :1], pose[episode[:, None], when]], 1)
         sources = Sources(shown, poses, gripper[episode[:, None], when], poses[:, 0, :2], codec, sharpness=1.0)

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MEMORY, FUTURE = 4, 8  # frames; with the reference they make the window of 13
-WINDOW = 1 + MEMORY + FUTURE
+from wovr_core.chunk import WINDOW
+
 LATENTS = 4  # reference, memory, two of future
 CONTEXT = 2  # of which these are given
 

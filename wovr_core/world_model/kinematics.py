@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wovr_core.chunk import MEMORY
 from wovr_core.training.loop import train
-from wovr_core.world_model.conditioning import MEMORY
 
 UNIT = 0.02  # of the range of a pose: about what an arm moves in a step
 STRIDES = ((1, 1024, 0.8), (24, 256, 0.2))  # of its training: actions ahead, rows, share of the steps

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
+from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.protocols import UNTOLD, DreamState
 from wovr_core.settings import WorldModel as Settings
 from wovr_core.training.precision import autocast
@@ -15,7 +16,7 @@ from wovr_core.trajectory import InitState, to_pixels, to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.advection import SHARPER, Sources
 from wovr_core.world_model.autoencoder import Autoencoder
-from wovr_core.world_model.conditioning import FUTURE, LATENTS, MEMORY
+from wovr_core.world_model.conditioning import LATENTS
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
 from wovr_core.world_model.grasp import decided, drawn
 from wovr_core.world_model.kinematics import Kinematics
@@ -270,7 +271,7 @@ class DiffusionWorldModel(nn.Module):
         )  # fmt: skip
 
     @torch.no_grad()
-    def look(self, state: DreamState, frames: Sequence[int] = range(FUTURE)) -> UInt8[Tensor, "b frames c h w"]:
+    def look(self, state: DreamState, frames: Sequence[int] = range(CHUNK)) -> UInt8[Tensor, "b frames c h w"]:
         """The pixels of the chosen frames of the chunk just dreamt."""
         window = torch.cat([state.reference[:, :, None], state.before[:, :, None], state.future], 2)
         with autocast(self.cfg.dream_precision, window.device):

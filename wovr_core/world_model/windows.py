@@ -8,9 +8,9 @@ from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.settings import WorldModel
 from wovr_core.trajectory import Episode
-from wovr_core.world_model.conditioning import FUTURE, MEMORY
 from wovr_core.world_model.grasp import grasps
 
 
@@ -57,7 +57,7 @@ class Window:
 
 def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " b"]) -> Window:
     """Windows whose last remembered frame is `step`; before the start, the first frame repeated with null actions."""
-    frame = torch.cat([torch.zeros_like(step)[:, None], step[:, None] + torch.arange(1 - MEMORY, FUTURE + 1)], 1)
+    frame = torch.cat([torch.zeros_like(step)[:, None], step[:, None] + torch.arange(1 - MEMORY, CHUNK + 1)], 1)
     row, shown = episode[:, None], frame.clamp(min=0)
     action = footage.actions[row, (shown - 1).clamp(min=0)] * (frame > 0)[..., None]
     held = shut_at = None
@@ -96,13 +96,11 @@ class WindowSampler:
     ) -> None:
         self.footage, self.cfg, self.generator = footage, cfg, generator
         steps = footage.actions.shape[1]
-        self.starts = steps - FUTURE + 1
+        self.starts = steps - CHUNK + 1
         closes = footage.actions[..., -1] > 0
         event = torch.zeros(len(footage), steps)
         event[:, 1:] = (closes[:, 1:] != closes[:, :-1]).float()
-        ahead = F.max_pool1d(event[:, None], FUTURE, stride=1)[
-            :, 0
-        ]  # (episode, start): an event among the 8 to predict
+        ahead = F.max_pool1d(event[:, None], CHUNK, stride=1)[:, 0]  # (episode, start): an event among the 8 to predict
         weight = 1 + (cfg.contact_weight - 1) * ahead
         self.weight = (weight if share is None else weight * share[:, None]).flatten()
 
