@@ -55,3 +55,13 @@ def test_every_page_that_code_or_a_page_names_exists():
 def test_a_log_says_that_it_is_one():
     for page in ROOT.glob("docs/log/*.md"):
         assert page.read_text().startswith("> This is a log")
+
+
+def test_the_changelog_has_versions_headings_and_short_bullets():
+    words = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## (.*)", words, re.MULTILINE)
+    assert versions[0] == "Unreleased"
+    assert all(re.match(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", version) for version in versions[1:]), versions
+    assert set(re.findall(r"^### (.*)", words, re.MULTILINE)) <= {"Added", "Changed", "Fixed", "Known limits"}
+    for bullet in re.findall(r"^- (.*(?:\n  .*)*)", words, re.MULTILINE):
+        assert len(bullet.split()) <= 20, bullet
