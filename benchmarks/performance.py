@@ -8,7 +8,7 @@ Reads the run's own record; prints a table for docs/results/performance.md.
 import argparse
 from pathlib import Path
 
-from pipelines.local import Run
+from pipelines.runner.record import Run
 from wovr_core.artifacts import Kind, read_manifest
 
 

@@ -13,9 +13,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pipelines.curve import REFERENCES, differing, read_references, read_run, write_references
-from pipelines.local import Run
-from pipelines.terminal import CONFIGS
+from pipelines.cli.curve import REFERENCES, differing, read_references, read_run, write_references
+from pipelines.cli.terminal import CONFIGS
+from pipelines.runner.record import Run
 from wovr_core.evaluation.curves import Curve, CurveError, Reference
 from wovr_core.settings import Settings
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from components.platform.triton import ServedSimulator, connect, deploy
-from pipelines.local import Run
-from pipelines.services import find_services
+from pipelines.runner.record import Run
+from pipelines.stack.services import find_services
 from wovr_core.chunk import CHUNK
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge, dream

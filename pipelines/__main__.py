@@ -1,11 +1,11 @@
 """The `wovr` command, which Ctrl-C ends cleanly even while it is being imported."""
 
-from pipelines.stopping import end_at_once
+from pipelines.runner.stopping import end_at_once
 
 
 def main() -> None:
     end_at_once()
-    from pipelines.cli import app
+    from pipelines.cli.app import app
 
     app()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipelines.stack import SERVICES, Stack
+from pipelines.stack.stack import SERVICES, Stack
 from wovr_core.settings import Architecture, WorldModel
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.local import Run
+from pipelines.runner.record import Run
 from wovr_core.artifacts import Manifest, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST
 

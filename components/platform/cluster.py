@@ -105,7 +105,7 @@ def run_or_submit(
 def command_of(word: str, uris: Mapping[str, Sequence[str]], out: str) -> list[str]:
     """What every node runs; torchrun reads from its environment, which the runtime sets, who the others are."""
     ports = [part for name, given in uris.items() for uri in given for part in (f"--{name.replace('_', '-')}", uri)]
-    return ["torchrun", "-m", "pipelines.cli", "step", word, "-", *ports, "--out", out]
+    return ["torchrun", "-m", "pipelines", "step", word, "-", *ports, "--out", out]
 
 
 def train_job(jobs: TrainJobs, name: str, command: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:

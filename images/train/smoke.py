@@ -3,7 +3,7 @@
 import torch
 
 from components.images import code
-from pipelines.doctor import backbones
+from pipelines.stack.doctor import backbones
 from wovr_core.policy.tiny_vla import TinyVLA  # noqa: F401
 from wovr_core.settings import Settings
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts Triton as `wovr stack up` does (pipelines/servers.py): explicit control over models, which are loaded from
+# Starts Triton as `wovr stack up` does (pipelines/stack/servers.py): explicit control over models, which are loaded from
 # $MODELS (/models). Arguments go to tritonserver. It listens on every address of the container.
 set -eu
 packages=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -14,8 +14,8 @@ import yaml
 
 from components.platform import keys
 from components.platform.services_env import SERVICES, names_of
-from pipelines.resources import CACHE, MODELS
-from pipelines.submit import ACCOUNT
+from pipelines.runner.resources import CACHE, MODELS
+from pipelines.runner.submit import ACCOUNT
 from wovr_core.settings import Settings
 
 CHART = Path(__file__).parents[2] / "charts" / "wovr"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.stack import Stack
+from pipelines.stack.stack import Stack
 
 
 class Server:

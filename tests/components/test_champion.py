@@ -10,7 +10,7 @@ from components.platform.champion import check_champion, fetch_policy_to_beat, f
 from components.platform.mlflow_client import open_client, sqlite_uri
 from components.platform.promotions import PromotionError, version_at
 from components.platform.registry import promote_policy
-from pipelines import preflight
+from pipelines.runner import preflight
 from tests.components.test_registry import RATE, run_of
 from wovr_core.artifacts import ArtifactError, Kind, load_table, read_manifest, writing
 from wovr_core.policy.tiny_vla import Shape, TinyVLA

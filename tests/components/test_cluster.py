@@ -9,7 +9,7 @@ from kubernetes.client import ApiClient, Configuration
 
 from components.platform import cluster
 from components.platform.cluster import Cluster, ClusterError, TrainJobs, command_of, run_or_submit, train_job
-from pipelines.stack import Stack
+from pipelines.stack.stack import Stack
 from tests.components.trainer_double import Double, trainer
 from tests.steps.conftest import TASK, WORLD_MODEL, collection
 from wovr_core.artifacts import load_weights, read_manifest

@@ -13,7 +13,7 @@ from components.platform.mlflow_client import open_client
 from components.platform.promotions import Promotions
 from components.platform.registry import PromotionError, promote_policy, rollback
 from components.platform.tracking import MlflowTracker
-from pipelines.cli import app
+from pipelines.cli.app import app
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
 from wovr_core.settings import Promote, Task
 

@@ -7,7 +7,7 @@ import pytest
 
 from components.platform.robot import RobotError, try_on_robot
 from components.platform.storage import Storage
-from pipelines.stack import Stack
+from pipelines.stack.stack import Stack
 from tests.listening import listening
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
 from wovr_core.settings import Franka, Settings, SettingsError

@@ -16,7 +16,7 @@ import pytest
 
 from components.platform.s3 import Bucket
 from components.platform.storage import Storage, StorageError
-from pipelines.stack import Stack
+from pipelines.stack.stack import Stack
 from wovr_core.artifacts import Kind, read_manifest, writing
 
 MB = 2**20

@@ -20,7 +20,7 @@ import torch
 from components.platform import triton
 from components.platform.endpoint import serve_dreams, simulator_at
 from components.platform.triton import ServedSimulator, ServingError, connect, deploy, known_starts, versions
-from pipelines.stack import Stack
+from pipelines.stack.stack import Stack
 from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL, collection
 from tests.toys import SIDE
 from wovr_core.artifacts import Kind, save_table, writing

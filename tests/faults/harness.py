@@ -13,7 +13,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from pipelines.cli import app
+from pipelines.cli.app import app
 from wovr_core.artifacts import read_manifest
 
 FUZZ = int(os.environ.get("WOVR_FUZZ", "25"))  # random cases of each kind; the acceptance runs 500

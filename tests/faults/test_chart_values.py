@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipelines.catalogue import PIPELINES
-from pipelines.submit import ClusterError, six_fields
+from pipelines.runner.submit import ClusterError, six_fields
 from tests.charts.test_chart import CHART, CUSTOM, EXTERNAL, KUBERNETES, SETS
 from tests.faults.harness import FUZZ
 from wovr_core.settings import Settings

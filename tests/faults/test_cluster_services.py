@@ -11,11 +11,11 @@ from kfp import compiler
 from components.platform.cluster import TrainJobs, train_job
 from components.platform.services_env import SERVICES, VARIABLES, names_of
 from pipelines.catalogue import PIPELINES
-from pipelines.local import _in_container
-from pipelines.resources import equip
-from pipelines.servers import Place
-from pipelines.services import NEEDED, OURS, enter, find_services
-from pipelines.stack import SERVERS
+from pipelines.runner.local import _in_container
+from pipelines.runner.resources import equip
+from pipelines.stack.servers import Place
+from pipelines.stack.services import NEEDED, OURS, enter, find_services
+from pipelines.stack.stack import SERVERS
 from wovr_core.settings import Settings
 
 CHECKOUT = Path(__file__).parents[2]

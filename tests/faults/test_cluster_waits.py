@@ -4,8 +4,8 @@ import fcntl
 
 import pytest
 
-from pipelines import stack as stack_
-from pipelines.stack import Stack, StackError
+from pipelines.stack import stack as stack_
+from pipelines.stack.stack import Stack, StackError
 
 
 def test_a_second_command_waits_for_the_first_and_not_for_ever(tmp_path, monkeypatch):

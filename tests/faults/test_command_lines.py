@@ -12,8 +12,8 @@ import pytest
 from typer.main import get_command
 
 from components.platform.storage import Storage
-from pipelines.cli import app
-from pipelines.local import RunError
+from pipelines.cli.app import app
+from pipelines.runner.local import RunError
 from tests.faults.harness import FUZZ, refused, wovr
 
 OFFLINE = {  # of everything that a command line could find here
@@ -156,7 +156,9 @@ def test_a_registry_that_is_away_is_a_sentence(here):
 
 def test_a_terminal_of_few_letters_is_written_to(here):
     """In a process of its own: what a stream can show is decided when it begins."""
-    code = "import os; from pipelines.cli import app\ntry: app()\nfinally: print(os.environ['PYTHONIOENCODING'], '✔')"
+    code = (
+        "import os; from pipelines.cli.app import app\ntry: app()\nfinally: print(os.environ['PYTHONIOENCODING'], '✔')"
+    )
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code, "config", "check", "Ärger"], env=environment, capture_output=True, timeout=60
@@ -169,7 +171,7 @@ def test_closed_streams_are_written_to_like_none():
     """As cron and systemd may leave them."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for stream, command, ends in (("stdout", "config show tabletop", 0), ("stderr", "config show nowhere", 2)):
-        code = f"import sys; sys.{stream} = None; from pipelines.cli import app; app()"
+        code = f"import sys; sys.{stream} = None; from pipelines.cli.app import app; app()"
         done = subprocess.run(
             [sys.executable, "-c", code, *command.split()], env=environment, capture_output=True, timeout=60
         )
@@ -212,9 +214,9 @@ def test_random_lines_are_answered_in_words(here, monkeypatch):
     def begun(*_, **__):
         raise RunError("begun")
 
-    monkeypatch.setattr("pipelines.local.run_pipeline", begun)
+    monkeypatch.setattr("pipelines.runner.local.run_pipeline", begun)
     monkeypatch.setattr("components.serving.exporter.serve_metrics", begun)
-    monkeypatch.setattr("pipelines.stack.Stack.up", begun)
+    monkeypatch.setattr("pipelines.stack.stack.Stack.up", begun)
     monkeypatch.setattr("wovr_core.steps.policy.clone_base_policy", begun)
     for seed in range(FUZZ):
         line = random_line(random.Random(seed))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, forked, local, preflight
-from pipelines.local import run_name
-from pipelines.record import Finished, Run
+from pipelines.cli import app as cli
+from pipelines.runner import forked, local, preflight
+from pipelines.runner.local import run_name
+from pipelines.runner.record import Finished, Run
 from tests.faults.harness import Answer, refused, wovr
 from tests.faults.toy_pipeline import toy
 from wovr_core.artifacts import Kind, writing

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines import terminal
+from pipelines.cli import terminal
 from wovr_core.training import progress
 from wovr_core.training.loop import train
 from wovr_core.training.progress import Work, counting, duration, lines

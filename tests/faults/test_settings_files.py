@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
+from pipelines.cli.terminal import CONFIGS
 from pipelines.posttrain import posttrain
-from pipelines.terminal import CONFIGS
 from tests.faults.harness import FUZZ, refused, wovr
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.settings import Settings

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stopping import STOPPING, WORDS
+from pipelines.runner.stopping import STOPPING, WORDS
 
 CHECKOUT = Path(__file__).parents[2]
 PATIENCE = 60  # seconds for a moment to come, on a busy machine
@@ -93,7 +93,7 @@ def run(module: str, folder: Path) -> Command:
 def one_task(folder: Path) -> Command:
     """What a run does to start a task, and no more."""
     script = (
-        "import os, pathlib; from pipelines import forked, stopping; stopping.end_at_once()\n"
+        "import os, pathlib; from pipelines.runner import forked, stopping; stopping.end_at_once()\n"
         "forked.FORKS.set_forkserver_preload([])\n"
         f"forked.run_task([], dict(os.environ), pathlib.Path({f'{folder}.task'!r}))"
     )
@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_again_and_again_says_one_line_each_time(tmp_path)
 
 def test_a_background_job_of_a_script_is_not_meant_by_ctrl_c(tmp_path):
     script = (
-        "import os, signal; from pipelines.stopping import end_at_once, handled\n"
+        "import os, signal; from pipelines.runner.stopping import end_at_once, handled\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN); end_at_once()\n"
         "with handled(at_once=False): os.kill(os.getpid(), signal.SIGINT)\n"
         "print('went on')"

@@ -21,7 +21,8 @@ from components.platform.notify import notify
 from components.platform.s3 import Bucket, StorageError
 from components.platform.tracking import following
 from components.serving import exporter
-from pipelines import containers, services
+from pipelines.runner import containers
+from pipelines.stack import services
 from tests.faults.harness import deadline
 
 

@@ -5,10 +5,11 @@ python -m tests.faults.toy_run run tabletop --out FOLDER
 
 
 def main() -> None:
-    from pipelines.stopping import end_at_once
+    from pipelines.runner.stopping import end_at_once
 
     end_at_once()
-    from pipelines import cli, forked, local, preflight
+    from pipelines.cli import app as cli
+    from pipelines.runner import forked, local, preflight
     from tests.faults.toy_pipeline import toy
 
     forked.FORKS.set_forkserver_preload(["kfp.dsl.executor_main", "wovr_core.artifacts"])

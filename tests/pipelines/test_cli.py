@@ -6,10 +6,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.preflight import check_settings
-from pipelines.steps import _read, step_named
-from pipelines.terminal import CONFIGS
+from pipelines.cli.app import app
+from pipelines.cli.steps import _read, step_named
+from pipelines.cli.terminal import CONFIGS
+from pipelines.runner.preflight import check_settings
 from wovr_core.artifacts import Kind, writing
 from wovr_core.settings import Settings, SettingsError
 

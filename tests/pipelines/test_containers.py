@@ -15,9 +15,9 @@ from docker.errors import DockerException
 from requests.exceptions import ReadTimeout
 
 from components import images
-from pipelines import containers
-from pipelines.containers import ContainerError
-from pipelines.local import _in_container, _mounts
+from pipelines.runner import containers
+from pipelines.runner.containers import ContainerError
+from pipelines.runner.local import _in_container, _mounts
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -122,7 +122,7 @@ def test_a_task_that_a_signal_ends_says_by_which(at_work, tmp_path):
 
 def test_a_run_that_is_killed_leaves_no_container_behind(at_work, engine, tmp_path):
     run = (
-        "import sys; from pathlib import Path; from pipelines.containers import containers\n"
+        "import sys; from pathlib import Path; from pipelines.runner.containers import containers\n"
         "folder = Path(sys.argv[1])\n"
         "with containers(folder) as ready: ready.run(['sleep', '100'], environment={}, mounts={folder: 'rw'}, "
         "log=folder / 'log', tell=print, terminal=None)"

@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.reference_curves import build
-from pipelines import curve as curve_module
-from pipelines import doctor as doctor_module
-from pipelines.cli import app
-from pipelines.curve import REFERENCES, differing, read_references, read_run, write_references
-from pipelines.record import Finished, Run
-from pipelines.terminal import CONFIGS
+from pipelines.cli import curve as curve_module
+from pipelines.cli.app import app
+from pipelines.cli.curve import REFERENCES, differing, read_references, read_run, write_references
+from pipelines.cli.terminal import CONFIGS
+from pipelines.runner.record import Finished, Run
+from pipelines.stack import doctor as doctor_module
 from wovr_core.artifacts import Kind, save_json, writing
 from wovr_core.evaluation.curves import CurveError
 from wovr_core.settings import Settings

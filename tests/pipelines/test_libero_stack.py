@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
 
 from components.serving.wire import MODEL
-from pipelines.local import Run, stored_at
-from pipelines.stack import Stack
+from pipelines.runner.local import Run, stored_at
+from pipelines.stack.stack import Stack
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ def test_a_run_in_libero_dreams_in_a_served_world_model_and_ends_in_a_verdict(st
     stack.up()
     out = tmp_path / "runs" / "libero"
     ended = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "run", "libero-smoke", "--stack", "--out", str(out)],
+        [sys.executable, "-m", "pipelines", "run", "libero-smoke", "--stack", "--out", str(out)],
         cwd=CHECKOUT, env={**os.environ, **stack.env(), "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3000,
     )  # fmt: skip

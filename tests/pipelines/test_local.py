@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.forked import end_with_the_run
-from pipelines.local import Finished, Run, RunError, _alone, _cache_of, _last_words
+from pipelines.runner.forked import end_with_the_run
+from pipelines.runner.local import Finished, Run, RunError, _alone, _cache_of, _last_words
 from tests.pipelines.test_smoke import CHECKOUT, wait_until
 from wovr_core.artifacts.manifest import code_version
 
@@ -40,7 +40,8 @@ def lasting(pid: Path) -> None:
 def test_a_task_ends_with_its_run(by, tmp_path):
     pid = tmp_path / "pid"
     starts = (
-        "import pathlib, sys; from pipelines.forked import FORKS; from tests.pipelines.test_local import lasting\n"
+        "import pathlib, sys; from pipelines.runner.forked import FORKS\n"
+        "from tests.pipelines.test_local import lasting\n"
         "FORKS.set_forkserver_preload([])\n"
         "process = FORKS.Process(target=lasting, args=(pathlib.Path(sys.argv[1]),)); process.start(); process.join()"
     )

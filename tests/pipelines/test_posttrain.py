@@ -10,8 +10,8 @@ from kfp.dsl.types.type_utils import InconsistentTypeException
 from components.collect.component import collect_episodes
 from components.policy.component import clone_base_policy
 from components.reward.component import train_reward
+from pipelines.cli.steps import STEPS, step_named
 from pipelines.posttrain import posttrain
-from pipelines.steps import STEPS, step_named
 from wovr_core.settings import Collect, Grpo, Pace, Settings
 
 

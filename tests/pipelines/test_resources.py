@@ -13,8 +13,8 @@ from components import images
 from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
 from pipelines.catalogue import PIPELINES
-from pipelines.resources import PROFILES, USER, equip
-from pipelines.submit import Job
+from pipelines.runner.resources import PROFILES, USER, equip
+from pipelines.runner.submit import Job
 from wovr_core.settings import Collect, Franka, Settings, SettingsError
 
 GOLDEN = Path(__file__).parent / "golden"

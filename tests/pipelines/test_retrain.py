@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from components.platform.champion import count_retraining, fetch_version
 from components.platform.promotions import PromotionError
 from components.platform.registry import promote_policy
-from pipelines.local import Run
+from pipelines.runner.record import Run
 from wovr_core.artifacts import Kind, read_manifest, writing
 from wovr_core.settings import Promote, Settings
 from wovr_core.steps.collect import RETRAINING, STATES, collect_episodes, first_state

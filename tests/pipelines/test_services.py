@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 
 from components.platform.s3 import Bucket
 from components.platform.storage import Storage
-from pipelines.local import Run, run_name, stored_at
-from pipelines.services import NEEDED, ServicesError, examine_services, find_services, use_services
-from pipelines.stack import Stack
+from pipelines.runner.local import Run, run_name, stored_at
+from pipelines.stack.services import NEEDED, ServicesError, examine_services, find_services, use_services
+from pipelines.stack.stack import Stack
 from wovr_core.artifacts.manifest import MANIFEST
 from wovr_core.settings import Settings
 from wovr_core.steps.grpo import improve_policy

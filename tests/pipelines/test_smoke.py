@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.record import Run
+from pipelines.runner.record import Run
 from wovr_core.artifacts import digest_at, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST
 from wovr_core.settings import Settings

@@ -13,8 +13,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 from typer.testing import CliRunner
 
 from components.platform.storage import Storage
-from pipelines.cli import app
-from pipelines.stack import SERVICES, Stack, StackError
+from pipelines.cli.app import app
+from pipelines.stack.stack import SERVICES, Stack, StackError
 
 CONFIG = """
 backend: "python"

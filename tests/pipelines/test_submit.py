@@ -6,8 +6,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.submit import ClusterError, Job, Kubeflow
+from pipelines.cli.app import app
+from pipelines.runner.submit import ClusterError, Job, Kubeflow
 from tests.pipelines.kubeflow_double import Double, kubeflow
 from wovr_core.settings import Grpo, Settings
 

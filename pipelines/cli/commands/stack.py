@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.terminal import console, path, plainly, waiting
+from pipelines.cli.terminal import console, path, plainly, waiting
 
 app = typer.Typer(
     no_args_is_help=True, help="S3, MLflow and Triton on this machine: real servers, for one person's work and tests."
@@ -25,7 +25,7 @@ def stack_up(services: Services = None, folder: Folder = Path(".stack")) -> None
         set -a; . .stack/env; set +a
     """
     with plainly():
-        from pipelines.stack import SERVICES, Stack
+        from pipelines.stack.stack import SERVICES, Stack
 
         with waiting("starting") as tell:
             Stack(folder).up(services or SERVICES, tell=tell)
@@ -37,7 +37,7 @@ def stack_up(services: Services = None, folder: Folder = Path(".stack")) -> None
 def stack_down(services: Services = None, folder: Folder = Path(".stack")) -> None:
     """Stop the servers; what they keep stays, and `up` goes on with it."""
     with plainly():
-        from pipelines.stack import SERVICES, Stack
+        from pipelines.stack.stack import SERVICES, Stack
 
         with waiting("stopping") as tell:
             Stack(folder).down(services or SERVICES, tell=tell)
@@ -54,7 +54,7 @@ def stack_status(services: Services = None, folder: Folder = Path(".stack")) -> 
 
 def _tell_stack(folder: Path, services: list[str] | None) -> bool:
     """A line for each server; whether all of them are well."""
-    from pipelines.stack import SERVICES, Stack
+    from pipelines.stack.stack import SERVICES, Stack
 
     found = Stack(folder).status(services or SERVICES)
     for health in found:

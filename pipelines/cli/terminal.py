@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines import stopping
+from pipelines.runner import stopping
 from wovr_core.settings import SettingsError
 
 OURS = ("wovr_core", "components", "pipelines")
 # clients of services: what they raise is news from there, be it ours to mend or not
 OUTSIDE = ("mlflow", "requests", "urllib3", "kfp", "kfp_server_api", "kubernetes", "docker", "minio", "tritonclient")
 LONGEST = 500  # characters of such news
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 console = Console(highlight=False)
 complaints = Console(stderr=True, highlight=False)
 

@@ -14,9 +14,9 @@ from dotenv import dotenv_values
 from components.platform.deadline import within
 from components.platform.mlflow_client import discreet
 from components.platform.services_env import VARIABLES
-from pipelines.doctor import Check
-from pipelines.servers import HOST
-from pipelines.stack import FOLDER, Stack, StackError
+from pipelines.stack.doctor import Check
+from pipelines.stack.servers import HOST
+from pipelines.stack.stack import FOLDER, Stack, StackError
 
 OURS = tuple(variable for variable in VARIABLES if variable.service in ("mlflow", "s3", "triton"))
 NEEDED = tuple(known.name for known in OURS if not known.optional or known.service == "triton")

@@ -16,7 +16,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from unittest.mock import patch
 
-from pipelines.stopping import kill_tasks
+from pipelines.runner.stopping import kill_tasks
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(

@@ -22,7 +22,7 @@ PACKAGES = (
     "mlflow",
     "minio",
 )
-BACKBONES = Path(__file__).parents[1] / "wovr_core" / "world_model" / "pretrained"
+BACKBONES = Path(__file__).parents[2] / "wovr_core" / "world_model" / "pretrained"
 DISK, MEMORY = 1.0, 4.0  # GB; a quick start leaves 0.1 GB behind, its reward training peaks at 3 GB
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from components.platform.mlflow_client import TrackingError, check_tracking, database_of, sqlite_uri
 from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import pipeline_named
-from pipelines.doctor import available_memory
+from pipelines.stack.doctor import available_memory
 from wovr_core.artifacts.names import is_address
 from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError
 

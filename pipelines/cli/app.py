@@ -11,13 +11,13 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.commands import cluster, episodes, stack
-from pipelines.stopping import handled
-from pipelines.terminal import App, Config, PipelineName, complaints, console, find_config, path, plainly
+from pipelines.cli.commands import cluster, episodes, stack
+from pipelines.cli.terminal import App, Config, PipelineName, complaints, console, find_config, path, plainly
+from pipelines.runner.stopping import handled
 from wovr_core.settings import Promote, Settings, SettingsError, alias_name, model_name
 
 if TYPE_CHECKING:
-    from pipelines.record import Run
+    from pipelines.runner.record import Run
 
 app = App(
     no_args_is_help=True,
@@ -73,14 +73,14 @@ def run(
     with plainly(), handled(at_once=True):
         path = find_config(config)
         settings = Settings.load(path)
-        from pipelines.preflight import check_machine, check_settings
+        from pipelines.runner.preflight import check_machine, check_settings
 
         check_settings(settings, pipeline, version=version)
-        from pipelines.local import run_pipeline
+        from pipelines.runner.local import run_pipeline
 
         folder = out or _folder(path, pipeline)
         if stack:
-            from pipelines.services import use_services
+            from pipelines.stack.services import use_services
 
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
         check_machine(settings, folder, pipeline, contained=runner == "docker")
@@ -99,7 +99,7 @@ def report(
 ) -> None:
     """Tell the outcome of a run again, and where its report lies."""
     with plainly():
-        from pipelines.record import Run
+        from pipelines.runner.record import Run
 
         _tell(Run.read(folder))
 
@@ -135,7 +135,7 @@ def doctor(
             raise SettingsError("--profile and --out are about a curve: name its run with --curve RUN")
         if curve is None:
             raise typer.Exit(_examine())
-        from pipelines.curve import CurveError, tell_curve
+        from pipelines.cli.curve import CurveError, tell_curve
 
         try:
             well = tell_curve(curve, console, profile=profile, out=out)
@@ -174,7 +174,7 @@ def step(
             settings = Settings.of_branches(os.environ.get("WOVR_SETTINGS", "{}"), source="$WOVR_SETTINGS")
         else:
             settings = Settings.load(find_config(config))
-        from pipelines.steps import run_step
+        from pipelines.cli.steps import run_step
 
         done = run_step(word, settings, ports)
         console.print_json(data=done.summary) if hasattr(done, "summary") else console.print(escape(str(done)))
@@ -261,8 +261,8 @@ def compile_(
         from kfp import compiler
 
         from pipelines.catalogue import pipeline_named
-        from pipelines.preflight import check_settings
-        from pipelines.resources import equip, stamp
+        from pipelines.runner.preflight import check_settings
+        from pipelines.runner.resources import equip, stamp
 
         check_settings(settings, pipeline)
         built = stamp(pipeline_named(pipeline)(settings))
@@ -305,7 +305,7 @@ def check(config: Config, pipeline: PipelineName = "posttrain") -> None:
     with plainly():
         path = find_config(config)
         settings = Settings.load(path)
-        from pipelines.preflight import check_machine, check_settings
+        from pipelines.runner.preflight import check_machine, check_settings
 
         check_settings(settings, pipeline)
         check_machine(settings, _folder(path, pipeline), pipeline)
@@ -318,8 +318,8 @@ def _model(name: str | None) -> str:
 
 def _examine() -> int:
     """Tell what the doctor finds here; 1 when something must be mended."""
-    from pipelines.doctor import Check, examine
-    from pipelines.services import ServicesError, enter, examine_services, find_services
+    from pipelines.stack.doctor import Check, examine
+    from pipelines.stack.services import ServicesError, enter, examine_services, find_services
 
     checks = examine(Path.cwd())
     try:
@@ -336,7 +336,7 @@ def _examine() -> int:
 
 def _tell(run: "Run") -> None:
     """Base and final success for real, the verdict, and where the evidence lies."""
-    from pipelines.record import read_made
+    from pipelines.runner.record import read_made
     from wovr_core.artifacts import Kind
     from wovr_core.steps.facts import VerdictFacts, WorldModelFacts
 
@@ -371,7 +371,3 @@ def _tell(run: "Run") -> None:
         read_made(page, Kind.REPORT)
         shutil.copyfile(page / "report.html", run.folder / "report.html")
         console.print(f"report: {escape(str(run.folder / 'report.html'))}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    app()

@@ -24,7 +24,7 @@ from kubernetes.config import ConfigException, list_kube_config_contexts
 from components.platform.deadline import DeadlineError, within
 from components.platform.mlflow_client import discreet
 from pipelines.catalogue import arguments_of, pipeline_named
-from pipelines.resources import equip, profile_named, stamp
+from pipelines.runner.resources import equip, profile_named, stamp
 from wovr_core.settings import Settings
 
 EXPERIMENT = "wovr"

@@ -8,11 +8,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.terminal import Config, PipelineName, console, find_config, path, plainly
+from pipelines.cli.terminal import Config, PipelineName, console, find_config, path, plainly
 from wovr_core.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from pipelines.submit import Job, Kubeflow, Seen
+    from pipelines.runner.submit import Job, Kubeflow, Seen
 
 app = typer.Typer()
 
@@ -103,7 +103,7 @@ def runs(host: Host = None, token_file: TokenFile = None, namespace: Namespace =
 
 
 def _reach(host: str | None, token_file: Path | None, namespace: str) -> "Kubeflow":
-    from pipelines.submit import Kubeflow
+    from pipelines.runner.submit import Kubeflow
 
     written = token_file.read_text(errors="replace") if token_file else os.environ.get("KFP_TOKEN") or None
     token = None if written is None else _token(written, str(token_file or "$KFP_TOKEN"))
@@ -123,8 +123,8 @@ def _token(text: str, source: str) -> str:
 
 def _job(path: Path, pipeline: str, profile: str) -> "Job":
     settings = Settings.load(path)
-    from pipelines.preflight import check_settings
-    from pipelines.submit import Job
+    from pipelines.runner.preflight import check_settings
+    from pipelines.runner.submit import Job
 
     job = Job(settings, pipeline, profile)
     check_settings(settings, pipeline)

@@ -37,17 +37,17 @@ from rich.markup import escape
 from components.platform.mlflow_client import database_of, sqlite_uri
 from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import arguments_of, pipeline_named
-from pipelines.forked import ForkError, get_ready, run_task
-from pipelines.record import AGAIN, Finished, RecordError, Run, RunCache, set_aside, store_record, stored_at
+from pipelines.runner.forked import ForkError, get_ready, run_task
+from pipelines.runner.record import AGAIN, Finished, RecordError, Run, RunCache, set_aside, store_record, stored_at
 from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.settings import Settings
 
 if TYPE_CHECKING:
-    from pipelines.containers import Containers
+    from pipelines.runner.containers import Containers
 
 T = TypeVar("T")
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 CONTAINED = (  # in a container, where the task's source cannot be handed over as a file
     "import logging, sys; from pathlib import Path; logging.disable(logging.INFO); file = Path('/tmp/task.py'); "
     "file.write_text(sys.argv.pop(1)); sys.argv[1:1] = ['--component_module_path', str(file)]; "
@@ -92,7 +92,7 @@ def run_pipeline(
     ):
         containers = None
         if runner == "docker":
-            from pipelines.containers import containers as contain
+            from pipelines.runner.containers import containers as contain
 
             containers = ends.enter_context(contain(folder))
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # kfp's, that our image may not be one of Python

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.servers import HOST, SERVERS, Launch, Place, Server, StackError, write_private
+from pipelines.stack.servers import HOST, SERVERS, Launch, Place, Server, StackError, write_private
 
 FOLDER = Path(".stack")
 SERVICES = tuple(server.name for server in SERVERS)

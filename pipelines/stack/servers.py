@@ -20,7 +20,7 @@ from minio import Minio
 
 from components.platform.mlflow_client import sqlite_uri
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 BUCKET, REGION = "wovr", "us-east-1"
 PATIENCE = 10  # seconds for one answer; the first object that SeaweedFS is given takes some 5
@@ -179,7 +179,7 @@ def _launch_triton(place: Place) -> Launch:
     memory = f"wovr-{place.ports['triton']}-"  # what a killed Triton shared with its models is left in /dev/shm
     for left in Path("/dev/shm").glob(f"{memory}*"):
         left.unlink(missing_ok=True)
-    base = (environment / "bin" / "python").resolve().parents[1]  # where the interpreter's own library may lie
+    base = (environment / "bin" / "python").resolve().parents[2]  # where the interpreter's own library may lie
     ports = {"--http-port": "triton-http", "--grpc-port": "triton", "--metrics-port": "triton-metrics"}
     return Launch(
         [

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.record import RecordError, Run, read_made
+from pipelines.runner.record import RecordError, Run, read_made
 from wovr_core.artifacts import Kind, Manifest, load_json
 from wovr_core.evaluation import curves
 from wovr_core.evaluation.charts import Axis, Chart, alone, between

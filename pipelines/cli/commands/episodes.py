@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pipelines.terminal import console, path, plainly
+from pipelines.cli.terminal import console, path, plainly
 
 app = typer.Typer(no_args_is_help=True, help="Episodes from elsewhere, and to elsewhere.")
 

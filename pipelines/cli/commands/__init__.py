@@ -1,0 +1,1 @@
+"""Commands that belong together, a file each; `pipelines/cli/app.py` has the others."""

@@ -1,1 +1,0 @@
-"""Commands that belong together, a file each; `pipelines/cli.py` has the others."""
