@@ -229,7 +229,7 @@ GUARDS: dict[str, Row] = {
 # row is judged by: the best mean of three runs of ten settings; filtered cloning likewise, the best of four. The
 # ceiling learns as the full method does, with settings chosen by learning for real (docs/log/tabletop.md, 17).
 REAL: Switches = {
-    "grpo.groups": 4, "grpo.group_size": 16, "grpo.epochs": 8, "grpo.minibatch": 128, "grpo.learning_rate": 1e-4,
+    "grpo.num_groups": 4, "grpo.group_size": 16, "grpo.epochs": 8, "grpo.minibatch": 128, "grpo.learning_rate": 1e-4,
     "grpo.warmup": 1, "grpo.advantage": "standardised",
 }  # fmt: skip
 ROWS: dict[str, Row] = {

@@ -38,7 +38,7 @@ def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int,
     groups = -(-real_episodes // cfg.group_size)
     states = Split.COLLECTION.ids(groups, start=task.seed % 10 * 100_000)
     planned = [state for state in states for _ in range(cfg.group_size)][:real_episodes]
-    batch = cfg.groups * cfg.group_size
+    batch = cfg.num_groups * cfg.group_size
     rates: list[float] = []
     settings = {"grpo": cfg.model_dump(), "task": task.model_dump()}
     with (

@@ -26,5 +26,5 @@ def pipeline_named(name: str) -> Callable[[Settings], BaseComponent]:
 
 def arguments_of(pipeline: BaseComponent, settings: Settings) -> dict[str, object]:
     """The branches of the settings that a pipeline takes."""
-    tree = settings.model_dump(mode="json")
+    tree = settings.parameters()
     return {name: tree[name] for name in pipeline.component_spec.inputs if name in tree}

@@ -16,7 +16,7 @@ def evaluate(settings: Settings) -> BaseComponent:
 
     `evaluate.first` and `evaluate.episodes` say on which initial states; nothing is promoted here.
     """
-    default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
+    default: dict[str, dict[str, Any]] = settings.parameters()
 
     @dsl.pipeline(name="evaluate", description="Try a registered policy and the champion on the same initial states.")
     def pipeline(

@@ -14,7 +14,7 @@ from wovr_core.settings import Settings
 
 def franka(settings: Settings) -> BaseComponent:
     """The pipeline. `version` is the candidate's; nothing is promoted here."""
-    default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
+    default: dict[str, dict[str, Any]] = settings.parameters()
 
     @dsl.pipeline(name="franka", description="Trials on the real arm, once its operator says go; a verdict to read.")
     def pipeline(franka: dict = default["franka"], promote: dict = default["promote"], version: str = ""):

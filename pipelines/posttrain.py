@@ -10,7 +10,7 @@ from components.evaluate.component import evaluate_policies, judge, write_report
 from components.finish.component import finish
 from components.grpo.component import improve_policy
 from components.keyframes.component import mine_keyframes
-from components.policy.component import clone_base_policy, rehearse_policy
+from components.policy.component import clone_base_policy, cotrain_policy
 from components.promote.component import fetch_policy_to_beat, find_champion, promote_policy
 from components.reward.component import train_reward
 from components.serve.component import serve_dreams
@@ -23,9 +23,9 @@ def posttrain(settings: Settings) -> BaseComponent:
     """The pipeline, with the branches of `settings` as its parameters' defaults.
 
     A pipeline's shape is fixed when it is built, so there are at most as many PACE rounds, and as many pods that
-    collect side by side, as `settings` has; and a rehearsal, if `settings` has one.
+    collect side by side, as `settings` has; and co-training on imagined frames only where `grpo.cotrain_steps` is set.
     """
-    default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
+    default: dict[str, dict[str, Any]] = settings.parameters()
     rounds, shards = settings.pace.rounds, settings.collect.shards
 
     @dsl.pipeline(
@@ -68,15 +68,15 @@ def posttrain(settings: Settings) -> BaseComponent:
                     task=task, keyframes=keyframes, episodes=episodes, reward=sees_success
                 ).outputs["chosen"]
                 begins = base
-                if settings.grpo.rehearsal:
-                    begins = rehearse_policy(
+                if settings.grpo.cotrain_steps:
+                    begins = cotrain_policy(
                         task=task,
                         policy=policy,
                         grpo=grpo,
                         base=base,
                         demonstrations=demonstrations,
                         world_model=dreams,
-                    ).outputs["rehearsed"]
+                    ).outputs["cotrained"]
                 first = improve_policy(
                     task=task,
                     grpo=grpo,

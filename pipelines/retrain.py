@@ -16,7 +16,7 @@ from wovr_core.settings import Settings
 
 def retrain(settings: Settings) -> BaseComponent:
     """The pipeline, with the branches of `settings` as its parameters' defaults."""
-    default: dict[str, dict[str, Any]] = settings.model_dump(mode="json")
+    default: dict[str, dict[str, Any]] = settings.parameters()
 
     @dsl.pipeline(
         name="retrain",

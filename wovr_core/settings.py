@@ -10,7 +10,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -313,19 +313,17 @@ class Reward(Section):
         return self
 
 
+RuleName = Literal["gripper_event", "reward_peak", "divergence", "before_timeout", "before_contact"]
+KEYFRAME_RULES: tuple[RuleName, ...] = get_args(RuleName)
+
+
 class Keyframes(Section):
     """Where imagined rollouts begin."""
 
+    rules: tuple[RuleName, ...] = KEYFRAME_RULES  # the moments that are marked: wovr_core/keyframes/rules.py
     per_episode: Count = 4
     min_gap: Count = 8  # steps between two keyframes; nearer ones show nearly the same scene
     min_steps_left: Count = 16
-    per_rule: Count = 400  # quota over the whole collection
-    per_task: Count = 400
-    gripper_event: bool = True
-    reward_peak: bool = True
-    divergence: bool = True
-    before_timeout: bool = True
-    before_contact: bool = True
 
 
 class Serve(Section):
@@ -340,11 +338,11 @@ class Serve(Section):
 class Grpo(Section):
     """Reinforcement learning inside the world model."""
 
-    rehearsal: CountOrZero = 0  # steps of cloning before it, from demonstrations and dreams of them
+    cotrain_steps: CountOrZero = 0  # of cloning before the first update, on demonstrations and imagined frames of them
     updates: Count = 30
-    groups: Count = 64  # informative groups an update wants
+    num_groups: Count = 64  # informative groups of an update
     group_size: Annotated[int, Field(ge=2, le=1024)] = 4
-    max_draws: Few = 1  # refill: at most this many times `groups` are drawn for an update
+    max_draws: Few = 1  # refill: at most this many times `num_groups` are drawn for an update
     informative: Bounds = (0.1, 0.9)  # success rates of a group that carry signal
     kir_ratio: Share = 0.125  # share of groups that start at keyframes; few help here (docs/log/tabletop.md)
     keyframe_horizon: Count = 32  # a dream from a keyframe is short
@@ -354,8 +352,8 @@ class Grpo(Section):
     monitor: bool = True  # a dream that looks hallucinated ends there, and is no success
     mirror: bool = True  # a success teaches its mirror images too: the table has no left or right
     mask: bool = True  # nothing dreamt after the first success counts
-    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
-    clip_high: Annotated[float, Field(gt=0, le=1000)] = 0.28
+    clip_ratio_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    clip_ratio_high: Annotated[float, Field(gt=0, le=1000)] = 0.28
     epochs: Few = 4
     minibatch: Count = 256  # chunks
     learning_rate: LearningRate = 6e-4
@@ -383,8 +381,8 @@ class Pace(Section):
 
     rounds: CountOrZero = 2  # at most: learning ends before, with the first look that says it may
     enough: Share = 0.97  # real success that may end it ...
-    plateau: Gain = -1.0  # ... and so may a rise of it since the look before that is smaller than this; -1: never
-    drift: Decibels = -100.0  # dB: refit only when new held-out episodes are dreamt worse than older ones by more
+    plateau: Gain | None = None  # ... and so may a rise since the last decision that is smaller than this
+    drift: Decibels | None = None  # refit only when new held-out episodes are dreamt worse than older ones by more
     episodes: EpisodesOfARound = 160
     held_out: EpisodesOfARound = 48
     steps: Count = 40
@@ -515,11 +513,10 @@ class Settings(Section):
 
     def _keyframes_can_be(self) -> None:
         """Some dreams are to begin at keyframes: there must be some, and such a dream must be able to succeed."""
-        rules = [name for name, field in Keyframes.model_fields.items() if field.annotation is bool]
-        if not any(getattr(self.keyframes, rule) for rule in rules):
+        if not self.keyframes.rules:
             raise ValueError(
-                f"grpo.kir_ratio is {self.grpo.kir_ratio:g}, but no rule finds keyframes to begin at: switch on one of "
-                f"keyframes.{', '.join(rules)}, or set grpo.kir_ratio to 0"
+                f"grpo.kir_ratio is {self.grpo.kir_ratio:g}, but keyframes.rules is empty, so no rule finds keyframes "
+                f"to begin at: name some of {', '.join(KEYFRAME_RULES)}, or set grpo.kir_ratio to 0"
             )
         most = self.task.horizon - self.task.chunk  # the first chunk of an episode is no keyframe, but its start
         if self.keyframes.min_steps_left > most:
@@ -535,6 +532,10 @@ class Settings(Section):
                 f"{self.grpo.keyframe_horizon} every {self.reward.every}-th frame is read, {readings} in all: use "
                 f"{readings} or fewer, or set grpo.kir_ratio to 0"
             )
+
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The branches as a pipeline takes them. Kubeflow knows no null: what is off is left out, and stays off."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
     def of_branches(cls, text: str, *, source: str) -> Self:

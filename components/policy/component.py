@@ -23,20 +23,20 @@ def clone_base_policy(task: dict, policy: dict, base: Output[Policy], demonstrat
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def rehearse_policy(
+def cotrain_policy(
     task: dict,
     policy: dict,
     grpo: dict,
     base: Input[Policy],
     demonstrations: Input[Episodes],
     world_model: Input[WorldModel],
-    rehearsed: Output[Policy],
+    cotrained: Output[Policy],
 ):
     """Clone the base policy on, half from dreams of its demonstrations, so that it knows what a dream looks like."""
     from pathlib import Path
 
     from wovr_core import settings
-    from wovr_core.steps.rehearsal import rehearse_policy as step
+    from wovr_core.steps.cotrain import cotrain_policy as step
 
     manifest = step(
         settings.Policy.model_validate(policy),
@@ -45,6 +45,6 @@ def rehearse_policy(
         policy=Path(base.path),
         demonstrations=Path(demonstrations.path),
         world_model=Path(world_model.path),
-        out=Path(rehearsed.path),
+        out=Path(cotrained.path),
     )
-    rehearsed.metadata.update(manifest.summary)
+    cotrained.metadata.update(manifest.summary)

@@ -129,7 +129,7 @@ def phase_of(history: Sequence[dict[str, Any]], grpo: dict[str, Any], real: dict
     low, high = grpo["informative"]
     drawn = [row["group_rates"] for row in history]
     teaching = [[low <= rate <= high and 0 < rate < 1 for rate in rates] for rates in drawn]
-    from_starts = 1 - round(grpo["groups"] * grpo["kir_ratio"]) / grpo["groups"]
+    from_starts = 1 - round(grpo["num_groups"] * grpo["kir_ratio"]) / grpo["num_groups"]
     return Phase(
         imagined=tuple(short(row["imagined_success"]) for row in history),
         starts=tuple(round(len(rates) * from_starts) for rates in drawn),

@@ -21,7 +21,7 @@ STEPS = {
     "collect": "wovr_core.steps.collect:collect_episodes",
     "world_model": "wovr_core.steps.world_model:train_world_model",
     "reward": "wovr_core.steps.reward:train_reward",
-    "rehearsal": "wovr_core.steps.rehearsal:rehearse_policy",
+    "cotrain": "wovr_core.steps.cotrain:cotrain_policy",
     "serve": "components.platform.endpoint:serve_dreams",
     "keyframes": "wovr_core.steps.keyframes:mine_keyframes",
     "grpo": "wovr_core.steps.grpo:improve_policy",

@@ -124,12 +124,12 @@ def _memory(settings: Settings) -> None:
     task, collect, grpo, free = settings.task, settings.collect, settings.grpo, available_memory()
     picture = 3 * task.image_size**2 / 1e9
     real = settings.policy.demonstrations + collect.episodes + collect.held_out
-    dreams = grpo.groups * grpo.group_size * task.horizon // task.chunk
+    dreams = grpo.num_groups * grpo.group_size * task.horizon // task.chunk
     needs = {
         f"{real} real episodes (policy.demonstrations, collect.episodes, collect.held_out)": picture
         * real
         * (task.horizon + 1),
-        f"{dreams} pictures of an update's dreams (grpo.groups, grpo.group_size)": picture * dreams,
+        f"{dreams} pictures of an update's dreams (grpo.num_groups, grpo.group_size)": picture * dreams,
         f"{settings.world_model.batch} windows of {WINDOW} pictures (world_model.batch)": picture
         * WINDOW
         * settings.world_model.batch,

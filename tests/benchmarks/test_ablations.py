@@ -135,7 +135,7 @@ def policy(tmp_path) -> Path:
 
 @pytest.mark.parametrize("real_episodes", [16, 13, 5])
 def test_online_grpo_spends_its_episodes_and_not_one_more(real_episodes, policy, ledger, tmp_path):
-    cfg, task = Grpo(groups=2, group_size=4, epochs=1), Task(seed=1)
+    cfg, task = Grpo(num_groups=2, group_size=4, epochs=1), Task(seed=1)
     made = real_rl.improve_for_real(cfg, task, policy=policy, real_episodes=real_episodes, out=tmp_path / "out")
     assert len(ledger.begun) == made.summary["real_episodes"] == real_episodes
     assert {split_of(state) for state in ledger.begun} == {Split.COLLECTION}
@@ -150,7 +150,9 @@ def test_online_grpo_learns_from_groups_that_disagree(policy, tmp_path, monkeypa
             return torch.arange(self.count) % 2 == 0
 
     monkeypatch.setattr(real_rl, "Tabletop", Hard)
-    real_rl.improve_for_real(Grpo(groups=1, group_size=4), Task(), policy=policy, real_episodes=4, out=tmp_path / "out")
+    real_rl.improve_for_real(
+        Grpo(num_groups=1, group_size=4), Task(), policy=policy, real_episodes=4, out=tmp_path / "out"
+    )
     before, after = (real_rl.open_policy(path).state_dict() for path in (policy, tmp_path / "out"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
@@ -210,7 +212,7 @@ def steps(monkeypatch, policy) -> list[tuple[str, dict]]:
                     draft.summary["episodes"] = cfg.episodes + cfg.held_out
                 if kinds[name] is Kind.POLICY:
                     save_policy(draft.folder, real_rl.open_policy(policy))
-                    draft.summary |= {"imagined_frames": 1000, "settled": getattr(cfg, "plateau", 0) > 0}
+                    draft.summary |= {"imagined_frames": 1000, "settled": getattr(cfg, "plateau", None) is not None}
                     (draft.folder / "history.jsonl").write_text(json.dumps({"group_rates": [0.5, 1.0]}) + "\n")
                 draft.summary["call"] = len(called)  # no two artifacts are the same
             called.append((name, {"cfg": cfg, **ports}))

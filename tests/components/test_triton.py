@@ -290,7 +290,7 @@ def lesson(minds, tmp_path) -> Callable[..., Path]:
         save_table(draft.folder, "keyframes", [{"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}])
     episodes = collection(tmp_path / "episodes", [True, True, False, False] * 2)
     cfg = Grpo(
-        updates=3, groups=4, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1,
+        updates=3, num_groups=4, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1,
         max_imagined_gain=1,
     )  # fmt: skip
 

@@ -219,7 +219,7 @@ def test_choosing_rows_of_dreams_keeps_them_whole():
 
 # ------------------------------------------------------------------------------------------ groups
 
-CFG = Grpo(groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
+CFG = Grpo(num_groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
 
 
 def crop_of(pool: StartPool, cfg: Grpo = CFG, world: ToyWorld | None = None, seed: int = 0, reward=None):

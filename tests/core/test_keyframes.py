@@ -18,11 +18,10 @@ from wovr_core.keyframes.rules import (
     reward_peak,
     thumbnails,
 )
-from wovr_core.settings import Keyframes, Task
+from wovr_core.settings import KEYFRAME_RULES, Keyframes, Task
 from wovr_core.trajectory import Episode
 
 TASK = Task()
-NO_RULES = dict.fromkeys(RULES, False)
 
 
 class Reading:
@@ -96,8 +95,8 @@ def test_before_contact_marks_the_approach_to_the_first_close_of_successes_only(
     assert steps(before_contact(evidence(an_episode(closes=[20])))) == []
 
 
-def keyframes_of(episodes, reward=None, **changes):
-    return mine(episodes, reward or Reading(), Keyframes(**changes), TASK)
+def keyframes_of(episodes, reward=None, *, quotas: dict[str, int] | None = None, **changes):
+    return mine(episodes, reward or Reading(), Keyframes(**changes), TASK, **quotas or {})
 
 
 def rich_episodes() -> list[Episode]:
@@ -110,15 +109,19 @@ def rich_episodes() -> list[Episode]:
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_every_rule_can_be_used_alone_and_be_switched_off(rule):
     reward = Reading(bump((30, 0.7)))
-    alone = keyframes_of(rich_episodes(), reward, **{**NO_RULES, rule: True})
+    alone = keyframes_of(rich_episodes(), reward, rules=(rule,))
     assert {keyframe.rule for keyframe in alone} == {rule}
-    without = keyframes_of(rich_episodes(), reward, **{rule: False})
+    without = keyframes_of(rich_episodes(), reward, rules=tuple(other for other in RULES if other != rule))
     assert rule not in {keyframe.rule for keyframe in without}
     assert without
 
 
 def test_with_every_rule_off_there_are_no_keyframes():
-    assert keyframes_of(rich_episodes(), **NO_RULES) == []
+    assert keyframes_of(rich_episodes(), rules=()) == []
+
+
+def test_the_settings_know_every_rule():
+    assert tuple(RULES) == KEYFRAME_RULES
 
 
 def test_a_dream_begins_at_the_decision_before_the_moment_with_enough_steps_left():
@@ -153,9 +156,9 @@ def test_quotas_hold_per_episode_per_rule_and_per_task():
     every = keyframes_of(busy, per_episode=9)
     assert len(every) > 8
     assert max(sum(k.episode == e for k in keyframes_of(busy, per_episode=2)) for e in range(4)) == 2
-    only = keyframes_of(busy, per_rule=3, per_episode=9)
+    only = keyframes_of(busy, quotas={"per_rule": 3}, per_episode=9)
     assert max(sum(k.rule == rule for k in only) for rule in RULES) == 3
-    of_task = keyframes_of(busy, per_task=2, per_episode=9)
+    of_task = keyframes_of(busy, quotas={"per_task": 2}, per_episode=9)
     assert [k.episode for k in of_task] == [0, 0, 2, 2]
 
 
@@ -169,13 +172,13 @@ def test_enough_steps_are_left_at_every_keyframe():
 
 
 def test_the_start_of_an_episode_is_no_keyframe():
-    assert keyframes_of([an_episode(closes=[2])], **{**NO_RULES, "gripper_event": True}) == []
+    assert keyframes_of([an_episode(closes=[2])], rules=("gripper_event",)) == []
 
 
 def test_every_rule_has_its_turn_before_any_has_two():
     reward = Reading(bump((40, 0.1)))  # however faint
     episode = an_episode(closes=[10, 26])
-    chosen = keyframes_of([episode], reward, per_episode=2, divergence=False, before_timeout=False)
+    chosen = keyframes_of([episode], reward, per_episode=2, rules=("gripper_event", "reward_peak", "before_contact"))
     assert {keyframe.rule for keyframe in chosen} == {"gripper_event", "reward_peak"}
 
 

@@ -1,6 +1,8 @@
 """Settings that cannot be run are refused at once, in words that say what, where and the fix."""
 
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 
@@ -118,3 +120,13 @@ def test_a_monitor_without_a_detector_is_refused():
     with pytest.raises(SettingsError, match=r"reward.detector_steps is 0.*grpo.monitor to false"):
         Settings.parse({"reward": {"detector_steps": 0}})
     assert not Settings.parse({"reward": {"detector_steps": 0}, "grpo": {"monitor": False}}).grpo.monitor
+
+
+def test_only_what_is_off_from_the_start_can_be_none():
+    """A pipeline's parameters cannot say null: what is left out becomes the default."""
+    settings = Settings()
+    for name, branch in settings:
+        for key, field in type(branch).model_fields.items():
+            if NoneType in get_args(field.annotation):
+                assert field.default is None, f"{name}.{key}"
+    assert Settings.parse(settings.parameters()) == settings

@@ -58,7 +58,7 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
     [
         # what readers of YAML disagree about
         ("policy: {steps: 5}\npolicy: {batch: 5}", ["line 2", "policy stands in line 1 already"]),
-        ("grpo:\n  groups: 5\n  updates: 1\n  groups: 6", ["line 4", "groups stands in line 2"]),
+        ("grpo:\n  num_groups: 5\n  updates: 1\n  num_groups: 6", ["line 4", "num_groups stands in line 2"]),
         ("policy: {steps: 1:30}", ["line 1", "1:30", "colons"]),
         ("policy: {batch: 0100}", ["0100", "leading zeros"]),
         ("policy: {batch: 08}", ["08", "leading zeros"]),
@@ -120,7 +120,7 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
             ["10106 real episodes", "GB of memory"],
         ),
         (
-            "grpo: {groups: 1000000, group_size: 1000}",
+            "grpo: {num_groups: 1000000, group_size: 1000}",
             ["6000000000 pictures of an update's dreams", "GB of memory"],
         ),
         ("world_model: {learning_rate: 1.0e+30}", ["world_model.learning_rate", "less than or equal to 1"]),
@@ -138,11 +138,9 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("reward: {hysteresis: 17}", ["grpo.keyframe_horizon 32", "16 in all"]),
         ("reward: {batch: 1}", ["reward.batch"]),
         ("keyframes: {min_steps_left: 1000}", ["min_steps_left is 1000", "48 - task.chunk 8 = 40"]),
-        (
-            "keyframes: {gripper_event: false, reward_peak: false, divergence: false, before_timeout: false, "
-            "before_contact: false}",
-            ["grpo.kir_ratio is 0.125", "no rule", "kir_ratio to 0"],
-        ),
+        ("keyframes: {rules: []}", ["grpo.kir_ratio is 0.125", "no rule", "kir_ratio to 0"]),
+        ("keyframes: {rules: [gripper_events]}", ["keyframes.rules.0", "'gripper_event'", "got 'gripper_events'"]),
+        ('pace: {drift: "1"}', ["pace.drift", "write a number, without quotes"]),
         ("grpo: {informative: [0.1, 0.2]}", ["no group of 4", "nearest is 0.25"]),
         ("grpo: {temperature: 1.0e-30}", ["grpo.temperature"]),
         ("grpo: {discount: 0}", ["grpo.discount"]),
@@ -162,6 +160,8 @@ def test_a_file_that_cannot_be_run_is_refused_with_the_key_and_the_fix(tmp_path,
         ("\ufeffgrpo: {updates: 3}", "grpo", "updates", 3),  # as Windows writes it
         ("grpo: {updates: 40.0}", "grpo", "updates", 40),
         ("policy: {stride: 4.0}", "policy", "stride", 4),
+        ("pace: {drift: 1}", "pace", "drift", 1.0),
+        ("pace: {drift: null}", "pace", "drift", None),
         ("task: {seed: 9007199254740991}", "task", "seed", 2**53 - 1),
         ("evaluate: {first: 999998, episodes: 2}", "evaluate", "first", 999_998),
         ("keyframes: {min_steps_left: 1000}\ngrpo: {kir_ratio: 0}", "keyframes", "min_steps_left", 1000),

@@ -94,7 +94,7 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
         [init_state(episode, 0, index=0, steps_left=16, rule="initial")],
         [init_state(episode, 8, index=0, steps_left=8, rule="divergence")],
     )
-    cfg = Grpo(groups=4, group_size=4, informative=(0, 1), max_draws=1, discount=0.9)
+    cfg = Grpo(num_groups=4, group_size=4, informative=(0, 1), max_draws=1, discount=0.9)
     judge, generator = Judge(every=2, hysteresis=1), torch.Generator().manual_seed(0)
 
     def out_of_order(*args, **kwargs):

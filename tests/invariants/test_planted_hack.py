@@ -37,7 +37,7 @@ from wovr_core.trajectory import InitState
 TASK = Task(image_size=32)
 BASE = Policy(demonstrations=300, steps=600, batch=48, learning_rate=3e-3)
 LEARNING = Grpo(
-    groups=12, group_size=8, max_draws=1, informative=(0, 1), kir_ratio=0, epochs=2, minibatch=256,
+    num_groups=12, group_size=8, max_draws=1, informative=(0, 1), kir_ratio=0, epochs=2, minibatch=256,
     learning_rate=1e-3, temperature=1.0, max_imagined_gain=1.0, snapshot_every=15,
     monitor=False,
 )  # fmt: skip

@@ -202,8 +202,8 @@ def test_only_evaluated_runs_of_different_seeds_make_a_reference(tmp_path):
         build([a_run(tmp_path / "unfinished", finished=False)])
     with pytest.raises(CurveError, match="has seed 0, as another"):
         build([a_run(tmp_path / "one"), a_run(tmp_path / "two")])
-    with pytest.raises(CurveError, match=r"of no shipped profile; .*grpo.groups 3 here"):
-        build([a_run(tmp_path / "three", groups=3)])
+    with pytest.raises(CurveError, match=r"of no shipped profile; .*grpo.num_groups 3 here"):
+        build([a_run(tmp_path / "three", num_groups=3)])
 
 
 def test_the_shipped_reference_is_of_shipped_profiles():

@@ -29,7 +29,7 @@ def test_it_compiles_and_kubeflow_reads_it_back(tmp_path):
 
 def test_its_parameters_are_the_branches_of_the_settings(tmp_path):
     inputs = compiled(Settings(), tmp_path)["root"]["inputDefinitions"]["parameters"]
-    branches = Settings().model_dump(mode="json", exclude={"retrain", "franka"})  # which others read
+    branches = {k: v for k, v in Settings().parameters().items() if k not in ("retrain", "franka")}  # which others read
     assert {name: given["defaultValue"] for name, given in inputs.items()} == branches
 
 
@@ -56,17 +56,17 @@ def test_a_policy_dreams_where_its_own_world_model_is_served(tmp_path):
     assert len(served) == 1 + Settings().pace.rounds and all(name.startswith("serve-dreams") for name in served)
 
 
-def test_a_policy_rehearses_in_the_dreams_it_learns_in_if_the_settings_say_so(tmp_path):
+def test_a_policy_is_cotrained_on_the_dreams_it_learns_in_if_the_settings_say_so(tmp_path):
     (tmp_path / "with").mkdir()
-    rehearsing = compiled(Settings(grpo=Grpo(rehearsal=5)), tmp_path / "with")
+    cotraining = compiled(Settings(grpo=Grpo(cotrain_steps=5)), tmp_path / "with")
     tasks = {
-        name: task for part in rehearsing["components"].values()
+        name: task for part in cotraining["components"].values()
         for name, task in part.get("dag", {}).get("tasks", {}).items()
     }  # fmt: skip
     asked = tasks["improve-policy"]["inputs"]["artifacts"]
-    assert asked["policy"]["taskOutputArtifact"]["producerTask"] == "rehearse-policy"
-    assert tasks["rehearse-policy"]["inputs"]["artifacts"]["world_model"] == asked["world_model"]
-    assert not [name for name in compiled(Settings(), tmp_path)["components"] if "rehearse" in name]
+    assert asked["policy"]["taskOutputArtifact"]["producerTask"] == "cotrain-policy"
+    assert tasks["cotrain-policy"]["inputs"]["artifacts"]["world_model"] == asked["world_model"]
+    assert not [name for name in compiled(Settings(), tmp_path)["components"] if "cotrain" in name]
 
 
 def test_a_candidate_is_tried_beside_the_champion_of_that_moment(tmp_path):

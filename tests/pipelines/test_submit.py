@@ -36,7 +36,9 @@ def test_a_run_is_sent_whole_with_its_settings_its_account_and_who_asks(double, 
     assert posted(double, "/experiments") == [{"display_name": "wovr", "namespace": "kubeflow"}]
     (body,) = posted(double, "/runs")
     assert body["display_name"] == "mine" and body["service_account"] == "wovr-pipeline"
-    assert body["runtime_config"]["parameters"] == settings.model_dump(mode="json", exclude={"retrain", "franka"})
+    assert body["runtime_config"]["parameters"] == {
+        name: branch for name, branch in settings.parameters().items() if name not in ("retrain", "franka")
+    }
     assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "posttrain"
     pods = body["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert "nodeSelector" in pods["exec-improve-policy"], "equipped for the GPUs it is to have"

@@ -29,7 +29,7 @@ from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
 from wovr_core.training.loop import TrainingError
 
-GRPO = Grpo(updates=1, groups=2, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1)
+GRPO = Grpo(updates=1, num_groups=2, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1)
 PACE = Pace(steps=1)
 KEYFRAMES = Keyframes(min_steps_left=8)
 

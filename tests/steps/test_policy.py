@@ -10,8 +10,8 @@ from wovr_core.artifacts import Manifest, load_weights
 from wovr_core.envs.splits import Split
 from wovr_core.policy import behaviour_cloning
 from wovr_core.settings import Grpo, Policy, Task
+from wovr_core.steps.cotrain import cotrain_policy
 from wovr_core.steps.policy import clone_base_policy
-from wovr_core.steps.rehearsal import rehearse_policy
 
 STEPS, EVERY = 6, 2
 
@@ -61,22 +61,22 @@ def test_a_cloning_that_was_killed_goes_on_and_ends_with_the_same_policy(tmp_pat
     assert not list((tmp_path / "scratch").glob("*")), "nothing is left behind"
 
 
-def test_so_does_a_rehearsal_even_one_that_had_only_to_be_written(shelf, tmp_path, killed_at, monkeypatch):
+def test_so_does_cotraining_even_one_that_had_only_to_be_written(shelf, tmp_path, killed_at, monkeypatch):
     shown = collection(tmp_path / "shown", [True] * 2, [Split.DEMONSTRATION] * 2)
 
-    def rehearse(name: str) -> Manifest:
+    def cotrain(name: str) -> Manifest:
         ports = {"policy": shelf / "policy", "world_model": shelf / "world_model", "demonstrations": shown}
-        return rehearse_policy(Policy(batch=4), Grpo(rehearsal=STEPS), TASK, **ports, out=tmp_path / name)
+        return cotrain_policy(Policy(batch=4), Grpo(cotrain_steps=STEPS), TASK, **ports, out=tmp_path / name)
 
-    rehearse("whole")
+    cotrain("whole")
     killed_at(5)
     with pytest.raises(KeyboardInterrupt):
-        rehearse("cut")
+        cotrain("cut")
     done = killed_at(None)
     with monkeypatch.context() as full, pytest.raises(KeyboardInterrupt):
-        full.setattr("wovr_core.steps.rehearsal.save_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        rehearse("cut-again")
+        full.setattr("wovr_core.steps.cotrain.save_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        cotrain("cut-again")
     assert len(done) == STEPS - 2 * EVERY
-    assert rehearse("taken-up").summary["loss"] is None, "nothing was left to be learnt"
+    assert cotrain("taken-up").summary["loss"] is None, "nothing was left to be learnt"
     assert len(done) == STEPS - 2 * EVERY
     assert same(tmp_path / "taken-up", tmp_path / "whole")

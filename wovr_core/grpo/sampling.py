@@ -67,7 +67,7 @@ def harvest(
     doubted: list[Tensor] = []
     kept = frames = broken = 0
     for _ in range(cfg.max_draws):
-        starts = pool.draw(cfg.groups, cfg.kir_ratio, generator=generator)
+        starts = pool.draw(cfg.num_groups, cfg.kir_ratio, generator=generator)
         members = [start for start in starts for _ in range(cfg.group_size)]
         dreams = dream(
             policy, simulator, members, temperature=cfg.temperature, judge=judge, generator=generator, mask=cfg.mask
@@ -85,12 +85,12 @@ def harvest(
         ]
         length = dreams.length.unflatten(0, (-1, cfg.group_size))
         advantages = group_advantages(returns(success, length, discount=cfg.discount), kind=cfg.advantage)
-        good = (whole & informative_groups(success, cfg.informative)).nonzero()[:, 0][: cfg.groups - kept]
+        good = (whole & informative_groups(success, cfg.informative)).nonzero()[:, 0][: cfg.num_groups - kept]
         kept += len(good)
         rows = (good[:, None] * cfg.group_size + torch.arange(cfg.group_size)).flatten()
         if len(rows):
             parts.append((dreams[rows], advantages[good].flatten()))
-        if kept >= cfg.groups:
+        if kept >= cfg.num_groups:
             break
     if broken > len(rates) or (broken and not parts):
         raise BrokenDreamError(

@@ -65,7 +65,13 @@ def update_policy(
             chosen = valid & (rows < dreamt)[:, None]  # an image was not: it tells no divergence
             new = policy.log_prob(seen, tokens, temperature=cfg.temperature)
             loss = policy_loss(
-                new, old, advantages[rows], valid, length[rows], rollouts=rollouts, clip=(cfg.clip_low, cfg.clip_high)
+                new,
+                old,
+                advantages[rows],
+                valid,
+                length[rows],
+                rollouts=rollouts,
+                clip=(cfg.clip_ratio_low, cfg.clip_ratio_high),
             )
             if reference is not None and cfg.kl:
                 with torch.no_grad():
@@ -88,7 +94,9 @@ def update_policy(
                 if len(gap := (new - old)[chosen]):
                     ratio = gap.exp()
                     seen_kl.append(-gap.mean().item())
-                    clipped.append(((ratio < 1 - cfg.clip_low) | (ratio > 1 + cfg.clip_high)).float().mean().item())
+                    clipped.append(
+                        ((ratio < 1 - cfg.clip_ratio_low) | (ratio > 1 + cfg.clip_ratio_high)).float().mean().item()
+                    )
 
     def mean(values: list[float]) -> float:
         return sum(values) / max(1, len(values))

@@ -9,6 +9,8 @@ from wovr_core.protocols import RewardModel
 from wovr_core.settings import Keyframes, Task
 from wovr_core.trajectory import Episode
 
+QUOTA = 400  # keyframes of one rule and of one task, at most: the loudest rule must not drown the others
+
 
 @dataclass(frozen=True)
 class Keyframe:
@@ -20,7 +22,15 @@ class Keyframe:
     score: float
 
 
-def mine(episodes: Sequence[Episode], reward: RewardModel, cfg: Keyframes, task: Task) -> list[Keyframe]:
+def mine(
+    episodes: Sequence[Episode],
+    reward: RewardModel,
+    cfg: Keyframes,
+    task: Task,
+    *,
+    per_rule: int = QUOTA,
+    per_task: int = QUOTA,
+) -> list[Keyframe]:
     """Keyframes of all episodes, the most wanted first within each, under these guards.
 
     Never a state in which the goal has been reached, at least `min_gap` steps apart, `min_steps_left` to go, at most
@@ -32,8 +42,8 @@ def mine(episodes: Sequence[Episode], reward: RewardModel, cfg: Keyframes, task:
         if episode.succeeded:
             successes[episode.instruction].append(seen)
     chosen: list[Keyframe] = []
-    per_rule: Counter[str] = Counter()
-    per_task: Counter[str] = Counter()
+    of_rule: Counter[str] = Counter()
+    of_task: Counter[str] = Counter()
     for index, episode in enumerate(episodes):
         given = Evidence(
             episode=episode,
@@ -44,7 +54,7 @@ def mine(episodes: Sequence[Episode], reward: RewardModel, cfg: Keyframes, task:
         proposals = [
             Keyframe(index, decision_before(moment.step, task, cfg), name, moment.score)
             for name, rule in RULES.items()
-            if getattr(cfg, name)
+            if name in cfg.rules
             for moment in rule(given)
         ]
         taken: list[int] = []
@@ -53,14 +63,14 @@ def mine(episodes: Sequence[Episode], reward: RewardModel, cfg: Keyframes, task:
             near = any(abs(keyframe.step - step) < cfg.min_gap for step in taken)
             full = (
                 len(taken) >= cfg.per_episode
-                or per_rule[keyframe.rule] >= cfg.per_rule
-                or per_task[episode.instruction] >= cfg.per_task
+                or of_rule[keyframe.rule] >= per_rule
+                or of_task[episode.instruction] >= per_task
             )
             if keyframe.step < task.chunk or reached or near or full:
                 continue
             taken.append(keyframe.step)
-            per_rule[keyframe.rule] += 1
-            per_task[episode.instruction] += 1
+            of_rule[keyframe.rule] += 1
+            of_task[episode.instruction] += 1
             chosen.append(keyframe)
     return chosen
 

@@ -98,9 +98,9 @@ def improve_policy(
                 break
             if crop is None:
                 raise TrainingError(
-                    f"grpo: none of {cfg.groups * cfg.max_draws} groups of dreams was informative at update {update} "
-                    f"(all members of each succeeded or all failed); raise grpo.group_size or grpo.temperature, "
-                    f"or start nearer to success with grpo.kir_ratio"
+                    f"grpo: none of {cfg.num_groups * cfg.max_draws} groups of dreams was informative at "
+                    f"update {update} (all members of each succeeded or all failed); raise grpo.group_size or "
+                    f"grpo.temperature, or start nearer to success with grpo.kir_ratio"
                 )
             for part in optimiser.param_groups:
                 part["lr"] = cfg.learning_rate * min(1.0, (update + 1) / cfg.warmup)

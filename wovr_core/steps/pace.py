@@ -45,7 +45,8 @@ def choose_policy(
         f"real success {100 * new.success_rate:.1f} % (n = {n}) after "
         f"{100 * was:.1f} % (n = {before[1]}): {'rolled back' if back else 'kept'}"
     )
-    settled = not back and (new.success_rate > cfg.enough or new.success_rate - was < cfg.plateau)
+    level = cfg.plateau is not None and new.success_rate - was < cfg.plateau
+    settled = not back and (new.success_rate > cfg.enough or level)
     if settled:
         reason += ", and that is enough" if new.success_rate > cfg.enough else ", and it rises no more"
     imagined = facts.imagined_success  # before and after
@@ -117,7 +118,7 @@ def refit_world_model(
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model, task), part, task.seed) for part in (older, newest)))
         kept, refit_reason = False, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
-        if moved.decibels > cfg.drift:
+        if cfg.drift is None or moved.decibels > cfg.drift:
             refit = open_world_model(world_model, task, dreaming=False)
             refit.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
             fit_world_model(

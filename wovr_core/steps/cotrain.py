@@ -1,4 +1,4 @@
-"""rehearsal: show a policy what dreams look like, before it learns in them."""
+"""cotrain: clone a policy on, also on imagined frames, before it learns in dreams."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from wovr_core.training.checkpoint import scratch
 from wovr_core.trajectory import Episode
 
 
-def rehearse_policy(
+def cotrain_policy(
     cfg: Policy, grpo: Grpo, task: Task, *, policy: Path, demonstrations: Path, world_model: Path, out: Path
 ) -> Manifest:
     """Clone on, half from the demonstrations and half from dreams of them, so that a dream's pictures are known too.
@@ -36,11 +36,11 @@ def rehearse_policy(
     made_from = {"policy": policy, "demonstrations": demonstrations, "world_model": world_model}
     with (
         writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft,
-        scratch("rehearsal", json.dumps(told), *draft.made_from.values()) as kept,
+        scratch("cotrain", json.dumps(told), *draft.made_from.values()) as kept,
     ):
         lessons = [lessons_of(shown, cfg, chunk=task.chunk), dreamt_lessons(dreamer, shown, cfg, generator=generator)]
         losses = clone(
-            actor, lessons, cfg, steps=grpo.rehearsal, mirrors=task.mirror, generator=generator, name="rehearsal",
+            actor, lessons, cfg, steps=grpo.cotrain_steps, mirrors=task.mirror, generator=generator, name="cotrain",
             checkpoint=kept / "checkpoint.safetensors",
         )  # fmt: skip
         save_policy(draft.folder, actor)

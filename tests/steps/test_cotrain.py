@@ -11,7 +11,7 @@ from wovr_core.artifacts import load_weights
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import DreamState
 from wovr_core.settings import Grpo, Policy
-from wovr_core.steps.rehearsal import dreamt_lessons, rehearse_policy
+from wovr_core.steps.cotrain import cotrain_policy, dreamt_lessons
 
 
 class Walking(ToyWorld):
@@ -40,14 +40,14 @@ def test_what_was_done_in_a_demonstration_is_to_be_done_where_it_is_dreamt():
     assert marked(success_at=None).tolist() == [5, 6, 7, 8, 13, 14, 15, 16, 21, 22, 23, 24, 29, 30, 31, 32]
 
 
-def test_a_rehearsal_goes_on_from_the_policy_with_dreams_of_its_demonstrations(shelf, tmp_path, monkeypatch):
+def test_cotraining_goes_on_from_the_policy_with_dreams_of_its_demonstrations(shelf, tmp_path, monkeypatch):
     shown: list[Sequence[object]] = []
-    cloned = "wovr_core.steps.rehearsal.clone"
+    cloned = "wovr_core.steps.cotrain.clone"
     monkeypatch.setattr(cloned, lambda actor, lessons, *_, steps, **__: shown.append((lessons, steps)) or [0.5])
     ports = {"policy": shelf / "policy", "world_model": shelf / "world_model"}
     ports["demonstrations"] = collection(tmp_path / "shown", [True] * 2, [Split.DEMONSTRATION] * 2)
     cfg = Policy(every=1)
-    manifest = rehearse_policy(cfg, Grpo(rehearsal=3), TASK, **ports, out=tmp_path / "out")
+    manifest = cotrain_policy(cfg, Grpo(cotrain_steps=3), TASK, **ports, out=tmp_path / "out")
     ((real, dreamt), steps) = shown[0]
     assert steps == 3
     assert (len(real), len(dreamt)) == (18, 8)  # 16 steps: a chunk may begin at 0 to 8; of its dream, at 5 to 8
@@ -59,7 +59,7 @@ def test_a_rehearsal_goes_on_from_the_policy_with_dreams_of_its_demonstrations(s
 
     monkeypatch.undo()
     monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "scratch"))
-    rehearse_policy(cfg, Grpo(rehearsal=3), TASK, **ports, out=tmp_path / "again")
+    cotrain_policy(cfg, Grpo(cotrain_steps=3), TASK, **ports, out=tmp_path / "again")
     before, after = (load_weights(path, "policy") for path in (shelf / "policy", tmp_path / "again"))
     moved = max((before[name] - after[name]).abs().max().item() for name in before)
     assert 0 < moved < 0.1, "it goes on, it does not begin anew"
