@@ -1,0 +1,86 @@
+"""The examples of docs/extending.md, taken from the page and run."""
+
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+from threading import Thread
+from types import ModuleType
+
+import pytest
+
+from components.platform import robot
+from wovr_core.artifacts import Kind, read_manifest, writing
+from wovr_core.settings import Franka
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
+EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """Import an example as if the reader had saved it under the name in its first line."""
+
+    def load(name: str) -> ModuleType:
+        file = tmp_path / f"{name}.py"
+        file.write_text(EXAMPLES[name])
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_an_example_has_at_most_forty_lines():
+    assert len(EXAMPLES) == PAGE.count("```python")
+    assert all(len(code.splitlines()) <= 40 for code in EXAMPLES.values())
+
+
+class Shelf:
+    """S3 as folders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, path: Path, name: str) -> str:
+        shutil.copytree(path, self.folder / name)
+        return f"s3://{name}"
+
+    def get(self, uri: str, out: Path):
+        shutil.copytree(self.folder / uri.removeprefix("s3://"), out)
+        return read_manifest(out)
+
+
+def test_a_gateway_is_asked_and_answers_when_the_operator_says_so(example, tmp_path, monkeypatch):
+    shelf, gateway = Shelf(tmp_path / "s3"), example("gateway")
+    monkeypatch.setattr(robot.Storage, "from_env", lambda: shelf)
+    policies = {role: tmp_path / role for role in ("candidate", "baseline")}
+    for role, path in policies.items():
+        with writing(path, Kind.POLICY, settings={"role": role}):
+            pass
+    with writing(tmp_path / "evaluation", Kind.EVALUATION, settings={}, made_from=policies):
+        pass
+    shelf.put(tmp_path / "evaluation", "evaluation")
+    server = gateway.serve(0)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(robot.time, "sleep", lambda _: operate(gateway))
+    try:
+        cfg = Franka(gateway=f"http://127.0.0.1:{server.server_port}", episodes=5)
+        made = robot.try_on_robot(cfg, **policies, out=tmp_path / "here")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert made.digest == read_manifest(tmp_path / "evaluation").digest
+    assert [trial["episodes"] for trial in gateway.TRIALS.values()] == [5]
+
+
+def operate(gateway: ModuleType) -> None:
+    """What an operator does between two looks: say go, then hand the result out."""
+    ((id, trial),) = gateway.TRIALS.items()
+    if trial["state"] == "asked":
+        gateway.answer(id, "running")
+    else:
+        gateway.answer(id, "done", evaluation="s3://evaluation")
