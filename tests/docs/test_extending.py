@@ -4,15 +4,19 @@ import importlib.util
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from components.platform import robot
-from wovr_core.artifacts import Kind, read_manifest, writing
-from wovr_core.settings import Franka
+from tests.toys import an_episode
+from wovr_core.artifacts import Kind, read_episodes, read_manifest, write_episodes, writing
+from wovr_core.keyframes import mine as keyframes
+from wovr_core.settings import Franka, Keyframes, Settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
@@ -37,6 +41,35 @@ def example(tmp_path, monkeypatch):
 def test_an_example_has_at_most_forty_lines():
     assert len(EXAMPLES) == PAGE.count("```python")
     assert all(len(code.splitlines()) <= 40 for code in EXAMPLES.values())
+
+
+def test_a_rule_of_ones_own_marks_keyframes(example, monkeypatch):
+    rule = example("slow_hand").slow_hand
+    pose = torch.arange(49.0).clamp(max=24)[:, None].expand(-1, 2) / 49  # stands still from step 24 on
+    episode = replace(an_episode(), pose=pose)
+    monkeypatch.setitem(keyframes.RULES, "slow_hand", rule)
+    reward = SimpleNamespace(probability=lambda frames, instructions: torch.zeros(len(frames)))
+    cfg = Keyframes().model_copy(update={"rules": ("slow_hand",)})
+    (keyframe,) = keyframes.mine([episode], reward, cfg, Settings().task)
+    assert (keyframe.rule, keyframe.step) == ("slow_hand", 16)  # the decision before step 24
+    assert rule(SimpleNamespace(episode=an_episode(success_at=9))) == []
+
+
+def test_a_step_of_ones_own_runs_alone_and_in_its_component(example, tmp_path, monkeypatch):
+    task = Settings().task
+    with writing(tmp_path / "episodes", Kind.EPISODES, settings={}) as draft:
+        episodes = [an_episode(), an_episode(success_at=9, init_state=1_000_001)]
+        write_episodes(draft.folder, episodes, source="tabletop", policy_digest="sha256:0")
+    step = example("successes")
+    alone = step.select_successes(task, episodes=tmp_path / "episodes", out=tmp_path / "alone")
+    assert [episode.init_state for episode in read_episodes(tmp_path / "alone")] == [1_000_001]
+    monkeypatch.setitem(sys.modules, "wovr_core.steps.successes", step)
+    component = example("successes_component").select_successes
+    selected = SimpleNamespace(path=str(tmp_path / "carried"), metadata={})
+    component.python_func(task.model_dump(), SimpleNamespace(path=str(tmp_path / "episodes")), selected)
+    assert read_manifest(tmp_path / "carried").digest == alone.digest
+    assert selected.metadata == {"episodes": 1}
+    assert set(component.component_spec.inputs) == {"task", "episodes"}
 
 
 class Shelf:
