@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools.page_charts import PICTURES, picture
+from wovr_core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
@@ -65,3 +66,16 @@ def test_the_changelog_has_versions_headings_and_short_bullets():
     assert set(re.findall(r"^### (.*)", words, re.MULTILINE)) <= {"Added", "Changed", "Fixed", "Known limits"}
     for bullet in re.findall(r"^- (.*(?:\n  .*)*)", words, re.MULTILINE):
         assert len(bullet.split()) <= 20, bullet
+
+
+def test_every_setting_that_a_page_names_exists():
+    tree = Settings().model_dump()
+    for page in PAGES:
+        if page.name != "CHANGELOG.md" and page.parent.name not in ("log", "results"):
+            for name in re.findall(r"`([a-z_]+\.[a-z_.]+)[`:]", page.read_text()):
+                branch, *rest = name.split(".")
+                if branch in tree and rest[-1] not in ("py", "md", "yaml"):
+                    place = tree[branch]
+                    for part in rest:
+                        assert isinstance(place, dict) and part in place, f"{named(page)} names {name}"
+                        place = place[part]
