@@ -50,7 +50,7 @@ class TrainJobs(Section):
     """$WOVR_TRAINJOB: on what a step is to run."""
 
     nodes: PositiveInt = 1
-    gpus_per_node: int = Field(default=8, ge=0)  # a process each; without GPUs `processes_per_node`
+    gpus_per_node: int = Field(default=0, ge=0)  # a process each; without GPUs `processes_per_node`
     processes_per_node: PositiveInt = 1
     cpu: Quantity = "32"  # of a node
     memory: Quantity = "512Gi"
@@ -71,6 +71,11 @@ class TrainJobs(Section):
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ClusterError(f"$WOVR_TRAINJOB cannot be used: {faults}") from error
+        if wished and wished.gpus_per_node:
+            raise ClusterError(
+                f"$WOVR_TRAINJOB asks for gpus_per_node: {wished.gpus_per_node}, and no step computes on a GPU yet. "
+                f"Leave it out, and set processes_per_node"
+            )
         if wished and not wished.namespace:
             own = POD.read_text().strip() if POD.exists() else "kubeflow"
             wished = wished.model_copy(update={"namespace": own})

@@ -3,14 +3,11 @@
 from importlib.metadata import version
 from importlib.util import find_spec
 
-import fastapi
 import franky
-import httpx  # noqa: F401
-import uvicorn  # noqa: F401
 
 from wovr_core.settings import Settings
 
 assert find_spec("torch") is None, "torch has come along"
 assert franky.RealtimeConfig.Ignore is not None
 Settings()
-print(f"franky {version('franky-control')}, fastapi {fastapi.__version__}, settings; no torch")
+print(f"franky {version('franky-control')}, settings; no torch")

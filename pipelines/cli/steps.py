@@ -10,30 +10,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from components.platform.mlflow_client import check_tracking
 from components.platform.storage import Storage
+from pipelines.cli.words import STEPS
 from wovr_core.artifacts import Manifest
 from wovr_core.artifacts.names import is_address
 from wovr_core.section import Section
 from wovr_core.settings import Settings
 
 S3 = "s3://"
-STEPS = {
-    "policy": "wovr_core.steps.policy:clone_base_policy",
-    "collect": "wovr_core.steps.collect:collect_episodes",
-    "world_model": "wovr_core.steps.world_model:train_world_model",
-    "reward": "wovr_core.steps.reward:train_reward",
-    "cotrain": "wovr_core.steps.cotrain:cotrain_policy",
-    "serve": "components.platform.endpoint:serve_dreams",
-    "keyframes": "wovr_core.steps.keyframes:mine_keyframes",
-    "grpo": "wovr_core.steps.grpo:improve_policy",
-    "pace": "wovr_core.steps.pace:refit_world_model",
-    "choose": "wovr_core.steps.pace:choose_policy",
-    "retrain": "wovr_core.steps.pace:look_for_change",
-    "evaluate": "wovr_core.steps.evaluate:evaluate_policies",
-    "judge": "wovr_core.steps.evaluate:judge",
-    "franka": "components.platform.robot:try_on_robot",
-    "report": "wovr_core.steps.report:write_report",
-    "promote": "components.platform.registry:promote_policy",
-}
 
 
 class PortsError(ValueError):

@@ -38,6 +38,11 @@ def find_config(config: str) -> Path:
     return named
 
 
+def run_folder(config: Path, pipeline: str) -> Path:
+    """Where a run of this file is kept, unless --out says otherwise."""
+    return Path("runs") / (config.stem if pipeline == "posttrain" else f"{config.stem}-{pipeline}")
+
+
 def path(text: str) -> Path:
     """A path on a command line; an empty one is a variable that is not set, and no folder."""
     if not text:

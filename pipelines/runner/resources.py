@@ -86,15 +86,26 @@ PROFILES = {
 PROFILES["gpu8"] = replace(
     PROFILES["gpu"],
     says="world models on 8 GPUs by a TrainJob, one GPU for the rest of what learns or tries",
-    train_jobs=TrainJobs(),
+    train_jobs=TrainJobs(gpus_per_node=8),
 )
 
 
 def profile_named(name: str) -> Profile:
     if name not in PROFILES:
-        told = "; ".join(f"{known}: {profile.says}" for known, profile in PROFILES.items())
-        raise SettingsError(f"there is no profile {name!r}: choose one of {told}")
+        known = "; ".join(f"{name}: {profile.says}" for name, profile in PROFILES.items())
+        raise SettingsError(f"there is no profile {name!r}: choose one of {known}")
     return PROFILES[name]
+
+
+def offered_profile(name: str) -> Profile:
+    """The profile of this name; `SettingsError` for one whose GPUs nothing would use."""
+    profile = profile_named(name)
+    if profile.learns.gpus:
+        raise SettingsError(
+            f"the profile {name} takes GPUs from the cluster, and no step computes on a GPU yet: they would lie idle "
+            f"for up to {profile.learns.hours:g} hours. Choose the profile cpu"
+        )
+    return profile
 
 
 def stamp(pipeline: BaseComponent) -> BaseComponent:

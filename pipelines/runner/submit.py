@@ -21,6 +21,7 @@ from kfp import compiler
 from kfp_server_api.exceptions import ApiException
 from kubernetes.config import ConfigException, list_kube_config_contexts
 
+from components.platform.cluster import ClusterError
 from components.platform.deadline import DeadlineError, within
 from components.platform.mlflow_client import discreet
 from pipelines.catalogue import arguments_of, pipeline_named
@@ -36,10 +37,6 @@ ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")  # states that a
 NAMESPACE = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 PAGE = 100
 MARK = "wovr"  # in the description of a schedule, before its digest
-
-
-class ClusterError(RuntimeError):
-    """Kubeflow does not do what is asked, and what to do about it."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,10 @@ def test_the_manifest_is_what_kubeflow_trainer_takes_and_names_keys_only(monkeyp
     monkeypatch.setenv("WOVR_S3_SECRET_KEY", "s3cr3t")
     uris = {"episodes": ["s3://wovr/a", "s3://wovr/b"], "world_model": ["s3://wovr/w"]}
     job = train_job(
-        TrainJobs(nodes=2), "wovr-pace-1", command_of("pace", uris, "s3://wovr/out"), {"pace": {"steps": 3}}
+        TrainJobs(nodes=2, gpus_per_node=8),
+        "wovr-pace-1",
+        command_of("pace", uris, "s3://wovr/out"),
+        {"pace": {"steps": 3}},
     )
     spec = models.TrainerV1alpha1TrainJob.from_dict(job).to_dict()["spec"]
     assert spec == job["spec"], "nothing that the API does not know"
@@ -92,6 +95,12 @@ def test_without_a_wish_for_machines_the_step_is_done_here(monkeypatch, tmp_path
 def test_a_wish_that_makes_no_sense_is_told_by_its_name(monkeypatch):
     monkeypatch.setenv("WOVR_TRAINJOB", '{"nodes": 0, "gpu": 8}')
     with pytest.raises(ClusterError, match=r"nodes: .*; gpu: "):
+        TrainJobs.from_env()
+
+
+def test_gpus_that_nothing_would_use_are_not_taken_from_a_cluster(monkeypatch):
+    monkeypatch.setenv("WOVR_TRAINJOB", '{"gpus_per_node": 8}')
+    with pytest.raises(ClusterError, match=r"gpus_per_node: 8, and no step computes on a GPU yet\. Leave it out"):
         TrainJobs.from_env()
 
 

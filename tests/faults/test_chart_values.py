@@ -12,8 +12,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from components.platform.cluster import ClusterError
 from pipelines.catalogue import PIPELINES
-from pipelines.runner.submit import ClusterError, six_fields
+from pipelines.runner.submit import six_fields
 from tests.charts.test_chart import CHART, CUSTOM, EXTERNAL, KUBERNETES, SETS
 from tests.faults.harness import FUZZ
 from wovr_core.settings import Settings

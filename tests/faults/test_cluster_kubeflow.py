@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from components.platform.cluster import ClusterError
 from pipelines.runner import submit
-from pipelines.runner.submit import ClusterError, Kubeflow, six_fields
+from pipelines.runner.submit import Kubeflow, six_fields
 from tests.faults.harness import refused, wovr
 from tests.listening import listening
 from tests.pipelines.kubeflow_double import Double, kubeflow

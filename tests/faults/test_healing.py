@@ -27,7 +27,7 @@ class Toys:
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("WOVR_RUN", raising=False)
             patch.setattr(local, "pipeline_named", lambda name: lambda settings: toy)
-            patch.setattr(cli, "_tell", lambda run: None)
+            patch.setattr(cli, "tell_outcome", lambda run: None)
             patch.setattr(preflight, "check_machine", lambda *_, **__: None)
             patch.setenv("TOY_LOG", str(self.log))
             return wovr("run", "tabletop-smoke", "--out", str(folder), *words, patience=60)

@@ -126,7 +126,7 @@ def test_an_image_holds_what_its_extras_ask_for():
     from runpy import run_path
 
     requirements = run_path(str(CHECKOUT / "images" / "requirements.py"))["requirements"]
-    everything = requirements(PROJECT, ["serve", "cluster"])
+    everything = requirements(PROJECT, ["cluster"])
     assert set(PROJECT["dependencies"]) < set(everything) and "prometheus-client" in everything
     assert requirements(PROJECT, ["only", "franka"]) == PROJECT["optional-dependencies"]["franka"]
     with pytest.raises(KeyError):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from pipelines.cli.app import app
 from pipelines.cli.steps import _read, step_named
 from pipelines.cli.terminal import CONFIGS
+from pipelines.cli.words import STEPS
 from pipelines.runner.preflight import check_settings
 from wovr_core.artifacts import Kind, writing
 from wovr_core.settings import Settings, SettingsError
@@ -90,3 +91,8 @@ def test_compile_writes_what_kubeflow_takes(tmp_path):
     file = tmp_path / "posttrain.yaml"
     assert wovr("compile", "-o", str(file)).exit_code == 0
     assert next(yaml.safe_load_all(Path(file).read_text()))["pipelineInfo"]["name"] == "posttrain"
+
+
+def test_the_help_of_step_names_every_step():
+    page = " ".join(CliRunner().invoke(app, ["step", "--help"]).stdout.replace("│", " ").split())
+    assert f"One of {', '.join(STEPS)}." in page

@@ -10,7 +10,8 @@ from kfp.dsl.types.type_utils import InconsistentTypeException
 from components.collect.component import collect_episodes
 from components.policy.component import clone_base_policy
 from components.reward.component import train_reward
-from pipelines.cli.steps import STEPS, step_named
+from pipelines.cli.steps import step_named
+from pipelines.cli.words import STEPS
 from pipelines.posttrain import posttrain
 from wovr_core.settings import Collect, Grpo, Pace, Settings
 

@@ -2,17 +2,20 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from kfp import compiler
+from typer.testing import CliRunner
 
 from components import images
 from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
 from pipelines.catalogue import PIPELINES
+from pipelines.cli.app import app
 from pipelines.runner.resources import PROFILES, USER, equip
 from pipelines.runner.submit import Job
 from wovr_core.settings import Collect, Franka, Settings, SettingsError
@@ -168,3 +171,13 @@ def test_a_lost_pod_is_tried_again_except_where_the_end_is_told(tmp_path):
 def test_a_profile_nobody_knows_is_refused_with_those_there_are():
     with pytest.raises(SettingsError, match=r"cpu: two cores .* gpu: one GPU"):
         equip(PIPELINES["evaluate"](Settings()), "tpu")
+
+
+@pytest.mark.parametrize("profile", ["gpu", "gpu8"])
+@pytest.mark.parametrize("command", ["submit", "schedule --cron '0 3 * * 1'", "compile"])
+def test_gpus_that_nothing_would_use_are_not_asked_for(command, profile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, [*shlex.split(command), "--profile", profile])
+    assert answer.exit_code == 2
+    assert f"the profile {profile} takes GPUs" in answer.stderr and "Choose the profile cpu" in answer.stderr
+    assert not list(tmp_path.iterdir())

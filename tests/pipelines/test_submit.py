@@ -6,8 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from components.platform.cluster import ClusterError
 from pipelines.cli.app import app
-from pipelines.runner.submit import ClusterError, Job, Kubeflow
+from pipelines.runner.submit import Job, Kubeflow
 from tests.pipelines.kubeflow_double import Double, kubeflow
 from wovr_core.settings import Grpo, Settings
 

@@ -1,1 +1,1 @@
-"""Commands that belong together, a file each; `pipelines/cli/app.py` has the others."""
+"""The commands of `wovr`, those that belong together in one file; `run`, `report` and `compile` are in `cli/app.py`."""

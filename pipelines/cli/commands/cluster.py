@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu, gpu or gpu8.")]
+Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu.")]
 Host = Annotated[
     str | None,
     typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines' address; the current kubeconfig without."),
@@ -124,9 +124,11 @@ def _token(text: str, source: str) -> str:
 def _job(path: Path, pipeline: str, profile: str) -> "Job":
     settings = Settings.load(path)
     from pipelines.runner.preflight import check_settings
+    from pipelines.runner.resources import offered_profile
     from pipelines.runner.submit import Job
 
     job = Job(settings, pipeline, profile)
+    offered_profile(profile)
     check_settings(settings, pipeline)
     return job
 
