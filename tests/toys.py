@@ -53,8 +53,7 @@ class ToyWorld:
         return DreamState(
             reference=torch.stack([start.reference for start in starts]).float(), memory=pictures, before=pictures,
             future=pictures[:, :, None][:, :, :0], actions=torch.zeros(len(starts), 4, 3),
-            pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), -1),
-            shut_at=torch.zeros(len(starts), 2),
+            pose=torch.stack([start.pose for start in starts]),
         )  # fmt: skip
 
     def imagine(self, state: DreamState, actions: Tensor, *, generator: torch.Generator) -> DreamState:
@@ -64,7 +63,7 @@ class ToyWorld:
         memory = state.memory + forward
         return DreamState(
             reference=state.reference, memory=memory, before=state.memory, future=memory[:, :, None],
-            actions=actions[:, -4:], pose=state.pose, held=state.held, shut_at=state.shut_at,
+            actions=actions[:, -4:], pose=state.pose, extra=state.extra,
         )  # fmt: skip
 
     def look(self, state: DreamState, frames: Sequence[int]) -> Tensor:

@@ -1,16 +1,14 @@
 """What the method asks of its parts. Whoever answers these calls can take part: a toy, a remote server, a 5B model."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wovr_core.trajectory import ActionChunk, InitState, Observation
-
-UNTOLD = -1  # of `DreamState.held`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +21,11 @@ class DreamState:
     future: Float[Tensor, "b c latents y x"]  # latents of the chunk just dreamt; none at the start
     actions: Float[Tensor, "b 4 a"]  # that led to the remembered frames
     pose: Float[Tensor, "b 5 p"]  # gripper position at the first and at the remembered frames
-    held: Int[Tensor, " b"]  # whether what is at the shut hand goes with it: 1 or 0; UNTOLD, if that is not decided
-    shut_at: Float[Tensor, "b p"]  # gripper position when the hand shut; it means nothing while it is open
+    extra: dict[str, Tensor] = field(default_factory=dict)  # the model's own, rows first; nobody else reads it
 
     def __getitem__(self, rows: Tensor) -> "DreamState":
-        return DreamState(**{name: value[rows] for name, value in vars(self).items()})
+        extra = {name: value[rows] for name, value in self.extra.items()}
+        return DreamState(**{name: value[rows] for name, value in vars(self).items() if name != "extra"}, extra=extra)
 
     def __len__(self) -> int:
         return len(self.memory)

@@ -276,7 +276,6 @@ class WorldModel(Section):
     sampler_steps: Few = 5
     lowest_noise: Share = 0.2  # lowest u drawn in training; a sampler of 5 steps visits none below
     memory_noise: Share = 0.2  # largest noise level on the memory latent during training; 0 switches noisy context off
-    memory_noise_when_dreaming: Share = 0.0
     train_precision: Literal["float32", "bfloat16"] = "float32"  # of the transformer's arithmetic; weights stay float32
     dream_precision: Literal["float32", "bfloat16"] = "bfloat16"  # float32 on a CPU that has no AVX-512, here as below
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
@@ -330,7 +329,6 @@ class Serve(Section):
     """The world model on a Triton server, where there is one ($WOVR_TRITON_URL); without one it dreams in process."""
 
     instances: Few = 2  # processes that answer; on a CPU as many as cores
-    together: bool = False  # compute requests that wait as one batch; a dream's last bits then depend on who else asked
     keep: Few = 2  # versions: the newest, and those before it that may still be asked
     tolerance: Share = 0.0  # of the known dream, a share of the range: 0 asks for the same bits
 

@@ -26,9 +26,9 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from components.serving.dreams import code_that_dreams
-from components.serving.wire import CALLS, INPUTS, MODEL, TYPES, config
+from components.serving.wire import CALLS, INPUTS, MODEL, TYPES, config, pack, unpack
 from wovr_core.artifacts import Kind, read_manifest
-from wovr_core.protocols import UNTOLD, BrokenDreamError, DreamState, Sight, Simulator
+from wovr_core.protocols import BrokenDreamError, DreamState, Sight, Simulator
 from wovr_core.settings import Serve
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
@@ -64,15 +64,20 @@ class ServedSimulator:
 
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
-        latents = torch.from_numpy(self._ask("encode", len(starts), {"frames": frames})["latents"])
+        actions, pose = (torch.stack([getattr(start, name) for start in starts]) for name in ("actions", "pose"))
+        answer = self._ask("begin", len(starts), {"frames": frames, "past_actions": actions, "pose": pose})
+        latents = torch.from_numpy(answer["latents"])
         if latents.dim() != 5 or latents.shape[0] != len(starts) or latents.shape[2] != 2:
             raise ServingError(f"{self.version} at {self.url} began {len(starts)} dreams with {tuple(latents.shape)}")
         return DreamState(
-            reference=latents[:, :, 0], memory=latents[:, :, 1], before=latents[:, :, 1], future=latents[:, :, 1:1],
-            actions=torch.stack([start.actions for start in starts]),
-            pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), UNTOLD),
-            shut_at=torch.stack([start.pose[-1] for start in starts]),
-        )  # fmt: skip
+            reference=latents[:, :, 0],
+            memory=latents[:, :, 1],
+            before=latents[:, :, 1],
+            future=latents[:, :, 1:1],
+            actions=actions,
+            pose=pose,
+            extra=unpack(torch.from_numpy(answer["next_extra"])),
+        )
 
     def imagine(
         self,
@@ -83,33 +88,45 @@ class ServedSimulator:
         read: Sequence[int],
         generator: torch.Generator,
     ) -> tuple[DreamState, Sight]:
-        asked = {
+        request = {
             "read": torch.tensor([list(read)] * len(state), dtype=torch.int32),
             "instruction": [start.instruction for start in starts],
             "first_frame": torch.stack([start.reference for start in starts]),
-            "reference": state.reference, "memory": state.memory, "past_actions": state.actions, "pose": state.pose,
-            "held": state.held[:, None], "shut_at": state.shut_at, "actions": actions,
-            "noise": dream_noise(state.memory, of_memory=self.about["noisy_memory"], generator=generator),
-        }  # fmt: skip
-        told = {name: torch.from_numpy(value) for name, value in self._ask("imagine", len(state), asked).items()}
-        b, (c, y, x), side = len(state), state.memory.shape[1:], asked["first_frame"].shape[1:]
+            "reference": state.reference,
+            "memory": state.memory,
+            "past_actions": state.actions,
+            "pose": state.pose,
+            "extra": pack(state.extra, len(state)),
+            "actions": actions,
+            "noise": dream_noise(state.memory, generator=generator),
+        }
+        answer = {name: torch.from_numpy(value) for name, value in self._ask("imagine", len(state), request).items()}
+        b, (c, y, x), side = len(state), state.memory.shape[1:], request["first_frame"].shape[1:]
         shapes = {
-            "latents": (b, c, 2, y, x), "next_memory": (b, c, y, x), "next_pose": tuple(state.pose.shape),
-            "next_held": (b, 1), "next_shut_at": tuple(state.shut_at.shape),
-            "seen": (b, len(read), *side), "success": (b, len(read)), "doubt": (b, len(read)),
-        }  # fmt: skip
+            "latents": (b, c, 2, y, x),
+            "next_memory": (b, c, y, x),
+            "next_pose": tuple(state.pose.shape),
+            "next_extra": tuple(request["extra"].shape),
+            "seen": (b, len(read), *side),
+            "success": (b, len(read)),
+            "doubt": (b, len(read)),
+        }
         for name, shape in shapes.items():
-            if told[name].shape != shape:
+            if answer[name].shape != shape:
                 raise BrokenDreamError(
-                    f"{self.version} at {self.url} answered {name} {tuple(told[name].shape)}, not {shape}"
+                    f"{self.version} at {self.url} answered {name} {tuple(answer[name].shape)}, not {shape}"
                 )
         after = DreamState(
-            reference=state.reference, memory=told["next_memory"], before=state.memory, future=told["latents"],
-            actions=actions[:, -state.actions.shape[1] :], pose=told["next_pose"],
-            held=told["next_held"][:, 0], shut_at=told["next_shut_at"],
-        )  # fmt: skip
-        doubt = None if self.doubt_threshold is None else told["doubt"]
-        return after, Sight(frames=told["seen"], success=told["success"], doubt=doubt)
+            reference=state.reference,
+            memory=answer["next_memory"],
+            before=state.memory,
+            future=answer["latents"],
+            actions=actions[:, -state.actions.shape[1] :],
+            pose=answer["next_pose"],
+            extra=unpack(answer["next_extra"]),
+        )
+        doubt = None if self.doubt_threshold is None else answer["doubt"]
+        return after, Sight(frames=answer["seen"], success=answer["success"], doubt=doubt)
 
     def look(self, state: DreamState, frames: Sequence[int] = range(8)) -> UInt8[Tensor, "b frames c h w"]:
         """The pixels of the chosen frames of the chunk just dreamt, for a video."""
@@ -280,7 +297,7 @@ def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
 
 def _publish(cfg: Serve, place: Path, served: dict[str, str], parts: dict[str, Path]) -> bool:
     """Into the repository, all at once, for Triton must never see half a version; whether anything is new."""
-    wanted, file = config(place.name, instances=cfg.instances, together=cfg.together), place / "config.pbtxt"
+    wanted, file = config(place.name, instances=cfg.instances), place / "config.pbtxt"
     if (place / "1" / "served.json").exists():
         (place / "1" / "served.json").touch()  # the newest again
         if file.read_text() == wanted:

@@ -142,10 +142,12 @@ def test_what_dreams_inside_triton_imports_nothing_that_its_environment_lacks():
 
 
 def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
-    """Poses of six numbers and seven of an action, as LIBERO has them; nothing of LIBERO is installed for this."""
+    """Poses of six numbers, seven of an action and a state of its own, as LIBERO's; nothing of LIBERO is installed."""
     task = Task(environment="libero", action_dim=7, mirror=False, image_size=SIDE)
     torch.manual_seed(0)
-    world, shape = new_world_model(WORLD_MODEL, task), SHAPE.model_copy(update={"action_dim": 7})
+    mixing = {"codec": "components", "latent_channels": 24, "keep_gates": True, "pose_map": True, "advection": True}
+    cfg = WORLD_MODEL.model_copy(update={"architecture": WORLD_MODEL.architecture.model_copy(update=mixing)})
+    world, shape = new_world_model(cfg, task), SHAPE.model_copy(update={"action_dim": 7})
     for parameter in world.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     world.statistics.camera.copy_(torch.tensor([[1.0, 0, 0.2, 0, 0, 0, 0], [0, 1, 0.1, 0, 0, 0, 0], [0] * 6 + [1]]))
@@ -161,6 +163,7 @@ def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     served = triton.known_dream(client(stack, version, monitor=False), starts)
     assert here.keys() == served.keys() and all(torch.equal(here[name], served[name]) for name in here)
     assert starts[0].pose.shape == (5, 6) and here["frames"].float().std() > 1
+    assert client(stack, version, monitor=False).begin(starts).extra.keys() == world.begin(starts).extra.keys() != set()
 
 
 def test_a_video_shows_what_the_rollout_saw(stack, minds):

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from wovr_core.chunk import MEMORY
-from wovr_core.protocols import UNTOLD
 from wovr_core.settings import Architecture, WorldModel
 from wovr_core.trajectory import InitState, to_unit
 from wovr_core.world_model.advection import LAST, SHARPER, Advection, Sources, fit_grasp
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
-from wovr_core.world_model.grasp import GOES, STAYS
+from wovr_core.world_model.grasp import GOES, STAYS, UNTOLD
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import Footage, Window, window_at
 
@@ -298,8 +297,8 @@ def test_a_dream_decides_once_a_grasp(generator):
     for actions, says in ((shut, 1), (shut, 1), (shut, 0), (opened, 0), (shut, 0), (shut, 0), (shut, 1)):
         odds = torch.tensor([[-30.0, 30.0]]) * (1 if says else -1)
         state = model.imagine(state, actions, generator=generator)
-        told.append(int(state.held))
-        places.append(state.shut_at)
+        told.append(int(state.extra["held"]))
+        places.append(state.extra["shut_at"])
     assert told == [UNTOLD, GOES, GOES, UNTOLD, UNTOLD, STAYS, STAYS]
     assert torch.equal(places[1], places[2])  # where it shut
     assert not torch.equal(places[2], places[5])

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from wovr_core.protocols import UNTOLD
-from wovr_core.world_model.grasp import GOES, STAYS, Grasp, decided, drawn, grasps, hindsight, went
+from wovr_core.world_model.grasp import GOES, STAYS, UNTOLD, Grasp, decided, drawn, grasps, hindsight, went
 
 SIDE = 64
 BACKGROUND = torch.zeros(3, SIDE, SIDE)

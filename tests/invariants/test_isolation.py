@@ -50,7 +50,7 @@ def test_nothing_that_dreams_or_learns_in_dreams_imports_an_environment():
 ALLOWED = {  # what each noun of a dream holds; a new field has to be argued for here
     Observation: {"frames", "instructions", "pose"},
     InitState: {"instruction", "reference", "memory", "actions", "pose", "steps_left", "episode", "step", "rule"},
-    DreamState: {"reference", "memory", "before", "future", "actions", "pose", "held", "shut_at"},
+    DreamState: {"reference", "memory", "before", "future", "actions", "pose", "extra"},
 }
 
 

@@ -60,8 +60,6 @@ class TabletopDream:
         return DreamState(
             reference=state, memory=state, before=state, future=state[:, :, None][:, :, :0],
             actions=torch.zeros(len(starts), 4, 3), pose=torch.stack([start.pose for start in starts]),
-            held=torch.full((len(starts),), -1),
-            shut_at=torch.zeros(len(starts), 2),
         )  # fmt: skip
 
     def imagine(self, state: DreamState, actions: Tensor, *, generator: torch.Generator) -> DreamState:
@@ -78,7 +76,7 @@ class TabletopDream:
         return DreamState(
             reference=state.reference, memory=latents[-1], before=state.memory, future=torch.stack(latents, 2),
             actions=actions[:, -4:], pose=torch.stack([state.pose[:, 0], *pose[-4:]], 1),
-            held=state.held, shut_at=state.shut_at,
+            extra=state.extra,
         )  # fmt: skip
 
     def look(self, state: DreamState, frames: Sequence[int]) -> Tensor:

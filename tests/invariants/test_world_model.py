@@ -25,8 +25,7 @@ def a_state(model: DiffusionWorldModel, b: int = 3, side: int = 4) -> DreamState
     return DreamState(
         reference=torch.randn(shape, generator=g), memory=torch.randn(shape, generator=g),
         before=torch.zeros(shape), future=torch.empty(b, shape[1], 0, side, side),
-        actions=torch.rand(b, 4, 3, generator=g), pose=torch.rand(b, 5, 2, generator=g), held=torch.full((b,), -1),
-        shut_at=torch.rand(b, 2, generator=g),
+        actions=torch.rand(b, 4, 3, generator=g), pose=torch.rand(b, 5, 2, generator=g),
     )  # fmt: skip
 
 
@@ -43,7 +42,7 @@ def some_footage(episodes: int = 6) -> Footage:
 def test_cached_and_uncached_sampling_agree(tiny_world_model):
     state, actions = a_state(tiny_world_model), torch.rand(3, 8, 3) * 2 - 1
     with_cache = dream_of(tiny_world_model, state, actions).future
-    noise = flow.dream_noise(state.memory, of_memory=False, generator=torch.Generator().manual_seed(1))
+    noise = flow.dream_noise(state.memory, generator=torch.Generator().manual_seed(1))
     without = tiny_world_model.imagine_with(noise, state, actions, cached=False).future
     assert torch.allclose(with_cache, without, atol=1e-5)
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.chunk import CHUNK, MEMORY
-from wovr_core.protocols import UNTOLD
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.body import Body
-from wovr_core.world_model.grasp import AWAY, GOES, STAYS, Grasp, grasps, hindsight, went
+from wovr_core.world_model.grasp import AWAY, GOES, STAYS, UNTOLD, Grasp, grasps, hindsight, went
 from wovr_core.world_model.picture import advected, places
 from wovr_core.world_model.windows import Footage
 

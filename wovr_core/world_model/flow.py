@@ -23,13 +23,10 @@ def noised(
     return (1 - s) * latent + s * noise
 
 
-def dream_noise(
-    memory: Float[Tensor, "b c y x"], *, of_memory: bool, generator: torch.Generator
-) -> Float[Tensor, "b c latents y x"]:
-    """All the chance there is in dreaming a chunk: noise of its two future latents; before it, the memory's if wanted.
+def dream_noise(memory: Float[Tensor, "b c y x"], *, generator: torch.Generator) -> Float[Tensor, "b c 2 y x"]:
+    """All the chance there is in dreaming a chunk: noise of its two future latents.
 
     Whoever draws it knows the dream: the same noise, here or on a server, is the same dream.
     """
     b, c, y, x = memory.shape
-    parts = [torch.randn(memory.shape, generator=generator)[:, :, None]] if of_memory else []
-    return torch.cat([*parts, torch.randn(b, c, 2, y, x, generator=generator)], 2)
+    return torch.randn(b, c, 2, y, x, generator=generator)

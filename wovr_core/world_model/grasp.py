@@ -12,10 +12,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.protocols import UNTOLD
 from wovr_core.world_model.picture import advected, places
 
-STAYS, GOES = 0, 1  # what is at the hand stays; it goes with the hand; or `UNTOLD`: the pictures do not tell
+STAYS, GOES, UNTOLD = 0, 1, -1  # what is at the hand stays; it goes with the hand; the pictures do not tell
 ASIDE, ABOVE, BELOW = 0.08, 0.05, 0.14  # of the picture, around the hand: where one would see what it holds
 MOVED = 0.04  # of the picture: a hand that moves less takes nothing along
 AWAY = 0.1  # of the range of a pose: so far from where it shut, a hand has left what it has not got hold of

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from wovr_core.chunk import CHUNK, MEMORY
-from wovr_core.protocols import UNTOLD, DreamState
+from wovr_core.protocols import DreamState
 from wovr_core.settings import WorldModel as Settings
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import InitState, to_pixels, to_unit
@@ -18,7 +18,7 @@ from wovr_core.world_model.advection import SHARPER, Sources
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import LATENTS
 from wovr_core.world_model.dit import Conditions, Context, WorldModelTransformer
-from wovr_core.world_model.grasp import decided, drawn
+from wovr_core.world_model.grasp import UNTOLD, decided, drawn
 from wovr_core.world_model.kinematics import Kinematics
 from wovr_core.world_model.windows import Footage, Window
 
@@ -210,24 +210,30 @@ class DiffusionWorldModel(nn.Module):
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         """The state of dreams that begin at these moments of real episodes."""
         frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
+        actions, pose = (torch.stack([getattr(start, name) for start in starts]) for name in ("actions", "pose"))
+        return self.begin_at(frames, actions, pose)
+
+    @torch.no_grad()
+    def begin_at(
+        self, frames: UInt8[Tensor, "b 5 c h w"], actions: Float[Tensor, "b 4 a"], pose: Float[Tensor, "b 5 p"]
+    ) -> DreamState:
+        """The same from the true first frame, the four remembered ones, the actions between and the poses at all."""
         latents = self._encode(to_unit(frames))
         memory = latents[:, :, 1].contiguous()  # as it is in a state that was sent: the last bits depend on the layout
+        extra = {"held": torch.full((len(pose),), UNTOLD), "shut_at": pose[:, -1]}
         return DreamState(
-            reference=latents[:, :, 0].contiguous(), memory=memory, before=memory, future=latents[:, :, 1:1],
-            actions=torch.stack([start.actions for start in starts]),
-            pose=torch.stack([start.pose for start in starts]), held=torch.full((len(starts),), UNTOLD),
-            shut_at=torch.stack([start.pose[-1] for start in starts]),
-        )  # fmt: skip
+            reference=latents[:, :, 0].contiguous(),
+            memory=memory,
+            before=memory,
+            future=latents[:, :, 1:1],
+            actions=actions,
+            pose=pose,
+            extra=extra if self.transformer.advection is not None else {},
+        )
 
     def imagine(self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator) -> DreamState:
         """The state after these actions; its `future` holds what was seen on the way."""
-        noise = flow.dream_noise(state.memory, of_memory=self.noisy_memory, generator=generator)
-        return self.imagine_with(noise, state, actions)
-
-    @property
-    def noisy_memory(self) -> bool:
-        """Is the memory noised in dreams, too?"""
-        return self.cfg.memory_noise_when_dreaming > 0
+        return self.imagine_with(flow.dream_noise(state.memory, generator=generator), state, actions)
 
     @torch.no_grad()
     def imagine_with(
@@ -242,33 +248,39 @@ class DiffusionWorldModel(nn.Module):
         path = self._path(state.pose, state.actions, actions)
         every = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
         conditions = self._conditions(every, torch.cat([state.pose, path], 1))
-        quiet = torch.full((len(state.memory),), self.cfg.memory_noise_when_dreaming)
-        memory = state.memory
-        if self.noisy_memory:
-            memory = flow.noised(memory, noise[:, :, 0], quiet)
-        was_shut = state.actions[:, -1, -1] > 0
-        shut_at = torch.where((was_shut & (state.held != UNTOLD))[:, None], state.shut_at, state.pose[:, -1])
-        sources = self._sources(state.reference, memory, conditions, shut_at, sharpness=SHARPER)
+        quiet = torch.zeros(len(state.memory))
+        held, sources, extra = None, None, state.extra
+        if (advection := self.transformer.advection) is not None:
+            was_shut = state.actions[:, -1, -1] > 0
+            decided_before = was_shut & (state.extra["held"] != UNTOLD)
+            shut_at = torch.where(decided_before[:, None], state.extra["shut_at"], state.pose[:, -1])
+            sources = self._sources(state.reference, state.memory, conditions, shut_at, sharpness=SHARPER)
+            assert sources is not None
+            foreseen = drawn(advection.foresee(sources), noise[:, 0, -1, 0, 0])
+            held = decided(state.extra["held"], foreseen, was_shut)
+            remembered = torch.where(was_shut & (actions[..., -1] > 0).all(1), held, UNTOLD)
+            extra = {"held": remembered, "shut_at": shut_at}
 
         def context() -> Context:
-            return self.transformer.context(state.reference, memory, conditions, memory_noise=quiet, sources=sources)
+            return self.transformer.context(
+                state.reference, state.memory, conditions, memory_noise=quiet, sources=sources
+            )
 
-        held, remembered = None, state.held
-        if sources is not None and self.transformer.advection is not None:
-            foreseen = drawn(self.transformer.advection.foresee(sources), noise[:, 0, -1, 0, 0])
-            held = decided(state.held, foreseen, was_shut)
-            remembered = torch.where(was_shut & (actions[..., -1] > 0).all(1), held, UNTOLD)
-        future, kept = noise[:, :, -2:], context()
+        future, kept = noise, context()
         levels = flow.schedule(self.cfg.sampler_steps, self.cfg.shift)
         for now, after in pairwise(levels):
-            velocity = self.transformer(future, now.expand(len(memory)), kept if cached else context(), held)
+            velocity = self.transformer(future, now.expand(len(quiet)), kept if cached else context(), held)
             future = future + (after - now) * velocity
         next_memory = self._memory(state.reference, state.memory, future).contiguous()
         return DreamState(
-            reference=state.reference, memory=next_memory, before=state.memory, future=future.contiguous(),
-            actions=actions[:, -MEMORY:], pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1), held=remembered,
-            shut_at=shut_at,
-        )  # fmt: skip
+            reference=state.reference,
+            memory=next_memory,
+            before=state.memory,
+            future=future.contiguous(),
+            actions=actions[:, -MEMORY:],
+            pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
+            extra=extra,
+        )
 
     @torch.no_grad()
     def look(self, state: DreamState, frames: Sequence[int] = range(CHUNK)) -> UInt8[Tensor, "b frames c h w"]:
