@@ -3,56 +3,56 @@
 from kfp import dsl
 
 
-class Episodes(dsl.Artifact):
+class EpisodesArtifact(dsl.Artifact):
     """What a policy did for real: frames, actions, outcomes."""
 
     schema_title = "system.Episodes"
     schema_version = "0.0.1"
 
 
-class WorldModel(dsl.Artifact):
+class WorldModelArtifact(dsl.Artifact):
     """A video model that dreams what the camera will see if the arm does this."""
 
     schema_title = "system.WorldModel"
     schema_version = "0.0.1"
 
 
-class RewardModel(dsl.Artifact):
+class RewardModelArtifact(dsl.Artifact):
     """A classifier that sees success, with its calibrated threshold."""
 
     schema_title = "system.RewardModel"
     schema_version = "0.0.1"
 
 
-class Keyframes(dsl.Artifact):
+class KeyframesArtifact(dsl.Artifact):
     """Where imagined rollouts begin: references into episodes."""
 
     schema_title = "system.Keyframes"
     schema_version = "0.0.1"
 
 
-class Policy(dsl.Artifact):
+class PolicyArtifact(dsl.Artifact):
     """What decides the arm's next actions."""
 
     schema_title = "system.Policy"
     schema_version = "0.0.1"
 
 
-class Evaluation(dsl.Artifact):
+class EvaluationArtifact(dsl.Artifact):
     """Real trials of candidate and baseline, on the same initial states."""
 
     schema_title = "system.Evaluation"
     schema_version = "0.0.1"
 
 
-class Verdict(dsl.Artifact):
+class VerdictArtifact(dsl.Artifact):
     """Promote or hold, and why."""
 
     schema_title = "system.Verdict"
     schema_version = "0.0.1"
 
 
-class Report(dsl.Artifact):
+class ReportArtifact(dsl.Artifact):
     """One self-contained page of evidence."""
 
     schema_title = "system.Report"

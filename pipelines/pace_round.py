@@ -5,9 +5,17 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl import Input
 
-from components.artifacts import Episodes, Keyframes, Policy, RewardModel, WorldModel
+from components.artifacts import (
+    EpisodesArtifact,
+    KeyframesArtifact,
+    PolicyArtifact,
+    RewardModelArtifact,
+    WorldModelArtifact,
+)
+from components.collect.component import collect_episodes
+from components.grpo.component import improve_policy
 from components.keyframes.component import mine_keyframes
-from components.pace.component import choose_policy, collect_again, improve_again, refit_world_model
+from components.pace.component import choose_policy, refit_world_model
 from components.reward.component import train_reward
 from components.serve.component import serve_dreams
 
@@ -15,8 +23,8 @@ from components.serve.component import serve_dreams
 class Look(NamedTuple):
     """What reality says of the evolved policy."""
 
-    newest: Episodes
-    chosen: Policy
+    newest: EpisodesArtifact
+    chosen: PolicyArtifact
     go_on: bool
 
 
@@ -26,11 +34,11 @@ def pace_look(
     task: dict,
     collect: dict,
     pace: dict,
-    evolved: Input[Policy],
-    previous: Input[Policy],
-    previous_episodes: Input[Episodes],
+    evolved: Input[PolicyArtifact],
+    previous: Input[PolicyArtifact],
+    previous_episodes: Input[EpisodesArtifact],
 ) -> Look:
-    newest = collect_again(task=task, collect=collect, pace=pace, round=round, policy=evolved).outputs["episodes"]
+    newest = collect_episodes(task=task, collect=collect, pace=pace, round=round, policy=evolved).outputs["episodes"]
     choice = choose_policy(
         task=task,
         pace=pace,
@@ -45,10 +53,10 @@ def pace_look(
 class Round(NamedTuple):
     """What a round leaves to the next one, and to the report."""
 
-    refitted: WorldModel
-    last_reward: RewardModel
-    last_keyframes: Keyframes
-    last_policy: Policy
+    refitted: WorldModelArtifact
+    last_reward: RewardModelArtifact
+    last_keyframes: KeyframesArtifact
+    last_policy: PolicyArtifact
 
 
 @dsl.pipeline(name="pace-round", description="Refit the dreams to what the policy really does, and improve it there.")
@@ -59,12 +67,12 @@ def pace_round(
     keyframes: dict,
     grpo: dict,
     pace: dict,
-    policy: Input[Policy],
-    demonstrations: Input[Episodes],
-    episodes: Input[Episodes],
-    newest: Input[Episodes],
-    world_model: Input[WorldModel],
-    previous_reward: Input[RewardModel],
+    policy: Input[PolicyArtifact],
+    demonstrations: Input[EpisodesArtifact],
+    episodes: Input[EpisodesArtifact],
+    newest: Input[EpisodesArtifact],
+    world_model: Input[WorldModelArtifact],
+    previous_reward: Input[RewardModelArtifact],
 ) -> Round:
     refitted = refit_world_model(
         task=task,
@@ -87,7 +95,7 @@ def pace_round(
     beginnings = mine_keyframes(
         task=task, keyframes=keyframes, episodes=episodes, newest=newest, reward=sees_success
     ).outputs["chosen"]
-    improved = improve_again(
+    improved = improve_policy(
         task=task,
         grpo=grpo,
         pace=pace,

@@ -5,16 +5,16 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.collect.component import collect_episodes, collect_shard, merge_episodes
-from components.evaluate.component import evaluate_policies, judge, write_report
+from components.collect.component import collect_episodes, merge_episodes
 from components.finish.component import finish
 from components.grpo.component import improve_policy
 from components.keyframes.component import mine_keyframes
 from components.policy.component import clone_base_policy, cotrain_policy
-from components.promote.component import fetch_policy_to_beat, find_champion, promote_policy
+from components.promote.component import fetch_policy_to_beat, find_champion
 from components.reward.component import train_reward
 from components.serve.component import serve_dreams
 from components.world_model.component import train_world_model
+from pipelines.conclude import conclude
 from pipelines.pace_round import Round, pace_look, pace_round
 from wovr_core.settings import Settings
 
@@ -52,7 +52,7 @@ def posttrain(settings: Settings) -> BaseComponent:
                 episodes = collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
             else:
                 with dsl.ParallelFor(list(range(shards)), name="shards") as shard:
-                    part = collect_shard(task=task, collect=collect, shard=shard, policy=base).outputs["episodes"]
+                    part = collect_episodes(task=task, collect=collect, shard=shard, policy=base).outputs["episodes"]
                 episodes = merge_episodes(collect=collect, policy=base, parts=dsl.Collected(part)).outputs["episodes"]
             dreamer = train_world_model(
                 task=task, world_model=world_model, demonstrations=demonstrations, episodes=episodes
@@ -88,50 +88,39 @@ def posttrain(settings: Settings) -> BaseComponent:
                     endpoint=served.output,
                 ).outputs["improved"]
 
-                def conclude(candidate, **since):
+                def end(candidate, **since):
                     """Reality decides about a policy; `since` is what PACE left, if there was any."""
-                    last = {"last": since["last_policy"]} if "last_policy" in since else {}
                     champion = find_champion(promote=promote, candidate=candidate, baseline=base)
                     champion.set_caching_options(False)  # whoever it is today; what follows is cached by the answer
                     to_beat = fetch_policy_to_beat(promote=promote, champion=champion.output, baseline=base)
-                    evaluation = evaluate_policies(
+                    last = {"last": since["last_policy"]} if "last_policy" in since else {}
+                    conclude(
                         task=task,
                         evaluate=evaluate,
-                        candidate=candidate,
-                        baseline=base,
-                        champion=to_beat.outputs["policy"],
-                        first=first,
-                        **last,
-                    ).outputs["evaluation"]
-                    verdict = judge(promote=promote, evaluation=evaluation).outputs["verdict"]
-                    report = write_report(
-                        task=task,
-                        evaluation=evaluation,
-                        verdict=verdict,
-                        demonstrations=demonstrations,
-                        episodes=episodes,
-                        world_model=dreams,
-                        reward=sees_success,
-                        keyframes=beginnings,
-                        policy=first,
-                        **since,
-                    ).outputs["report"]
-                    promote_policy(
                         promote=promote,
-                        policy=candidate,
-                        evaluation=evaluation,
-                        verdict=verdict,
-                        report=report,
-                        demonstrations=demonstrations,
-                        episodes=episodes,
-                        world_model=since.get("refitted", dreams),
-                        reward=since.get("last_reward", sees_success),
-                    ).set_caching_options(False)
+                        candidate=candidate,
+                        tried_beside={"baseline": base, "champion": to_beat.outputs["policy"], "first": first, **last},
+                        learnt_in={
+                            "demonstrations": demonstrations,
+                            "episodes": episodes,
+                            "world_model": since.get("refitted", dreams),
+                            "reward": since.get("last_reward", sees_success),
+                        },
+                        reported={
+                            "demonstrations": demonstrations,
+                            "episodes": episodes,
+                            "world_model": dreams,
+                            "reward": sees_success,
+                            "keyframes": beginnings,
+                            "policy": first,
+                            **since,
+                        },
+                    )
 
                 def go_on(k, improved, previous, since):
                     """PACE round `k` and those after it, for as long as reality says that there is more to learn."""
                     if k > rounds:
-                        return conclude(improved, **since)
+                        return end(improved, **since)
                     look = pace_look(
                         round=k,
                         task=task,
@@ -160,7 +149,7 @@ def posttrain(settings: Settings) -> BaseComponent:
                         left = {name: learnt[name] for name in Round._fields}
                         go_on(k + 1, learnt["last_policy"], chosen, left | {"newest": newest, "chosen": chosen})
                     with dsl.Else(name=f"settled-{k}"):
-                        conclude(chosen, **since | {"chosen": chosen})
+                        end(chosen, **since | {"chosen": chosen})
 
                 go_on(1, first, begins, {})
 

@@ -5,11 +5,10 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.evaluate.component import evaluate_policies, judge, write_report
+from components.collect.component import collect_episodes
 from components.finish.component import finish
-from components.pace.component import collect_again
-from components.promote.component import promote_policy
 from components.retrain.component import fetch_champion, look_for_change
+from pipelines.conclude import conclude
 from pipelines.pace_round import pace_round
 from wovr_core.settings import Settings
 
@@ -40,7 +39,7 @@ def retrain(settings: Settings) -> BaseComponent:
                 .set_caching_options(False)
                 .outputs
             )
-            newest = collect_again(
+            newest = collect_episodes(
                 task=task, collect=collect, pace=pace, round=champion["round"], policy=champion["policy"]
             ).outputs["episodes"]
             look = look_for_change(
@@ -67,32 +66,23 @@ def retrain(settings: Settings) -> BaseComponent:
                     previous_reward=champion["reward"],
                 ).outputs
                 candidate = learnt["last_policy"]
-                evaluation = evaluate_policies(
-                    task=task, evaluate=evaluate, candidate=candidate, baseline=champion["policy"], first=candidate
-                ).outputs["evaluation"]
-                verdict = judge(promote=promote, evaluation=evaluation).outputs["verdict"]
-                report = write_report(
+                past = {name: champion[name] for name in ("demonstrations", "episodes")}
+                new = {"world_model": learnt["refitted"], "reward": learnt["last_reward"]}
+                conclude(
                     task=task,
-                    evaluation=evaluation,
-                    verdict=verdict,
-                    demonstrations=champion["demonstrations"],
-                    older=champion["episodes"],
-                    episodes=newest,
-                    world_model=learnt["refitted"],
-                    reward=learnt["last_reward"],
-                    keyframes=learnt["last_keyframes"],
-                    policy=candidate,
-                ).outputs["report"]
-                promote_policy(
+                    evaluate=evaluate,
                     promote=promote,
-                    policy=candidate,
-                    evaluation=evaluation,
-                    verdict=verdict,
-                    report=report,
-                    demonstrations=champion["demonstrations"],
-                    episodes=champion["episodes"],
-                    world_model=learnt["refitted"],
-                    reward=learnt["last_reward"],
-                ).set_caching_options(False)
+                    candidate=candidate,
+                    tried_beside={"baseline": champion["policy"], "first": candidate},
+                    learnt_in={**past, **new},
+                    reported={
+                        **new,
+                        "demonstrations": champion["demonstrations"],
+                        "older": champion["episodes"],
+                        "episodes": newest,
+                        "keyframes": learnt["last_keyframes"],
+                        "policy": candidate,
+                    },
+                )
 
     return pipeline

@@ -388,6 +388,10 @@ class Pace(Section):
     updates: Count = 16
     rollback_confidence: Confidence = 0.95  # roll back when the evolved policy is worse with this confidence
 
+    def collection(self, first: Collect) -> Collect:
+        """How a round collects: as the first collection did, but as many episodes as the round has."""
+        return first.model_copy(update={"episodes": self.episodes, "held_out": self.held_out})
+
 
 class Retrain(Section):
     """When a champion in service learns again: its world has changed, or it does worse there than it did."""

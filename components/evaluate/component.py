@@ -2,19 +2,28 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, Evaluation, Keyframes, Policy, Report, RewardModel, Verdict, WorldModel
+from components.artifacts import (
+    EpisodesArtifact,
+    EvaluationArtifact,
+    KeyframesArtifact,
+    PolicyArtifact,
+    ReportArtifact,
+    RewardModelArtifact,
+    VerdictArtifact,
+    WorldModelArtifact,
+)
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def evaluate_policies(
     task: dict,
     evaluate: dict,
-    candidate: Input[Policy],
-    baseline: Input[Policy],
-    first: Input[Policy],
-    evaluation: Output[Evaluation],
-    last: Input[Policy] | None = None,
-    champion: Input[Policy] | None = None,
+    candidate: Input[PolicyArtifact],
+    baseline: Input[PolicyArtifact],
+    first: Input[PolicyArtifact],
+    evaluation: Output[EvaluationArtifact],
+    last: Input[PolicyArtifact] | None = None,
+    champion: Input[PolicyArtifact] | None = None,
 ):
     """Try candidate, baseline and champion for real, on the same initial states that nothing else ever sees.
 
@@ -41,8 +50,8 @@ def evaluate_policies(
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def judge(
     promote: dict,
-    evaluation: Input[Evaluation],
-    verdict: Output[Verdict],
+    evaluation: Input[EvaluationArtifact],
+    verdict: Output[VerdictArtifact],
     success: Output[dsl.Metrics],
     summary: Output[dsl.Markdown],
 ):
@@ -67,23 +76,23 @@ def judge(
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def write_report(
     task: dict,
-    evaluation: Input[Evaluation],
-    verdict: Input[Verdict],
-    demonstrations: Input[Episodes],
-    episodes: Input[Episodes],
-    world_model: Input[WorldModel],
-    reward: Input[RewardModel],
-    keyframes: Input[Keyframes],
-    policy: Input[Policy],
-    report: Output[Report],
+    evaluation: Input[EvaluationArtifact],
+    verdict: Input[VerdictArtifact],
+    demonstrations: Input[EpisodesArtifact],
+    episodes: Input[EpisodesArtifact],
+    world_model: Input[WorldModelArtifact],
+    reward: Input[RewardModelArtifact],
+    keyframes: Input[KeyframesArtifact],
+    policy: Input[PolicyArtifact],
+    report: Output[ReportArtifact],
     page: Output[dsl.HTML],
-    newest: Input[Episodes] | None = None,
-    refitted: Input[WorldModel] | None = None,
-    last_reward: Input[RewardModel] | None = None,
-    last_keyframes: Input[Keyframes] | None = None,
-    last_policy: Input[Policy] | None = None,
-    chosen: Input[Policy] | None = None,
-    older: Input[Episodes] | None = None,
+    newest: Input[EpisodesArtifact] | None = None,
+    refitted: Input[WorldModelArtifact] | None = None,
+    last_reward: Input[RewardModelArtifact] | None = None,
+    last_keyframes: Input[KeyframesArtifact] | None = None,
+    last_policy: Input[PolicyArtifact] | None = None,
+    chosen: Input[PolicyArtifact] | None = None,
+    older: Input[EpisodesArtifact] | None = None,
 ):
     """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last."""
     import shutil

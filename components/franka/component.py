@@ -2,11 +2,16 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Evaluation, Policy
+from components.artifacts import EvaluationArtifact, PolicyArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def try_on_robot(franka: dict, candidate: Input[Policy], baseline: Input[Policy], evaluation: Output[Evaluation]):
+def try_on_robot(
+    franka: dict,
+    candidate: Input[PolicyArtifact],
+    baseline: Input[PolicyArtifact],
+    evaluation: Output[EvaluationArtifact],
+):
     """Ask for trials of two policies on the real arm, and wait: its operator says go, or no."""
     from pathlib import Path
 

@@ -1,20 +1,30 @@
+from typing import Optional
+
 from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, Keyframes, Policy, RewardModel, WorldModel
+from components.artifacts import (
+    EpisodesArtifact,
+    KeyframesArtifact,
+    PolicyArtifact,
+    RewardModelArtifact,
+    WorldModelArtifact,
+)
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def improve_policy(
     task: dict,
     grpo: dict,
-    policy: Input[Policy],
-    world_model: Input[WorldModel],
-    reward: Input[RewardModel],
-    keyframes: Input[Keyframes],
-    episodes: Input[Episodes],
-    improved: Output[Policy],
+    policy: Input[PolicyArtifact],
+    world_model: Input[WorldModelArtifact],
+    reward: Input[RewardModelArtifact],
+    keyframes: Input[KeyframesArtifact],
+    episodes: Input[EpisodesArtifact],
+    improved: Output[PolicyArtifact],
+    newest: Input[EpisodesArtifact] | None = None,
+    pace: Optional[dict] = None,  # noqa: UP045 (kfp reads no dict | None)
     endpoint: str = "",
 ):
     """Reinforcement learning inside the world model: GRPO on imagined rollouts."""
@@ -27,14 +37,16 @@ def improve_policy(
 
     cfg = settings.Grpo.model_validate(grpo)
     dreams = {"world_model": Path(world_model.path), "reward": Path(reward.path)}
-    with following("grpo", {"task": task, "grpo": grpo}) as tracker:
+    branches = {"task": task, "grpo": grpo, "pace": pace}
+    with following("grpo", {name: branch for name, branch in branches.items() if branch}) as tracker:
         manifest = step(
             cfg,
             settings.Task.model_validate(task),
             policy=Path(policy.path),
             keyframes=Path(keyframes.path),
-            episodes=[Path(episodes.path)],
+            episodes=[Path(part.path) for part in (episodes, newest) if part],
             out=Path(improved.path),
+            updates=settings.Pace.model_validate(pace).updates if pace else None,
             simulator=simulator_at(endpoint, **dreams, monitor=cfg.monitor),
             tracker=tracker,
             **dreams,

@@ -2,17 +2,17 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, Keyframes, RewardModel
+from components.artifacts import EpisodesArtifact, KeyframesArtifact, RewardModelArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def mine_keyframes(
     task: dict,
     keyframes: dict,
-    episodes: Input[Episodes],
-    reward: Input[RewardModel],
-    chosen: Output[Keyframes],
-    newest: Input[Episodes] | None = None,
+    episodes: Input[EpisodesArtifact],
+    reward: Input[RewardModelArtifact],
+    chosen: Output[KeyframesArtifact],
+    newest: Input[EpisodesArtifact] | None = None,
 ):
     """Mark the moments of the newest episodes from which dreaming is worthwhile."""
     from pathlib import Path

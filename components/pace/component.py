@@ -2,37 +2,22 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, Keyframes, Policy, RewardModel, WorldModel
-
-
-@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def collect_again(task: dict, collect: dict, pace: dict, round: int, policy: Input[Policy], episodes: Output[Episodes]):
-    """Look at what the evolved policy really does, on initial states that no other round has seen."""
-    from pathlib import Path
-
-    from wovr_core import settings
-    from wovr_core.steps.collect import collect_episodes as step
-
-    cfg = settings.Pace.model_validate(pace)
-    manifest = step(
-        settings.Collect.model_validate({**collect, "episodes": cfg.episodes, "held_out": cfg.held_out}),
-        settings.Task.model_validate(task),
-        policy=Path(policy.path),
-        out=Path(episodes.path),
-        round=round,
-    )
-    episodes.metadata.update(manifest.summary)
+from components.artifacts import (
+    EpisodesArtifact,
+    PolicyArtifact,
+    WorldModelArtifact,
+)
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def choose_policy(
     task: dict,
     pace: dict,
-    evolved: Input[Policy],
-    evolved_episodes: Input[Episodes],
-    previous: Input[Policy],
-    previous_episodes: Input[Episodes],
-    chosen: Output[Policy],
+    evolved: Input[PolicyArtifact],
+    evolved_episodes: Input[EpisodesArtifact],
+    previous: Input[PolicyArtifact],
+    previous_episodes: Input[EpisodesArtifact],
+    chosen: Output[PolicyArtifact],
 ) -> bool:
     """The evolved policy, unless it has really become worse: then the one before. Says whether to go on learning."""
     from pathlib import Path
@@ -57,11 +42,11 @@ def choose_policy(
 def refit_world_model(
     task: dict,
     pace: dict,
-    world_model: Input[WorldModel],
-    demonstrations: Input[Episodes],
-    episodes: Input[Episodes],
-    newest: Input[Episodes],
-    refitted: Output[WorldModel],
+    world_model: Input[WorldModelArtifact],
+    demonstrations: Input[EpisodesArtifact],
+    episodes: Input[EpisodesArtifact],
+    newest: Input[EpisodesArtifact],
+    refitted: Output[WorldModelArtifact],
 ):
     """Continue the world model on old episodes and on what the evolved policy does."""
     from pathlib import Path
@@ -85,43 +70,3 @@ def refit_world_model(
 
     manifest = run_or_submit("pace", told, here, **ports)
     refitted.metadata.update(manifest.summary)
-
-
-@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def improve_again(
-    task: dict,
-    grpo: dict,
-    pace: dict,
-    policy: Input[Policy],
-    world_model: Input[WorldModel],
-    reward: Input[RewardModel],
-    keyframes: Input[Keyframes],
-    episodes: Input[Episodes],
-    newest: Input[Episodes],
-    improved: Output[Policy],
-    endpoint: str = "",
-):
-    """GRPO once more, in the refitted world model and for as many updates as a PACE round has."""
-    from pathlib import Path
-
-    from components.platform.endpoint import simulator_at
-    from components.platform.tracking import following
-    from wovr_core import settings
-    from wovr_core.steps.grpo import improve_policy as step
-
-    cfg = settings.Grpo.model_validate(grpo)
-    dreams = {"world_model": Path(world_model.path), "reward": Path(reward.path)}
-    with following("grpo", {"task": task, "grpo": grpo, "pace": pace}) as tracker:
-        manifest = step(
-            cfg,
-            settings.Task.model_validate(task),
-            policy=Path(policy.path),
-            keyframes=Path(keyframes.path),
-            episodes=[Path(episodes.path), Path(newest.path)],
-            out=Path(improved.path),
-            updates=settings.Pace.model_validate(pace).updates,
-            simulator=simulator_at(endpoint, **dreams, monitor=cfg.monitor),
-            tracker=tracker,
-            **dreams,
-        )
-    improved.metadata.update(manifest.summary)

@@ -2,11 +2,11 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, Policy, WorldModel
+from components.artifacts import EpisodesArtifact, PolicyArtifact, WorldModelArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def clone_base_policy(task: dict, policy: dict, base: Output[Policy], demonstrations: Output[Episodes]):
+def clone_base_policy(task: dict, policy: dict, base: Output[PolicyArtifact], demonstrations: Output[EpisodesArtifact]):
     """Behaviour-clone the base policy from a few scripted demonstrations."""
     from pathlib import Path
 
@@ -27,10 +27,10 @@ def cotrain_policy(
     task: dict,
     policy: dict,
     grpo: dict,
-    base: Input[Policy],
-    demonstrations: Input[Episodes],
-    world_model: Input[WorldModel],
-    cotrained: Output[Policy],
+    base: Input[PolicyArtifact],
+    demonstrations: Input[EpisodesArtifact],
+    world_model: Input[WorldModelArtifact],
+    cotrained: Output[PolicyArtifact],
 ):
     """Clone the base policy on, half from dreams of its demonstrations, so that it knows what a dream looks like."""
     from pathlib import Path

@@ -2,11 +2,19 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, Evaluation, Policy, Report, RewardModel, Verdict, WorldModel
+from components.artifacts import (
+    EpisodesArtifact,
+    EvaluationArtifact,
+    PolicyArtifact,
+    ReportArtifact,
+    RewardModelArtifact,
+    VerdictArtifact,
+    WorldModelArtifact,
+)
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def find_champion(promote: dict, candidate: Input[Policy], baseline: Input[Policy]) -> str:
+def find_champion(promote: dict, candidate: Input[PolicyArtifact], baseline: Input[PolicyArtifact]) -> str:
     """The digest of the champion that the candidate has to beat, beside its base; nothing where there is none."""
     from pathlib import Path
 
@@ -17,7 +25,7 @@ def find_champion(promote: dict, candidate: Input[Policy], baseline: Input[Polic
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def fetch_policy_to_beat(promote: dict, champion: str, baseline: Input[Policy], policy: Output[Policy]):
+def fetch_policy_to_beat(promote: dict, champion: str, baseline: Input[PolicyArtifact], policy: Output[PolicyArtifact]):
     """The champion of this digest; where there is none, the base is all there is to beat."""
     from pathlib import Path
 
@@ -35,14 +43,14 @@ def fetch_policy_to_beat(promote: dict, champion: str, baseline: Input[Policy], 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def promote_policy(
     promote: dict,
-    policy: Input[Policy],
-    evaluation: Input[Evaluation],
-    verdict: Input[Verdict],
-    report: Input[Report],
-    demonstrations: Input[Episodes],
-    episodes: Input[Episodes],
-    world_model: Input[WorldModel],
-    reward: Input[RewardModel],
+    policy: Input[PolicyArtifact],
+    evaluation: Input[EvaluationArtifact],
+    verdict: Input[VerdictArtifact],
+    report: Input[ReportArtifact],
+    demonstrations: Input[EpisodesArtifact],
+    episodes: Input[EpisodesArtifact],
+    world_model: Input[WorldModelArtifact],
+    reward: Input[RewardModelArtifact],
 ) -> str:
     """Register the policy with its evidence; make it the champion if the verdict says so, and only then.
 

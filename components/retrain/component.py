@@ -4,19 +4,25 @@ from kfp import dsl
 from kfp.dsl import Input, Output, OutputPath
 
 from components import images
-from components.artifacts import Episodes, Evaluation, Policy, RewardModel, WorldModel
+from components.artifacts import (
+    EpisodesArtifact,
+    EvaluationArtifact,
+    PolicyArtifact,
+    RewardModelArtifact,
+    WorldModelArtifact,
+)
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def fetch_champion(
     promote: dict,
     run: str,
-    policy: Output[Policy],
-    evaluation: Output[Evaluation],
-    world_model: Output[WorldModel],
-    reward: Output[RewardModel],
-    demonstrations: Output[Episodes],
-    episodes: Output[Episodes],
+    policy: Output[PolicyArtifact],
+    evaluation: Output[EvaluationArtifact],
+    world_model: Output[WorldModelArtifact],
+    reward: Output[RewardModelArtifact],
+    demonstrations: Output[EpisodesArtifact],
+    episodes: Output[EpisodesArtifact],
 ) -> NamedTuple("Champion", [("version", str), ("round", int)]):
     """The champion from the registry, with what it needs to learn again; and the number of this retraining."""
     from collections import namedtuple
@@ -41,7 +47,7 @@ def fetch_champion(
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def fetch_policy(promote: dict, version: str, policy: Output[Policy]) -> str:
+def fetch_policy(promote: dict, version: str, policy: Output[PolicyArtifact]) -> str:
     """A registered policy: the champion, unless a version is named."""
     from pathlib import Path
 
@@ -56,10 +62,10 @@ def fetch_policy(promote: dict, version: str, policy: Output[Policy]) -> str:
 def look_for_change(
     task: dict,
     retrain: dict,
-    episodes: Input[Episodes],
-    newest: Input[Episodes],
-    evaluation: Input[Evaluation],
-    world_model: Input[WorldModel],
+    episodes: Input[EpisodesArtifact],
+    newest: Input[EpisodesArtifact],
+    evaluation: Input[EvaluationArtifact],
+    world_model: Input[WorldModelArtifact],
     found: Output[dsl.Metrics],
     reason: OutputPath(str),
 ) -> bool:

@@ -2,20 +2,20 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, RewardModel, WorldModel
+from components.artifacts import EpisodesArtifact, RewardModelArtifact, WorldModelArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def train_reward(
     task: dict,
     reward: dict,
-    demonstrations: Input[Episodes],
-    episodes: Input[Episodes],
-    world_model: Input[WorldModel],
-    fitted: Output[RewardModel],
+    demonstrations: Input[EpisodesArtifact],
+    episodes: Input[EpisodesArtifact],
+    world_model: Input[WorldModelArtifact],
+    fitted: Output[RewardModelArtifact],
     dreams: Output[dsl.ClassificationMetrics],
-    newest: Input[Episodes] | None = None,
-    previous: Input[RewardModel] | None = None,
+    newest: Input[EpisodesArtifact] | None = None,
+    previous: Input[RewardModelArtifact] | None = None,
 ):
     """Learn to see success, on real frames and on dreams whose real outcome is known."""
     from pathlib import Path

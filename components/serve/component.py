@@ -2,11 +2,11 @@ from kfp import dsl
 from kfp.dsl import Input
 
 from components import images
-from components.artifacts import RewardModel, WorldModel
+from components.artifacts import RewardModelArtifact, WorldModelArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def serve_dreams(serve: dict, world_model: Input[WorldModel], reward: Input[RewardModel]) -> str:
+def serve_dreams(serve: dict, world_model: Input[WorldModelArtifact], reward: Input[RewardModelArtifact]) -> str:
     """Put the world model into service on Triton, beside the one that serves; says where, nothing without a Triton."""
     from pathlib import Path
 

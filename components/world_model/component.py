@@ -2,16 +2,16 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Episodes, WorldModel
+from components.artifacts import EpisodesArtifact, WorldModelArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def train_world_model(
     task: dict,
     world_model: dict,
-    demonstrations: Input[Episodes],
-    episodes: Input[Episodes],
-    fitted: Output[WorldModel],
+    demonstrations: Input[EpisodesArtifact],
+    episodes: Input[EpisodesArtifact],
+    fitted: Output[WorldModelArtifact],
 ) -> bool:
     """Fit the pretrained video model to real episodes; says whether its dreams can be trusted."""
     from pathlib import Path

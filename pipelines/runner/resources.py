@@ -20,15 +20,21 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import (
 )  # fmt: skip
 
 from components import images
-from components.artifacts import Episodes, Evaluation, Policy, RewardModel, WorldModel
+from components.artifacts import (
+    EpisodesArtifact,
+    EvaluationArtifact,
+    PolicyArtifact,
+    RewardModelArtifact,
+    WorldModelArtifact,
+)
 from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
 from wovr_core.settings import SettingsError
 
 CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
 MODELS = "wovr-models"  # likewise: what Triton serves
-LEARNT, TRIED = {Policy, WorldModel, RewardModel}, {Episodes, Evaluation}
-OPENED = LEARNT | {Episodes, dsl.Artifact}  # kinds that are large in memory; a list's kind is not known
+LEARNT, TRIED = {PolicyArtifact, WorldModelArtifact, RewardModelArtifact}, {EpisodesArtifact, EvaluationArtifact}
+OPENED = LEARNT | {EpisodesArtifact, dsl.Artifact}  # kinds that are large in memory; a list's kind is not known
 HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
 ONCE = ("finish", "try-on-robot")  # told of once; asked of people once
 USER = images.USER
@@ -66,9 +72,9 @@ class Profile:
             return self.others
         if "task" not in component.input_definitions.parameters:  # it only carries
             return self.opens
-        if makes & _titles_of(LEARNT) and WorldModel.schema_title in ports:
+        if makes & _titles_of(LEARNT) and WorldModelArtifact.schema_title in ports:
             return self.learns
-        if makes & _titles_of(TRIED) or takes & _titles_of({WorldModel, RewardModel}):
+        if makes & _titles_of(TRIED) or takes & _titles_of({WorldModelArtifact, RewardModelArtifact}):
             return self.tries
         return self.opens
 

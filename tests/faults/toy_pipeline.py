@@ -7,11 +7,11 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import Policy
+from components.artifacts import PolicyArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def draw(task: dict, numbers: Output[Policy], page: Output[dsl.Markdown]):
+def draw(task: dict, numbers: Output[PolicyArtifact], page: Output[dsl.Markdown]):
     import os
     import time
     from pathlib import Path
@@ -28,7 +28,7 @@ def draw(task: dict, numbers: Output[Policy], page: Output[dsl.Markdown]):
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def double(numbers: Input[Policy], doubled: Output[Policy]) -> str:
+def double(numbers: Input[PolicyArtifact], doubled: Output[PolicyArtifact]) -> str:
     import os
     from pathlib import Path
 
@@ -44,7 +44,7 @@ def double(numbers: Input[Policy], doubled: Output[Policy]) -> str:
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def add(numbers: Input[Policy], doubled: Input[Policy], sum: Output[Policy]):
+def add(numbers: Input[PolicyArtifact], doubled: Input[PolicyArtifact], sum: Output[PolicyArtifact]):
     import os
     from pathlib import Path
 

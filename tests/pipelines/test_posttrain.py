@@ -60,10 +60,8 @@ def test_a_policy_dreams_where_its_own_world_model_is_served(tmp_path):
 def test_a_policy_is_cotrained_on_the_dreams_it_learns_in_if_the_settings_say_so(tmp_path):
     (tmp_path / "with").mkdir()
     cotraining = compiled(Settings(grpo=Grpo(cotrain_steps=5)), tmp_path / "with")
-    tasks = {
-        name: task for part in cotraining["components"].values()
-        for name, task in part.get("dag", {}).get("tasks", {}).items()
-    }  # fmt: skip
+    parts = [part.get("dag", {}).get("tasks", {}) for part in cotraining["components"].values()]
+    (tasks,) = [tasks for tasks in parts if "cotrain-policy" in tasks]
     asked = tasks["improve-policy"]["inputs"]["artifacts"]
     assert asked["policy"]["taskOutputArtifact"]["producerTask"] == "cotrain-policy"
     assert tasks["cotrain-policy"]["inputs"]["artifacts"]["world_model"] == asked["world_model"]
@@ -126,5 +124,8 @@ def test_several_pods_may_collect_and_what_they_bring_is_put_together(tmp_path):
         if "parameterIterator" in task
     ]  # fmt: skip
     assert loop["parameterIterator"]["items"]["raw"] == "[0, 1, 2]"
-    assert not [name for name in spec["components"] if name.startswith("comp-collect-episodes")]
-    assert "comp-merge-episodes" in spec["components"]
+    (collects,) = spec["components"][loop["componentRef"]["name"]]["dag"]["tasks"].values()
+    assert collects["componentRef"]["name"].startswith("comp-collect-episodes")
+    parts = [spec["root"], *spec["components"].values()]
+    (first,) = [part for part in parts if "comp-merge-episodes" in str(part.get("dag"))]
+    assert "collect-episodes" not in first["dag"]["tasks"], "the shards are the first collection"

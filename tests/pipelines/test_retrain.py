@@ -71,14 +71,16 @@ def test_a_champion_is_left_alone_or_taught_again_as_its_world_asks(tmp_path, mo
     said, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "retrain")
     calm = Run.read(tmp_path / "runs" / "smoke-retrain")
     assert code == 0 and "nothing to learn, the champion stays" in said, said
-    assert list(calm.tasks) == ["fetch-champion", "collect-again", "look-for-change", "finish"], "nothing else is spent"
+    assert list(calm.tasks) == ["fetch-champion", "collect-episodes", "look-for-change", "finish"], (
+        "nothing else is spent"
+    )
 
     said, code = wovr(tmp_path, "changed.yaml", "--pipeline", "retrain")
     learnt = Run.read(tmp_path / "runs" / "changed-retrain")
     assert code == 0 and ("promote:" in said or "hold:" in said), said
     champion = read_manifest(learnt.artifact("fetch-champion", "policy"))
     assert champion.digest == read_manifest(learnt.artifact("evaluate-policies", "evaluation")).made_from["baseline"]
-    states = [states_of(run.artifact("collect-again", "episodes")) for run in (calm, learnt)]
+    states = [states_of(run.artifact("collect-episodes", "episodes")) for run in (calm, learnt)]
     assert not states[0] & states[1], "each retraining looks at initial states of its own"
     client = MlflowClient()
     assert len(client.search_model_versions(f"name = '{Promote().model}'")) == int(version) + 1

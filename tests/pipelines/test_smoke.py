@@ -46,7 +46,7 @@ def test_a_run_that_is_refused_and_then_is_killed_goes_on_where_it_was(tmp_path)
     for name, before in made.items():
         assert everything[name]["reused"], f"{name} was run again"
         assert everything[name]["outputs"] == before["outputs"]
-    assert not everything["improve-again"]["reused"]
+    assert not everything["improve-policy-2"]["reused"]
     assert "real success" in said and ("promote:" in said or "hold:" in said)
     report = (out / "report.html").read_text()
     assert "false successes in dreams of held-out episodes the monitor leaves" in report
@@ -57,7 +57,7 @@ def test_a_run_that_is_refused_and_then_is_killed_goes_on_where_it_was(tmp_path)
     assert code == 0, said
     settled = finished(out)
     assert settled["improve-policy"]["reused"] and "choose-policy" in settled
-    assert not {"refit-world-model", "improve-again"} & settled.keys(), "success does not rise by 100 points"
+    assert not {"refit-world-model", "improve-policy-2"} & settled.keys(), "success does not rise by 100 points"
     assert "promote:" in said or "hold:" in said
     assert "rises no more" in (out / "report.html").read_text()
     run = Run.read(out)
