@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
 ROOMS = ("wovr_core", "components", "pipelines", "benchmarks", "tools", "images", "charts", "docs")
+MAP = (ROOT / "README.md").read_text().partition("## Where things lie")[2]
 
 
 def named(path: Path) -> str:
@@ -79,3 +80,19 @@ def test_every_setting_that_a_page_names_exists():
                     for part in rest:
                         assert isinstance(place, dict) and part in place, f"{named(page)} names {name}"
                         place = place[part]
+
+
+def test_every_file_that_a_page_names_exists():
+    for page in PAGES:
+        if page.name not in ("CHANGELOG.md", "extending.md") and page.parent.name != "log":
+            for name in re.findall(r"`([\w-]+/[\w/.-]+\.(?:py|md|yaml))`", page.read_text()):
+                assert any((ROOT / room / name).exists() for room in ("", "wovr_core")), f"{named(page)}: {name}"
+
+
+def test_the_map_of_the_readme_is_that_of_the_tree():
+    room = ROOT
+    for indent, name in re.findall(r"^( *)(\S+) {2,}\S", MAP, re.MULTILINE):
+        if len(indent) <= 2:  # further in, a line goes on
+            room = ROOT if not indent else room
+            assert (room / name).exists(), name
+            room = room if indent else ROOT / name
