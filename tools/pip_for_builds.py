@@ -39,11 +39,11 @@ class Lender(SimpleHTTPRequestHandler):
 
 def configuration() -> dict[str, str]:
     """What pip is told here by files and by the environment; the environment wins."""
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], text=True, check=True, stdout=subprocess.PIPE
     ).stdout
     found: dict[str, str] = {}
-    for place, name, value in re.findall(r"^(:env:|global|site|user|install)\.([\w-]+)='(.*)'$", said, re.MULTILINE):
+    for place, name, value in re.findall(r"^(:env:|global|site|user|install)\.([\w-]+)='(.*)'$", output, re.MULTILINE):
         if place != ":env:" or name in HANDED_ON or name == "cert":
             found[name] = value.replace("\\n", "\n")
     return found
@@ -59,7 +59,7 @@ def on_disk(word: str) -> Path | None:
 def lend(found: dict[str, str], port: int) -> tuple[dict[str, str], tuple[Path, ...]]:
     """The configuration as a build can use it, and the folders that must be lent to it."""
     lent: list[Path] = []
-    told = {}
+    options = {}
     for name in HANDED_ON:
         words = []
         for word in found.get(name, "").split():
@@ -69,8 +69,8 @@ def lend(found: dict[str, str], port: int) -> tuple[dict[str, str], tuple[Path, 
                 word = f"http://127.0.0.1:{port}{folder}/"
             words.append(word)
         if words:
-            told[name] = " ".join(words)
-    return told, tuple(lent)
+            options[name] = " ".join(words)
+    return options, tuple(lent)
 
 
 def certificates(found: dict[str, str]) -> Path | None:
@@ -84,13 +84,13 @@ def main(folder: Path, command: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = configuration()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Lender, directory="/"))
-    told, Lender.lent = lend(found, server.server_address[1])
+    options, Lender.lent = lend(found, server.server_address[1])
     (folder / "ca.pem").write_text("")
     if bundle := certificates(found):
         shutil.copyfile(bundle, folder / "ca.pem")
-        told["cert"] = "/run/secrets/ca.pem"
+        options["cert"] = "/run/secrets/ca.pem"
     config = RawConfigParser()
-    config["global"] = told
+    config["global"] = options
     with (folder / "pip.conf").open("w") as file:
         config.write(file)
     threading.Thread(target=server.serve_forever, daemon=True).start()

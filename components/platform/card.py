@@ -15,15 +15,15 @@ ANY = -1  # how a signature spells a size that is not fixed, or not known
 
 def describe(model: str, manifests: dict[str, Manifest], *, datasets: dict[str, str], champion: str | None) -> str:
     """The model card, in markdown. `champion` is the version that had the alias when this one was registered."""
-    policy, evaluation, said = manifests["policy"], manifests["evaluation"], manifests["verdict"].summary
+    policy, evaluation, verdict = manifests["policy"], manifests["evaluation"], manifests["verdict"].summary
     task = policy.settings.get("task", {})
     baseline = evaluation.made_from.get("baseline", "")
     origin = {"candidate": policy.digest, "compared with": baseline, **policy.made_from}
     evidence = {name: manifest.digest for name, manifest in manifests.items() if name != "policy"}
-    confidence = said.get("confidence", 0.95)
+    confidence = verdict.get("confidence", 0.95)
     now, rival, over = f"version {champion}" if champion else "nobody", "", ""
-    if "champion" in said:
-        rival, pair = _row("the champion", said["champion"]) + "\n", said["over_champion"]
+    if "champion" in verdict:
+        rival, pair = _row("the champion", verdict["champion"]) + "\n", verdict["over_champion"]
         over = (
             f"; the difference from it is {_percent(pair['difference'])} points [{_percent(pair['low'])}, "
             f"{_percent(pair['high'])}]"
@@ -35,15 +35,15 @@ It sees a camera frame, reads an instruction, knows the pose of its gripper, and
 actions at once. The artifact lies in `artifact/`: safetensors and JSON, vouched for by its `manifest.json`; nothing
 is pickled, and `MLmodel` carries the signature only.
 
-**Verdict: {"promote" if said["promote"] else "hold"}.** {str(said["reason"])[:1500]}
+**Verdict: {"promote" if verdict["promote"] else "hold"}.** {str(verdict["reason"])[:1500]}
 
 | | real success | {_percent(confidence, 0)} % interval | n |
 |---|---|---|---|
-{_row("this policy", said["candidate"])}
-{_row("its base", said["baseline"])}
+{_row("this policy", verdict["candidate"])}
+{_row("its base", verdict["baseline"])}
 {rival}
 All ran for real on the same initial states, which no training has seen. The difference from its base is
-{_percent(said["difference"])} points [{_percent(said["low"])}, {_percent(said["high"])}].
+{_percent(verdict["difference"])} points [{_percent(verdict["low"])}, {_percent(verdict["high"])}].
 Champion was {now} then{over}.
 
 Should it disappoint, `wovr rollback {model} --reason WHY` gives the alias back to the champion before.
@@ -63,13 +63,13 @@ Should it disappoint, `wovr rollback {model} --reason WHY` gives the alias back 
 
 def save_mlmodel(path: Path, policy: Manifest, *, run_id: str) -> None:
     """MLflow's description of a model, without a way to load one: `wovr` is a flavor that MLflow cannot unpickle."""
-    told = {
+    flavor = {
         "artifact": "artifact",
         "kind": str(policy.kind),
         "digest": policy.digest,
         "code_version": policy.code_version,
     }
-    Model(artifact_path="policy", run_id=run_id, signature=signature(policy), flavors={"wovr": told}).save(str(path))
+    Model(artifact_path="policy", run_id=run_id, signature=signature(policy), flavors={"wovr": flavor}).save(str(path))
 
 
 def signature(policy: Manifest) -> ModelSignature:

@@ -29,7 +29,7 @@ from wovr_core.artifacts import ArtifactError, Kind, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, parse_manifest, put_in_place
 from wovr_core.settings import Promote, Task
 
-KEPT = {
+LEARNT_IN = {
     "evaluation": Kind.EVALUATION,
     "world_model": Kind.WORLD_MODEL,
     "reward": Kind.REWARD_MODEL,
@@ -39,16 +39,16 @@ KEPT = {
 RETRAINED = "wovr.retrained"  # tag of the runs that count a model's retrainings
 
 
-def keep_beside(client: MlflowClient, run_id: str, kept: Mapping[str, Path]) -> dict[str, str]:
+def keep_beside(client: MlflowClient, run_id: str, learnt_in: Mapping[str, Path]) -> dict[str, str]:
     """Store with a version's run what it needs to learn again; the tags that the version is to have."""
     tags = {}
-    for name, path in kept.items():
-        tags[f"kept.{name}"] = read_manifest(path, KEPT[name]).digest
+    for name, path in learnt_in.items():
+        tags[f"kept.{name}"] = read_manifest(path, LEARNT_IN[name]).digest
         client.log_artifacts(run_id, str(path), f"learnt_in/{name}")
     return tags
 
 
-def fetch_version(cfg: Promote, *, policy: Path, version: str = "", kept: Mapping[str, Path] = {}) -> str:
+def fetch_version(cfg: Promote, *, policy: Path, version: str = "", learnt_in: Mapping[str, Path] = {}) -> str:
     """A registered policy, the champion unless a version is named, and what was kept beside it; says its version."""
     client = open_client()
     number = version or version_at(client, cfg.model, cfg.alias)
@@ -60,13 +60,15 @@ def fetch_version(cfg: Promote, *, policy: Path, version: str = "", kept: Mappin
         found = client.get_model_version(cfg.model, number)
     except MlflowException as error:
         raise PromotionError(f"{cfg.model} has no version {number}: MLflow's page of the model lists them") from error
-    if lost := [name for name in kept if f"kept.{name}" not in found.tags]:
+    if lost := [name for name in learnt_in if f"kept.{name}" not in found.tags]:
         raise PromotionError(
             f"version {number} of {cfg.model} was registered without its {', '.join(lost)}, so it cannot learn again "
             f"from the registry: run posttrain once more; what it promotes keeps them"
         )
     places = {"policy": ("policy/artifact", Kind.POLICY, _vouched(found, cfg), policy)}
-    places |= {name: (f"learnt_in/{name}", KEPT[name], found.tags[f"kept.{name}"], out) for name, out in kept.items()}
+    places |= {
+        name: (f"learnt_in/{name}", LEARNT_IN[name], found.tags[f"kept.{name}"], out) for name, out in learnt_in.items()
+    }
     for source, kind, digest, out in places.values():
         _fetch(client, cfg, found, source, kind, digest, out)
     return str(number)

@@ -90,11 +90,11 @@ def run_or_submit(
     if jobs is None:
         return here()
     storage = Storage.from_env()
-    digests = {name: [read_manifest(path).digest for path in _many(given)] for name, given in sorted(ports.items())}
+    digests = {name: [read_manifest(path).digest for path in _many(paths)] for name, paths in sorted(ports.items())}
     key = sha256(json.dumps([word, dict(settings), digests, images.code()], sort_keys=True).encode()).hexdigest()[:16]
     place = f"trainjobs/{word}-{key}"
     if not storage.history(place):
-        uris = {name: [storage.put(path, f"inputs/{name}") for path in _many(given)] for name, given in ports.items()}
+        uris = {name: [storage.put(path, f"inputs/{name}") for path in _many(paths)] for name, paths in ports.items()}
         uri = f"s3://{storage.bucket.name}/{place}"
         job = train_job(jobs, f"wovr-{word}-{key}".replace("_", "-"), command_of(word, uris, uri), settings)
         cluster = Cluster(jobs.namespace)
@@ -109,7 +109,7 @@ def run_or_submit(
 
 def command_of(word: str, uris: Mapping[str, Sequence[str]], out: str) -> list[str]:
     """What every node runs; torchrun reads from its environment, which the runtime sets, who the others are."""
-    ports = [part for name, given in uris.items() for uri in given for part in (f"--{name.replace('_', '-')}", uri)]
+    ports = [part for name, several in uris.items() for uri in several for part in (f"--{name.replace('_', '-')}", uri)]
     return ["torchrun", "-m", "pipelines", "step", word, "-", *ports, "--out", out]
 
 
@@ -320,5 +320,5 @@ def _condition(job: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     return next((one for one in conditions if one["type"] == kind and one["status"] == "True"), None)
 
 
-def _many(given: Path | Sequence[Path]) -> list[Path]:
-    return [given] if isinstance(given, Path) else list(given)
+def _many(paths: Path | Sequence[Path]) -> list[Path]:
+    return [paths] if isinstance(paths, Path) else list(paths)

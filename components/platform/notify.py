@@ -11,8 +11,8 @@ from components.platform.deadline import DeadlineError, within
 PATIENCE = 10.0  # seconds for an answer, in all
 
 
-def notify(told: dict[str, str], *, attempts: int = 3, pause: float = 2.0, patience: float = PATIENCE) -> bool:
-    """Post `told` as JSON, with `text` for chat services; whether it arrived. Never fails, and never says to where.
+def notify(facts: dict[str, str], *, attempts: int = 3, pause: float = 2.0, patience: float = PATIENCE) -> bool:
+    """Post `facts` as JSON, with `text` for chat services; whether it arrived. Never fails, and never says to where.
 
     The address is often the key: it stands in no log, whatever goes wrong. One that does not answer in time has
     probably heard, and is not told again.
@@ -20,7 +20,7 @@ def notify(told: dict[str, str], *, attempts: int = 3, pause: float = 2.0, patie
     url = os.environ.get("WOVR_WEBHOOK_URL", "")
     if not url:
         return False
-    body = json.dumps(told | {"text": " ".join(told.values())}).encode()
+    body = json.dumps(facts | {"text": " ".join(facts.values())}).encode()
     try:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
 

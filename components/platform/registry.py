@@ -61,11 +61,11 @@ class Promotion:
 
 
 def promote_policy(
-    cfg: Promote, *, policy: Path, evaluation: Path, verdict: Path, report: Path, kept: Mapping[str, Path] = {}
+    cfg: Promote, *, policy: Path, evaluation: Path, verdict: Path, report: Path, learnt_in: Mapping[str, Path] = {}
 ) -> Promotion:
     """Register the policy with its evidence, and move the alias if the verdict says promote.
 
-    With a policy that is promoted goes what it needs to learn again, `kept` by name (`champion.KEPT`).
+    With a policy that is promoted goes what it needs to learn again, `learnt_in` by name (`champion.LEARNT_IN`).
 
     However often a run is repeated, the same policy with the same verdict is registered once and promoted once: an
     old verdict never takes the alias back from a later champion. Refuses where the champion changed since this was
@@ -79,26 +79,26 @@ def promote_policy(
     }
     _refuse_strangers(manifests)
     manifests["verdict"].summarised(VerdictFacts, verdict)  # "no" is not to promote anything
-    said = manifests["verdict"].summary
+    outcome = manifests["verdict"].summary
     client = open_client()
     promotions = Promotions(client, cfg.model, cfg.alias)
-    standing = promotions.settle() if said["promote"] else promotions.read()
+    standing = promotions.settle() if outcome["promote"] else promotions.read()
     champion = version_at(client, cfg.model, cfg.alias)
     version = _registered(client, cfg.model, manifests) or _register(
-        client, cfg, manifests, policy, report, champion, {**kept, "evaluation": evaluation} if kept else {}
+        client, cfg, manifests, policy, report, champion, {**learnt_in, "evaluation": evaluation} if learnt_in else {}
     )
     number = str(version.version)
     before = promoted_tag(cfg.alias) in version.tags or standing.held_by(version)
     is_champion = standing.head is not None and standing.head.policy == manifests["policy"].digest
-    if said["promote"] and not before and not is_champion:
+    if outcome["promote"] and not before and not is_champion:
         _refuse_beaten(standing, cfg, manifests)
-        promotions.move("promote", to=number, after=standing, reason=str(said["reason"]))
+        promotions.move("promote", to=number, after=standing, reason=str(outcome["reason"]))
     return Promotion(
         model=cfg.model,
         version=number,
         alias=cfg.alias,
-        promoted=bool(said["promote"]),
-        reason=str(said["reason"]),
+        promoted=bool(outcome["promote"]),
+        reason=str(outcome["reason"]),
         champion=version_at(client, cfg.model, cfg.alias),
     )
 
@@ -109,10 +109,10 @@ def rollback(model: str, alias: str = CHAMPION, *, reason: str) -> Entry:
     Where a rollback died before the aliases moved, this completes it and goes no further.
     """
     promotions = Promotions(open_client(), model, alias)
-    begun = promotions.read().head
+    last = promotions.read().head
     standing = promotions.settle()
-    if begun is not None and begun.kind == "rollback" and not begun.applied:
-        return begun
+    if last is not None and last.kind == "rollback" and not last.applied:
+        return last
     if standing.previous is None:
         who = f"version {standing.champion}" if standing.champion else "nobody"
         raise PromotionError(f"{alias} of {model} is {who}, and there was no other before to go back to")
@@ -167,23 +167,23 @@ def _registered(client: MlflowClient, model: str, manifests: dict[str, Manifest]
 
 def _register(
     client: MlflowClient, cfg: Promote, manifests: dict[str, Manifest], policy: Path, report: Path,
-    champion: str | None, kept: Mapping[str, Path],
+    champion: str | None, learnt_in: Mapping[str, Path],
 ) -> ModelVersion:  # fmt: skip
     """A run with report and metrics, and a version of the model that points at it.
 
     Should another process have registered the same meanwhile, its version stands and ours is taken back.
     """
     model, digests = cfg.model, {name: manifest.digest for name, manifest in manifests.items()}
-    said = manifests["verdict"].summary
-    outcome = {"outcome": "promote" if said["promote"] else "hold", "reason": str(said["reason"])}
+    verdict = manifests["verdict"].summary
+    outcome = {"outcome": "promote" if verdict["promote"] else "hold", "reason": str(verdict["reason"])}
     name = f"{os.environ.get('WOVR_RUN', model)} promote"
     run = client.create_run(experiment_named(model, client), run_name=name, tags={**digests, **outcome})
     try:
-        send(client, run.info.run_id, _metrics(policy, said))
+        send(client, run.info.run_id, _metrics(policy, verdict))
         insist(client.log_inputs, run.info.run_id, [_dataset(*known) for known in _datasets(manifests).items()])
         client.log_artifacts(run.info.run_id, str(report), "report")
         client.log_artifacts(run.info.run_id, str(policy), "policy/artifact")
-        tags = keep_beside(client, run.info.run_id, kept if said["promote"] else {})
+        tags = keep_beside(client, run.info.run_id, learnt_in if verdict["promote"] else {})
         card = describe(model, manifests, datasets=_datasets(manifests), champion=champion)
         with TemporaryDirectory() as beside:
             (Path(beside) / "README.md").write_text(card)
@@ -234,13 +234,13 @@ def _lineage(manifests: dict[str, Manifest]) -> dict[str, str]:
     return tags | {role: compared[role] for role in ("baseline", "champion") if role in compared}
 
 
-def _metrics(policy: Path, said: dict[str, Any]) -> list[Row]:
+def _metrics(policy: Path, verdict: dict[str, Any]) -> list[Row]:
     """Real success of the policies, and how the dreams went, update by update."""
     real = {}
-    for role in [role for role in ("candidate", "baseline", "champion") if role in said]:
-        real[f"evaluate/{role}_success"] = said[role]["successes"] / said[role]["n"]
-        real |= {f"evaluate/{role}_{name}": said[role][name] for name in ("low", "high", "n")}
-    rows = rows_of(real | {f"evaluate/{name}": said[name] for name in ("difference", "low", "high")}, step=0)
+    for role in [role for role in ("candidate", "baseline", "champion") if role in verdict]:
+        real[f"evaluate/{role}_success"] = verdict[role]["successes"] / verdict[role]["n"]
+        real |= {f"evaluate/{role}_{name}": verdict[role][name] for name in ("low", "high", "n")}
+    rows = rows_of(real | {f"evaluate/{name}": verdict[name] for name in ("difference", "low", "high")}, step=0)
     history = policy / "history.jsonl"
     for line in history.read_text().splitlines() if history.exists() else ():
         row = json.loads(line)

@@ -81,13 +81,13 @@ class Bucket:
     def from_env(cls) -> "Bucket":
         """The bucket that the variables of .env.example name."""
         variables = ["WOVR_S3_ENDPOINT", "WOVR_S3_ACCESS_KEY", "WOVR_S3_SECRET_KEY", "WOVR_S3_BUCKET"]
-        given = [os.environ.get(variable, "") for variable in variables]
-        if lacking := [variable for variable, value in zip(variables, given, strict=True) if not value]:
+        values = [os.environ.get(variable, "") for variable in variables]
+        if lacking := [variable for variable, value in zip(variables, values, strict=True) if not value]:
             raise StorageError(
                 f"not set: {', '.join(lacking)}. After `wovr stack up`: set -a; . .stack/env; set +a; for another "
                 f"S3 see .env.example"
             )
-        return cls(*given, region=os.environ.get("WOVR_S3_REGION") or "us-east-1")
+        return cls(*values, region=os.environ.get("WOVR_S3_REGION") or "us-east-1")
 
     def send(self, key: str, body: Callable[[], BinaryIO], size: int, notes: dict[str, str]) -> None:
         """Store an object, in parts if it is large; `body` opens it anew for every attempt."""

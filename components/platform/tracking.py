@@ -250,8 +250,8 @@ def _open_run(
         client.update_run(run, status="RUNNING")
     else:
         run = client.create_run(experiment, tags=tags, run_name=name).info.run_id
-    told = {f"{branch}.{key}": value for branch, tree in settings.items() for key, value in tree.items()}
-    params = [Param(key, str(value)[:LONGEST]) for key, value in told.items()]
+    flat = {f"{branch}.{key}": value for branch, tree in settings.items() for key, value in tree.items()}
+    params = [Param(key, str(value)[:LONGEST]) for key, value in flat.items()]
     for start in range(0, len(params), PARAMS):
         client.log_batch(run, params=params[start : start + PARAMS])
     return run

@@ -67,7 +67,7 @@ def promote_policy(
         evaluation=Path(evaluation.path),
         verdict=Path(verdict.path),
         report=Path(report.path),
-        kept={
+        learnt_in={
             "demonstrations": Path(demonstrations.path),
             "episodes": Path(episodes.path),
             "world_model": Path(world_model.path),

@@ -33,14 +33,14 @@ def fetch_champion(
     from wovr_core.steps.collect import RETRAINING
 
     cfg = settings.Promote.model_validate(promote)
-    kept = {
+    learnt_in = {
         "evaluation": Path(evaluation.path),
         "world_model": Path(world_model.path),
         "reward": Path(reward.path),
         "demonstrations": Path(demonstrations.path),
         "episodes": Path(episodes.path),
     }
-    version = fetch_version(cfg, policy=Path(policy.path), kept=kept)
+    version = fetch_version(cfg, policy=Path(policy.path), learnt_in=learnt_in)
     number = count_retraining(cfg, version=version, run=run, first=RETRAINING)
     print(f"version {version} of {cfg.model} is {cfg.alias}; this is retraining {number - RETRAINING}")
     return namedtuple("Champion", "version round")(version, number)

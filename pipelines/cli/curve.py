@@ -31,10 +31,10 @@ def tell_curve(folder: Path, console: Console, *, profile: str | None = None, ou
     if out and out.suffix != ".svg":
         raise CurveError(f"the chart is SVG, so --out must end in .svg: got {out}")
     curve, settings, notes = read_run(folder)
-    reference, said = find_reference(settings, read_references(REFERENCES), profile)
+    reference, comparison = find_reference(settings, read_references(REFERENCES), profile)
     runs = reference.runs if reference else ()
     notes += ["this very run is part of the reference, so it lies inside by construction"] * (curve in runs)
-    console.print(f"[bold]{escape(str(folder))}[/], seed {curve.seed}: {escape(said)}", soft_wrap=True)
+    console.print(f"[bold]{escape(str(folder))}[/], seed {curve.seed}: {escape(comparison)}", soft_wrap=True)
     for note in notes:
         console.print(f"[yellow]![/] {escape(note)}", soft_wrap=True)
     measured = {
@@ -172,9 +172,9 @@ def find_reference(
     if other and not profile:
         return None, f"no reference has its settings, so it is judged by itself (`--profile {name}` differs in {other})"
     seeds = [str(run.seed) for run in reference.runs]
-    said = f"expected is what {name} did with seed {', '.join(seeds)} ({reference.made['date']})"
-    said += "; of one seed, so how far seeds differ is not in the band" if len(seeds) == 1 else ""
-    return reference, said + (f"; but this run differs in {other}" if other else "")
+    comparison = f"expected is what {name} did with seed {', '.join(seeds)} ({reference.made['date']})"
+    comparison += "; of one seed, so how far seeds differ is not in the band" if len(seeds) == 1 else ""
+    return reference, comparison + (f"; but this run differs in {other}" if other else "")
 
 
 def differing(settings: dict[str, Any], others: dict[str, Any], within: str = "") -> list[str]:
@@ -194,9 +194,9 @@ def differing(settings: dict[str, Any], others: dict[str, Any], within: str = ""
 
 def table(curve: Curve, points: Sequence[Point]) -> Table:
     every = max(1, len(points) // 12)
-    shown = [*points[:-1:every], points[-1]]
+    rows = [*points[:-1:every], points[-1]]
     rows = Table("update", "expected, %", "here, %", "", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for p in shown:
+    for p in rows:
         band = f"{100 * p.band[0]:.0f} - {100 * p.band[1]:.0f}" if p.band else "-"
         here = f"{100 * p.value:.0f} \\[{100 * p.low:.0f}, {100 * p.high:.0f}]"
         where = {-1: "[red]below[/]", 0: "inside" if p.band else "", 1: "[yellow]above[/]"}[p.side]

@@ -27,10 +27,10 @@ class StepError(RuntimeError):
     """What this machine lacks for a step."""
 
 
-def run_step(word: str, settings: Settings, given: Sequence[str]) -> Any:
-    """Run a step with `given` ports, as they stand on a command line: --policy PATH --out PATH."""
+def run_step(word: str, settings: Settings, words: Sequence[str]) -> Any:
+    """Run a step with ports as they stand on a command line, in `words`: --policy PATH --out PATH."""
     function = step_named(word)
-    values = dict(_read(word, function, given))
+    values = dict(_read(word, function, words))
     check_step(word, settings)
     stored = str(values["out"]) if str(values.get("out", "")).startswith(S3) else ""
     name = Storage.from_env().name_in(stored) if stored else ""  # before the work
@@ -88,12 +88,12 @@ def step_named(word: str) -> Callable[..., Manifest]:
 
 def usage(word: str, function: Callable[..., Any]) -> str:
     """How a step's ports are given."""
-    said = []
+    ports = []
     for name, kind, required in _ports(function):
         several = " (several)" if _by_name(kind) else " (several: oldest first)" if _many(kind) else ""
         one = f"--{name} {'N' if _integer(kind) else 'NAME=PATH' if _by_name(kind) else 'PATH'}{several}"
-        said.append(one if required else f"[{one}]")
-    return f"wovr step {word} CONFIG {' '.join(said)}"
+        ports.append(one if required else f"[{one}]")
+    return f"wovr step {word} CONFIG {' '.join(ports)}"
 
 
 def _ports(function: Callable[..., Any]) -> list[tuple[str, Any, bool]]:
@@ -106,16 +106,16 @@ def _ports(function: Callable[..., Any]) -> list[tuple[str, Any, bool]]:
     ]
 
 
-def _read(word: str, function: Callable[..., Any], given: Sequence[str]) -> list[tuple[str, Any]]:
+def _read(word: str, function: Callable[..., Any], words: Sequence[str]) -> list[tuple[str, Any]]:
     texts: dict[str, list[str]] = {}
-    for name, text in zip(given[::2], given[1::2], strict=False):
+    for name, text in zip(words[::2], words[1::2], strict=False):
         if not name.startswith("--"):
             raise PortsError(f"{name!r} is no port of the step {word}: each is --NAME VALUE\n{usage(word, function)}")
         texts.setdefault(name.removeprefix("--").replace("-", "_"), []).append(text)
     ports = _ports(function)
     unknown = texts.keys() - {name for name, *_ in ports}
     missing = {name for name, _, required in ports if required} - texts.keys()
-    if unknown or missing or len(given) % 2:
+    if unknown or missing or len(words) % 2:
         wrong = [f"has no --{name}" for name in sorted(unknown)] + [f"wants --{name}" for name in sorted(missing)]
         raise PortsError(
             f"the step {word} {', '.join(wrong) or 'wants a value for each port'}\n{usage(word, function)}"

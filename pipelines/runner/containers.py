@@ -74,8 +74,8 @@ class Containers:
             try:
                 container.start()
                 decoder = codecs.getincrementaldecoder("utf-8")("replace")
-                for said in container.logs(stream=True, follow=True):
-                    tell(decoder.decode(said))
+                for output in container.logs(stream=True, follow=True):
+                    tell(decoder.decode(output))
                 code = container.wait()["StatusCode"]
             finally:
                 _remove(container)

@@ -69,11 +69,11 @@ def run_pipeline(
     keep: bool = False,
     stack: bool = False,
     runner: Literal["subprocess", "docker"] = "subprocess",
-    **given: str,
+    **parameters: str,
 ) -> Run:
     """Run a pipeline, or go on with a run; artifacts, logs and the cache of finished tasks lie under `folder`.
 
-    `given` are parameters of the pipeline that are no settings.
+    `parameters` are those of the pipeline that are no settings.
 
     Another version of the code has another cache: finished tasks are run again when the code has changed. With
     `keep` the run goes on with those of the version that ran last. With `stack` artifacts are stored in the S3 bucket
@@ -118,7 +118,7 @@ def run_pipeline(
             redirect_stdout(log),
         ):
             try:
-                pipeline(**arguments_of(pipeline, settings), **given)
+                pipeline(**arguments_of(pipeline, settings), **parameters)
             except RuntimeError as error:  # kfp names the task only
                 raise RunError(attendant.complaint or str(error)) from error
     return attendant.run
@@ -144,12 +144,12 @@ class Attendant:
     def execute(self, original: Any) -> Any:
         """Stands in for kfp's execution of one task, cached or not."""
 
-        def execute_single_task(**given: Any) -> tuple[dict[str, Any], Status]:
-            task = given["task_spec"].component_ref.name.removeprefix("comp-")
+        def execute_single_task(**arguments: Any) -> tuple[dict[str, Any], Status]:
+            task = arguments["task_spec"].component_ref.name.removeprefix("comp-")
             self._now.task, self._now.spawned = task, False
-            begun = time.monotonic()
-            outputs, status = original(**given)
-            seconds = time.monotonic() - begun
+            started = time.monotonic()
+            outputs, status = original(**arguments)
+            seconds = time.monotonic() - started
             if status is Status.SUCCESS:
                 spawned = self._now.spawned
                 if not spawned and task in self.before.tasks:
@@ -157,8 +157,8 @@ class Attendant:
                 plain = {port: Path(v.uri) if isinstance(v, Artifact) else v for port, v in outputs.items()}
                 self._store(task, outputs)
                 self.run.add(task, Finished(round(seconds, 1), not spawned, plain))
-                said = f"{seconds:.0f} s" if spawned else "finished before"
-                self.console.print(f"[green]✔[/] {task} [dim]{said}[/]")
+                duration = f"{seconds:.0f} s" if spawned else "finished before"
+                self.console.print(f"[green]✔[/] {task} [dim]{duration}[/]")
             return outputs, status
 
         return execute_single_task
@@ -235,17 +235,17 @@ class Attendant:
                 code = 1
         return self._ended(log, code)
 
-    def contain(self, client: Any, image: str, command: list[str], volumes: Any, **given: Any) -> int:
+    def contain(self, client: Any, image: str, command: list[str], volumes: Any, **options: Any) -> int:
         """Stands in for kfp's start of a container, which takes a container that is gone for one that succeeded."""
         _, _, _, source, *arguments = command
         environment = _in_container(self._inherited() | _environment(self.run.folder))
         with self._watched() as log:
             code = self.containers.run(
                 ["python", "-c", CONTAINED, source, *arguments],
-                environment=environment | given.get("environment", {}),
+                environment=environment | options.get("environment", {}),
                 mounts=_mounts(self.run.folder, environment),
                 log=log,
-                tell=lambda said: print(said, end="", file=self.console.file, flush=True),
+                tell=lambda words: print(words, end="", file=self.console.file, flush=True),
                 terminal=self.console.size if self.console.is_terminal else None,
             )
         return self._ended(log, code)
@@ -285,10 +285,10 @@ def _environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
         "OMP_WAIT_POLICY": "passive",  # a waiting thread leaves its core to others
     }
-    given = {name: os.environ.get(name) or wish for name, wish in wishes.items()}
+    environment = {name: os.environ.get(name) or wish for name, wish in wishes.items()}
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
-    given["WOVR_RUN"] = run_name(folder)
-    return given | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
+    environment["WOVR_RUN"] = run_name(folder)
+    return environment | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
 
 
 def _in_container(environment: dict[str, str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ class Check(NamedTuple):
 def examine(folder: Path) -> list[Check]:
     """Python, disk, memory, threads, the shipped backbone, packages."""
     release, free, memory = sys.version.split()[0], shutil.disk_usage(folder).free / 1e9, available_memory()
-    cores, told = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    cores, threads = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
     return [
         Check(
             "Python", release, "" if sys.version_info >= (3, 11) else "needs 3.11: make setup PYTHON=/path/to/python"
@@ -52,9 +52,9 @@ def examine(folder: Path) -> list[Check]:
         ),
         Check(
             "threads",
-            f"{cores} cores" + (f", OMP_NUM_THREADS={told}" if told else ""),
+            f"{cores} cores" + (f", OMP_NUM_THREADS={threads}" if threads else ""),
             f"more threads than cores crawl: unset OMP_NUM_THREADS or set it to {cores}"
-            if told.isdigit() and int(told) > cores
+            if threads.isdigit() and int(threads) > cores
             else "",
         ),
         *backbones(),

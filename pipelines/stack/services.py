@@ -40,8 +40,8 @@ def find_services(folder: Path) -> tuple[str, dict[str, str]]:
     Whoever names one of them must name all, for half of one and half of another is a key sent to the wrong door.
     """
     written = {name: value for name, value in dotenv_values(folder / ".env").items() if value}
-    for source, told in (("the environment", os.environ), (".env", written)):
-        if lacking := [name for name in NEEDED if not told.get(name)]:
+    for source, values in (("the environment", os.environ), (".env", written)):
+        if lacking := [name for name in NEEDED if not values.get(name)]:
             if len(lacking) < len(NEEDED):
                 named = ", ".join(name for name in NEEDED if name not in lacking)
                 raise ServicesError(
@@ -49,7 +49,9 @@ def find_services(folder: Path) -> tuple[str, dict[str, str]]:
                     f"none of them; see .env.example"
                 )
             continue
-        return source, dict(told) if source == ".env" else {v.name: told[v.name] for v in OURS if told.get(v.name)}
+        return source, dict(values) if source == ".env" else {
+            v.name: values[v.name] for v in OURS if values.get(v.name)
+        }
     if (folder / FOLDER / "env").exists():
         return f"{FOLDER}/env", Stack(folder / FOLDER).env()
     raise ServicesError(
@@ -115,10 +117,10 @@ def _registry(model: str) -> str:
     client = open_client()
     found = client.search_registered_models(f"name = '{model}'")
     try:
-        said = f"champion is version {client.get_model_version_by_alias(model, 'champion').version}"
+        champion = f"champion is version {client.get_model_version_by_alias(model, 'champion').version}"
     except MlflowException:
-        said = "no champion yet"
-    return f"registry answers; {model}: {said if found else 'not registered yet'}"
+        champion = "no champion yet"
+    return f"registry answers; {model}: {champion if found else 'not registered yet'}"
 
 
 def _triton(env: Mapping[str, str]) -> str:

@@ -150,9 +150,9 @@ class Stack:
 
     def _settle(self, server: Server) -> bool:
         """Choose other ports where somebody else took ours; whether the clients' one is among them."""
-        ports, begun = self._ports(), time.monotonic()
+        ports, started = self._ports(), time.monotonic()
         while taken := [port for port in server.ports if port in ports and not _is_free(ports[port])]:
-            if time.monotonic() - begun > LETTING_GO:
+            if time.monotonic() - started > LETTING_GO:
                 break
             time.sleep(0.05)
         self._keep(ports | dict(zip(taken, _free_ports(len(taken), besides=ports.values()), strict=True)))
@@ -164,13 +164,13 @@ class Stack:
         # what the user's shell says about other services must not reach ours
         ours = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_", "WOVR_"))}
         name, value = self._mark(server.name).split("=", 1)
-        with log.open("ab") as said:
+        with log.open("ab") as output:
             process = subprocess.Popen(
                 launch.command,
                 env={**ours, **launch.environment, name: value},
                 cwd=launch.folder or self.folder,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # neither Ctrl-C nor the end of the terminal is meant for it
             )
@@ -178,10 +178,10 @@ class Stack:
 
     def _wait(self, server: Server, tell: Callable[[str], object]) -> None:
         """Until it is well; one that does not get there is stopped, and its last words are told."""
-        place, begun = self._place(), time.monotonic()
+        place, started = self._place(), time.monotonic()
         address = place.address(server.ports[0])
         while complaint := self._complaint(server, place):
-            waited = time.monotonic() - begun
+            waited = time.monotonic() - started
             tell(f"waiting for {server.name} at {address} ({waited:.0f} s)")
             gone = waited > 1 and not self.pids(server.name)  # one that is being born has no environment yet
             if gone or waited > START:
@@ -201,11 +201,11 @@ class Stack:
 
     def _stop(self, server: Server) -> bool:
         """Politely, then not; whether there was anything to stop."""
-        ran, begun = self._signal(server, signal.SIGTERM), time.monotonic()
+        ran, started = self._signal(server, signal.SIGTERM), time.monotonic()
         while self.pids(server.name):
-            if time.monotonic() - begun > STOP:
+            if time.monotonic() - started > STOP:
                 self._signal(server, signal.SIGKILL)
-            self._give_up(server, begun + STOP)
+            self._give_up(server, started + STOP)
             time.sleep(0.1)
         return ran
 

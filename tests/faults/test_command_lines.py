@@ -78,7 +78,7 @@ def here(tmp_path, monkeypatch) -> Path:
         ("step collect --policy artifact --out gs://x/y", ["gs://x/y", "s3://BUCKET/NAME"]),
         ("step collect --policy hf://models/x --out c", ["hf://models/x", "a path or s3://BUCKET/NAME"]),
         ("step collect tabletop policy a", ["'policy' is no port", "--NAME VALUE", "--policy PATH"]),
-        ("step promote --kept X", ["[--kept NAME=PATH (several)]"]),
+        ("step promote --learnt-in X", ["[--learnt_in NAME=PATH (several)]"]),
         ("step serve --world_model a --reward b", ["WOVR_TRITON_URL names no Triton"]),
         ("step franka --candidate a --baseline b --out c", ["franka.gateway names no robot"]),
         ("compile -o empty", ["--out is empty", "ends in .yaml"]),
@@ -186,7 +186,19 @@ VALUES = [
     "paper-scale", "http://127.0.0.1:9", "banana://x", "s3://bucket/key", "champion", "v1", "x" * 300, "a\nb", "[red]",
     "posttrain", "retrain", "evaluate", "franka", "cpu", "gpu8", "collect", "promote", "world_model", "s3", "8", "16",
 ]  # fmt: skip
-PORTS = ["policy", "episodes", "world_model", "reward", "out", "round", "shard", "updates", "kept", "evaluation", "x"]
+PORTS = [
+    "policy",
+    "episodes",
+    "world_model",
+    "reward",
+    "out",
+    "round",
+    "shard",
+    "updates",
+    "learnt_in",
+    "evaluation",
+    "x",
+]
 
 
 def random_line(dice: random.Random) -> list[str]:

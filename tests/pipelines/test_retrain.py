@@ -53,7 +53,7 @@ def crown(settings: Settings, folder: Path) -> str:
     kept = {"world_model": "dreams", "reward": "reward", "demonstrations": "demonstrations", "episodes": "episodes"}
     return promote_policy(
         settings.promote, policy=base, evaluation=folder / "evaluation", verdict=folder / "verdict",
-        report=folder / "report", kept={name: folder / made for name, made in kept.items()},
+        report=folder / "report", learnt_in={name: folder / made for name, made in kept.items()},
     ).version  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_a_champion_is_left_alone_or_taught_again_as_its_world_asks(tmp_path, mo
     run_id = client.get_model_version(Promote().model, version).run_id
     client.log_text(run_id, "other bytes", "learnt_in/reward/calibration.json")
     with pytest.raises(PromotionError, match="corrupted"):
-        fetch_version(Promote(), policy=tmp_path / "p", kept={"reward": tmp_path / "r"})
+        fetch_version(Promote(), policy=tmp_path / "p", learnt_in={"reward": tmp_path / "r"})
     assert not (tmp_path / "r").exists(), "nothing is half-written"
     with pytest.raises(PromotionError, match="no version 77"):
         fetch_version(Promote(), policy=tmp_path / "q", version="77")
