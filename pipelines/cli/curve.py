@@ -194,9 +194,9 @@ def differing(settings: dict[str, Any], others: dict[str, Any], within: str = ""
 
 def table(curve: Curve, points: Sequence[Point]) -> Table:
     every = max(1, len(points) // 12)
-    rows = [*points[:-1:every], points[-1]]
+    listed = [*points[:-1:every], points[-1]]
     rows = Table("update", "expected, %", "here, %", "", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for p in rows:
+    for p in listed:
         band = f"{100 * p.band[0]:.0f} - {100 * p.band[1]:.0f}" if p.band else "-"
         here = f"{100 * p.value:.0f} \\[{100 * p.low:.0f}, {100 * p.high:.0f}]"
         where = {-1: "[red]below[/]", 0: "inside" if p.band else "", 1: "[yellow]above[/]"}[p.side]
