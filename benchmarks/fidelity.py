@@ -27,7 +27,7 @@ from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.charts import Axis, Chart, alone, text
 from wovr_core.evaluation.contact import Contact, contact_curve
 from wovr_core.evaluation.fidelity import by_depth, outcomes
-from wovr_core.evaluation.success import attempt, policy_decides, success_rate
+from wovr_core.evaluation.success import policy_decides, run_trials, success_rate
 from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import Dreams, Judge, dream
 from wovr_core.imagination.simulator import LearnedSimulator
@@ -64,7 +64,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(given.seed)
     ids = Split.KEYFRAMES.ids(given.episodes, start=FRESH)
     decide = policy_decides(policy, temperature=1.0, generator=generator)
-    episodes, won, _ = attempt(Tabletop(), decide, ids, Split.KEYFRAMES, steps=48)
+    episodes, won, _ = run_trials(Tabletop(), decide, ids, Split.KEYFRAMES, steps=48)
     actions = torch.stack([episode.actions for episode in episodes])
     shown = replay(world_model, episodes, generator=generator)
     shuffled = replay(world_model, episodes, generator=generator, actions=actions.roll(1, 0))

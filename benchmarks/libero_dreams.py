@@ -25,16 +25,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from wovr_core.chunk import CHUNK
 from wovr_core.envs.libero import Libero
 from wovr_core.envs.splits import Split
-from wovr_core.evaluation.success import attempt, success_rate
+from wovr_core.evaluation.success import run_trials, success_rate
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Judge, dream
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.settings import Settings
 from wovr_core.steps.dreamer import open_simulator
+from wovr_core.steps.environment import open_environment
 from wovr_core.steps.models import open_episodes, open_policy, reading_of
-from wovr_core.steps.reality import reality
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 
@@ -92,13 +93,13 @@ def main() -> None:
     )  # fmt: skip
     actions = from_tokens(dreams.tokens)
     ids = [episode.init_state for episode in held]
-    with reality(task) as env, counting("what was dreamt, for real", len(ids), unit="episode") as watch:
+    with open_environment(task) as env, counting("what was dreamt, for real", len(ids), unit="episode") as watch:
         assert isinstance(env, Libero)
         thing = targets(env, held)
         really: dict[int, Episode] = {}
         for rows in env.batches(ids):
             chunks = iter(actions[rows].unbind(1))
-            done = attempt(
+            done = run_trials(
                 env,
                 lambda _, chunks=chunks: next(chunks),
                 [ids[row] for row in rows],
@@ -110,7 +111,7 @@ def main() -> None:
     done_for_real = [really[row] for row in range(len(ids))]
     won = torch.tensor([episode.succeeded for episode in done_for_real])
     begun, moved = dreams.pose[:, :, None], dreams.pose.diff(dim=1, append=dreams.pose[:, -1:])[:, :, None]
-    dreamt_path = (begun + moved * (torch.arange(task.chunk) / task.chunk)[:, None]).flatten(1, 2)
+    dreamt_path = (begun + moved * (torch.arange(CHUNK) / CHUNK)[:, None]).flatten(1, 2)
     measured = {
         "episodes": (torch.stack([e.pose for e in held]), torch.stack([e.actions for e in held]),
                      torch.tensor([e.succeeded for e in held])),

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.artifacts.episodes import read_episodes
+from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
-from wovr_core.evaluation.success import attempt, policy_decides
+from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.grpo.advantages import group_advantages, returns
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.masking import valid_steps
 from wovr_core.imagination.rollout import Dreams
-from wovr_core.policy.behaviour_cloning import clone, lessons_of
+from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.protocols import Policy as Actor
 from wovr_core.settings import Grpo, Policy, Task
 from wovr_core.steps.models import open_policy, save_policy
@@ -53,7 +54,9 @@ def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int,
             grouped = [group_advantages(group[None], kind=cfg.advantage)[0] for group in gained.split(cfg.group_size)]
             for part in optimiser.param_groups:
                 part["lr"] = cfg.learning_rate * min(1.0, (len(rates) + 1) / cfg.warmup)
-            update_policy(actor, optimiser, tried, torch.cat(grouped), cfg, generator=generator)
+            update_policy(
+                actor, optimiser, tried, torch.cat(grouped), cfg, generator=generator, mirrors=task.embodiment.mirrors
+            )
             rates.append(tried.success.float().mean().item())
             advance(len(tried), f"success {100 * rates[-1]:.0f} %")
         save_policy(draft.folder, actor)
@@ -69,7 +72,7 @@ def real_rollouts(
     seen = first = env.reset(states, Split.COLLECTION)
     chunks: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob")}
     holds: list[Tensor] = []
-    for _ in range(task.horizon // task.chunk):
+    for _ in range(task.horizon // CHUNK):
         chosen = policy.act(seen, temperature=temperature, generator=generator)
         now = {"frames": seen.frames, "pose": seen.pose, "tokens": chosen.tokens, "log_prob": chosen.log_prob}
         for name, values in now.items():
@@ -80,12 +83,13 @@ def real_rollouts(
     starts = tuple(
         InitState(
             instruction=words, reference=frame, memory=frame.expand(4, -1, -1, -1), pose=pose.expand(5, -1),
-            actions=torch.zeros(4, task.action_dim), steps_left=task.horizon, episode=i, step=0, rule="initial",
+            actions=torch.zeros(4, task.embodiment.action_dim), steps_left=task.horizon, episode=i, step=0,
+            rule="initial",
         )
         for i, (words, frame, pose) in enumerate(zip(first.instructions, first.frames, first.pose, strict=True))
     )  # fmt: skip
     return Dreams(
-        starts=starts, valid=valid_steps(success).unflatten(1, (-1, task.chunk)), success=success.any(1),
+        starts=starts, valid=valid_steps(success).unflatten(1, (-1, CHUNK)), success=success.any(1),
         doubted=torch.zeros(len(starts), dtype=torch.bool), broken=torch.zeros(len(starts), dtype=torch.bool),
         **{name: torch.stack(values, 1) for name, values in chunks.items()},
     )  # fmt: skip
@@ -97,17 +101,18 @@ def clone_successes(
     """Filtered behaviour cloning: go on from the policy, on the demonstrations and on its own real successes."""
     actor = open_policy(policy)
     generator = torch.Generator().manual_seed(task.seed)
-    tried = attempt(
+    tried = run_trials(
         Tabletop(image_size=task.image_size), policy_decides(actor, temperature=temperature, generator=generator),
         Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000), Split.COLLECTION,
         steps=task.horizon,
     ).episodes  # fmt: skip
-    good = [until_success(episode, task.chunk) for episode in tried if episode.succeeded]
+    good = [until_success(episode, CHUNK) for episode in tried if episode.succeeded]
     settings = {"policy": cfg.model_dump(), "task": task.model_dump(), "temperature": temperature}
     made_from = {"policy": policy, "demonstrations": demonstrations}
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
-        lessons = lessons_of(read_episodes(demonstrations) + good, cfg, chunk=task.chunk)
-        losses = clone(actor, [lessons], cfg, steps=cfg.steps, mirrors=task.mirror, generator=generator)
+        data = cloning_data(read_episodes(demonstrations) + good, cfg)
+        mirrors = task.embodiment.mirrors
+        losses = clone(actor, [data], cfg, steps=cfg.steps, mirrors=mirrors, generator=generator)
         save_policy(draft.folder, actor)
         draft.summary |= {"real_episodes": len(tried), "successes": len(good), "loss": losses[-1]}
     return draft.manifest

@@ -78,8 +78,13 @@ class Embodiment:
         """Numbers of a pose."""
         return len(self.pose)
 
+    def check(self) -> None:
+        """Raise `EmbodimentError` where something that it needs is not installed."""
+        if self.check_installed:
+            self.function(self.check_installed)()
+
     def function(self, reference: str) -> Callable[..., Any]:
-        """What a "module:function" of this embodiment names. Raises `EmbodimentError` where there is none."""
+        """The function that one of the fields names. Raises `EmbodimentError` where there is none."""
         try:
             found: Callable[..., Any] = resolve_name(reference)
         except (ImportError, AttributeError, ValueError) as error:
@@ -98,7 +103,7 @@ def environment_names() -> list[str]:
     return sorted({*_registered, *entry_points(group=GROUP).names})
 
 
-def embodiment(name: str) -> Embodiment:
+def embodiment_named(name: str) -> Embodiment:
     """The embodiment of this name. Raises `UnknownEnvironmentError`, which lists those there are."""
     if name in _registered:
         return _registered[name]

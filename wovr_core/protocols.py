@@ -1,6 +1,6 @@
 """What the method asks of its parts. Whoever answers these calls can take part: a toy, a remote server, a 5B model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,8 +38,8 @@ class Policy(Protocol):
 
     def log_prob(self, seen: Observation, tokens: Tensor, *, temperature: float) -> Float[Tensor, "b chunk a"]: ...
 
-    def mirrored(self, tokens: Tensor, turned: Float[Tensor, "2"]) -> Tensor:
-        """The tokens of the same actions in a mirror; `turned` says what becomes of motions in x and y: 1 or -1."""
+    def mirrored(self, tokens: Tensor, signs: Float[Tensor, " a"]) -> Tensor:
+        """The tokens of the same actions in a mirror, which multiplies their numbers by `signs`: 1 or -1."""
         ...
 
 
@@ -118,6 +118,9 @@ class BrokenDreamError(RuntimeError):
 
 class EnvironmentLostError(RuntimeError):
     """An environment's process died in an episode. It has been started again: the episode can be tried once more."""
+
+
+Decide = Callable[[Observation], Float[Tensor, "b chunk a"]]  # the next actions, one or more, for what is observed
 
 
 class Env(Protocol):

@@ -17,11 +17,16 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
+    SerializeAsAny,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from wovr_core.chunk import CHUNK
+from wovr_core.embodiment import Embodiment, embodiment_named
 from wovr_core.section import Section
 from wovr_core.strict_yaml import YamlError, read_yaml
 
@@ -110,60 +115,42 @@ def _lowest_first(bounds: tuple[float, float]) -> tuple[float, float]:
 Bounds = Annotated[tuple[Share, Share], AfterValidator(_lowest_first)]
 
 
-SuiteName = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
-
-
-class Suite(Section):
-    """Which of LIBERO's tasks, and how they are drawn; read when `task.environment` is libero."""
-
-    suite: SuiteName = "libero_spatial"
-    tasks: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
-    rendering: Literal["fast", "standard"] = "fast"  # another look: never two of them in one run
-    processes: Few = 2  # an environment each
-
-    @model_validator(mode="after")
-    def _each_once(self) -> Self:
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"task.libero.tasks are {list(self.tasks)}: name each task once")
-        return self
+def _of_the_environment(name: str, options: Any) -> Section:
+    """The options of an environment, complaints about them worded as those about other settings."""
+    model = embodiment_named(name).options
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        lines: list[InitErrorDetails] = []
+        for problem in error.errors():
+            kind, message = problem["type"], problem["msg"]
+            if kind == "extra_forbidden":
+                kind, message = "unknown_option", _unknown(model, problem["loc"]) or f"unknown setting: {name} has none"
+            told = PydanticCustomError(kind, "{message}", {"message": message})
+            lines.append({"type": told, "loc": problem["loc"], "input": problem["input"]})
+        raise ValidationError.from_exception_data(error.title, lines) from None
 
 
 class Task(Section):
     """What several steps must agree on."""
 
-    environment: Literal["tabletop", "libero"] = "tabletop"
-    libero: Suite = Suite()
+    environment: Annotated[str, AfterValidator(lambda name: embodiment_named(name).name)] = "tabletop"
+    options: SerializeAsAny[Section] = Field(default_factory=dict, validate_default=True)  # those of the environment
     image_size: Annotated[int, Field(ge=8, le=512)] = 48  # pixels, square; of whole patches of 8
-    action_dim: Count = 3  # libero: 7
-    chunk: Count = 8  # actions a policy decides at once
-    horizon: Annotated[int, Field(ge=16, le=10_000)] = 48  # steps of an episode
-    mirror: bool = True  # mirror images of a scene are scenes too, and teach; only the table has no left or right
+    horizon: Annotated[int, Field(ge=16, le=10_000)] = Field(
+        default_factory=lambda before: embodiment_named(before.get("environment", "tabletop")).horizon
+    )  # steps of an episode
     seed: Seed = 0  # of everything that is drawn at random
 
     @property
-    def pose_dim(self) -> int:
-        """Numbers that tell where the hand is; those an action moves, in the same order."""
-        return {"tabletop": 2, "libero": 6}[self.environment]
+    def embodiment(self) -> Embodiment:
+        """What the environment is."""
+        return embodiment_named(self.environment)
 
-    @model_validator(mode="after")
-    def _of_one_environment(self) -> Self:
-        if self.action_dim != (wanted := {"tabletop": 3, "libero": 7}[self.environment]):
-            raise ValueError(
-                f"task.action_dim is {self.action_dim}, but an action of {self.environment} has {wanted} numbers: set "
-                f"it to {wanted}"
-            )
-        if self.mirror and self.environment == "libero":
-            raise ValueError("task.mirror is on, but LIBERO's scenes in a mirror are no scenes: set it to false")
-        return self
-
-    @model_validator(mode="after")
-    def _suite_is_read(self) -> Self:
-        if self.environment != "libero" and self.libero != Suite():
-            raise ValueError(
-                f"task.libero is set, but task.environment is {self.environment}, which reads none of it: set "
-                f"task.environment to libero, or leave task.libero out"
-            )
-        return self
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options_are_its_own(cls, options: Any, info: ValidationInfo) -> Any:
+        return _of_the_environment(info.data["environment"], options) if "environment" in info.data else Section()
 
     @model_validator(mode="after")
     def _whole_patches(self) -> Self:
@@ -176,15 +163,10 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
-        if self.chunk != 8:
+        if self.horizon % CHUNK:
             raise ValueError(
-                f"task.chunk is {self.chunk}, but a world-model window is 1 reference + 4 memory + 8 future frames "
-                f"(13 frames = 4 latents of a codec with temporal factor 4); set task.chunk to 8"
-            )
-        if self.horizon % self.chunk:
-            raise ValueError(
-                f"task.horizon is {self.horizon}, not a multiple of task.chunk {self.chunk}: "
-                f"use {self.horizon // self.chunk * self.chunk} or {(self.horizon // self.chunk + 1) * self.chunk}"
+                f"task.horizon is {self.horizon}, not a multiple of the {CHUNK} actions that are decided at once: "
+                f"use {self.horizon // CHUNK * CHUNK} or {(self.horizon // CHUNK + 1) * CHUNK}"
             )
         return self
 
@@ -194,11 +176,10 @@ class Policy(Section):
 
     demonstrations: EpisodesOfARound = 10
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
-    grasp_offset: Share = 0.02  # where it grasps, in table units
-    every: Count = 8  # steps between two decisions to learn from; libero's demonstrator decides anew at each: 1
-    stride: Literal[2, 4] = 2  # of the first convolution: 4 where pictures are large
-    kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
-    after_success: CountOrZero = 1000  # steps to learn from once a demonstration has succeeded; so many are all
+    demonstration_stride: Count = CHUNK  # steps between two decisions to learn from: as many as were decided at once
+    conv_stride: Literal[2, 4] = 2  # of the first convolution: 4 where pictures are large
+    conv_kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
+    after_success: CountOrZero | None = None  # steps to learn from once a demonstration has succeeded; None: all
     proprioception: bool = False  # reads the arm's own pose beside picture and words
     steps: Count = 1000
     batch: Annotated[int, Field(ge=2, le=65_536)] = 64
@@ -348,7 +329,7 @@ class Grpo(Section):
     discount: Annotated[float, Field(ge=0.5, le=1)] = 1.0
     advantage: Literal["mean", "standardised"] = "mean"
     monitor: bool = True  # a dream that looks hallucinated ends there, and is no success
-    mirror: bool = True  # a success teaches its mirror images too: the table has no left or right
+    mirror: bool = True  # a success teaches its mirror images too, where the environment has any
     mask: bool = True  # nothing dreamt after the first success counts
     clip_ratio_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     clip_ratio_high: Annotated[float, Field(gt=0, le=1000)] = 0.28
@@ -406,8 +387,7 @@ class Evaluate(Section):
     episodes: Count = 3000
     first: CountOrZero = 100_000  # initial state of the split to begin at; development looked at earlier ones
     confidence: Confidence = 0.95
-    greedy: bool = False
-    temperature: Temperature = 1.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0  # 0: always the likeliest action
     curve_episodes: CountOrZero = 300  # a snapshot, for the report's curve only; nothing is chosen by it
 
     @model_validator(mode="after")
@@ -480,19 +460,17 @@ class Settings(Section):
             )
         if self.grpo.kir_ratio > 0:
             self._keyframes_can_be()
-        if self.keyframes.min_steps_left < self.task.chunk:
+        if self.keyframes.min_steps_left < CHUNK:
             raise ValueError(
                 f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a dream is at least one chunk of "
-                f"{self.task.chunk} actions: raise it to {self.task.chunk} or more"
+                f"{CHUNK} actions: raise it to {CHUNK} or more"
             )
         if self.grpo.monitor and not self.reward.detector_steps:
             raise ValueError(
                 "grpo.monitor is on, but reward.detector_steps is 0, so there is no detector to ask: "
                 "set grpo.monitor to false, or reward.detector_steps above 0"
             )
-        if self.grpo.mirror and not self.task.mirror:
-            raise ValueError("grpo.mirror is on, but task.mirror is off: set grpo.mirror to false too")
-        untaught = self.task.environment != "tabletop" and self.world_model.pretrained == "none"
+        untaught = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
         if self.world_model.architecture.pose_map and untaught:
             raise ValueError(
                 "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
@@ -503,9 +481,9 @@ class Settings(Section):
                 f"reward.every is {self.reward.every}, but world_model.architecture.codec components keeps one frame "
                 f"in four: set it to 4 or 8"
             )
-        if self.grpo.keyframe_horizon % self.task.chunk:
+        if self.grpo.keyframe_horizon % CHUNK:
             raise ValueError(
-                f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of task.chunk {self.task.chunk}"
+                f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of a chunk of {CHUNK}"
             )
         if self.grpo.keyframe_horizon > self.task.horizon:
             raise ValueError(
@@ -520,11 +498,11 @@ class Settings(Section):
                 f"grpo.kir_ratio is {self.grpo.kir_ratio:g}, but keyframes.rules is empty, so no rule finds keyframes "
                 f"to begin at: name some of {', '.join(KEYFRAME_RULES)}, or set grpo.kir_ratio to 0"
             )
-        most = self.task.horizon - self.task.chunk  # the first chunk of an episode is no keyframe, but its start
+        most = self.task.horizon - CHUNK  # the first chunk of an episode is no keyframe, but its start
         if self.keyframes.min_steps_left > most:
             raise ValueError(
                 f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a keyframe has at most task.horizon "
-                f"{self.task.horizon} - task.chunk {self.task.chunk} = {most} steps left: use {most} or fewer, or set "
+                f"{self.task.horizon} - a chunk of {CHUNK} = {most} steps left: use {most} or fewer, or set "
                 f"grpo.kir_ratio to 0"
             )
         readings = self.grpo.keyframe_horizon // self.reward.every
@@ -593,21 +571,26 @@ PLAINER = {  # pydantic's kinds of problems that it words for programmers
 }
 
 
+def _unknown(root: type[BaseModel], place: tuple[int | str, ...]) -> str:
+    """What to say of a name that is no setting; nothing where its branch has no settings at all."""
+    branch = root
+    for part in place[:-1]:
+        inner: Any = branch.model_fields[str(part)].annotation
+        branch = inner
+    known = list(branch.model_fields)
+    near = get_close_matches(str(place[-1]), known, n=1)
+    if near:
+        return f"unknown setting; did you mean {near[0]}?"
+    return f"unknown setting; known: {', '.join(known)}" if known else ""
+
+
 def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         message = PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "extra_forbidden":
-            branch = root
-            for part in problem["loc"][:-1]:
-                inner: Any = branch.model_fields[str(part)].annotation
-                branch = inner
-            known = list(branch.model_fields)
-            near = get_close_matches(str(problem["loc"][-1]), known, n=1)
-            message = (
-                f"unknown setting; did you mean {near[0]}?" if near else f"unknown setting; known: {', '.join(known)}"
-            )
+            message = _unknown(root, problem["loc"])
         elif "input" in problem and not isinstance(problem["input"], dict):
             message += f" (got {_LOGIN.sub('//***@', _SHORT.repr(problem['input']))})"
         lines.append(f"  {where}: {message}" if where else f"  {message}")

@@ -5,13 +5,9 @@ Pixels are `uint8` at rest in [0, 255]; models see floats in [-1, 1]; `to_unit` 
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from scipy.spatial.transform import Rotation
 from torch import Tensor
-
-DOWN = Rotation.from_rotvec([np.pi, 0, 0])  # of a hand that points at the table
 
 
 def to_unit(frames: UInt8[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
@@ -24,18 +20,13 @@ def to_pixels(frames: Float[Tensor, "*batch c h w"]) -> UInt8[Tensor, "*batch c 
     return ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def from_down(hand: Rotation) -> np.ndarray:
-    """How a hand is turned from pointing down: the rotation vector (..., 3) that actions would turn it by, in rad."""
-    return (hand * DOWN.inv()).as_rotvec()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """What a policy may know: pictures, words, and the arm's own pose. Never where the objects are."""
 
     frames: UInt8[Tensor, "b c h w"]
     instructions: tuple[str, ...]
-    pose: Float[Tensor, "b p"]  # of the gripper, from the arm's encoders: (x, y) in table units; libero: see `envs`
+    pose: Float[Tensor, "b p"]  # of the gripper, from the arm's encoders; its numbers are named by the Embodiment
 
     def __post_init__(self) -> None:
         if not len(self.frames) == len(self.instructions) == len(self.pose):

@@ -1,5 +1,6 @@
 """What a registered policy says of itself: a model card to read, a signature to call it by. Nothing to unpickle."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from wovr_core.artifacts import Manifest
+from wovr_core.chunk import CHUNK
+from wovr_core.embodiment import UnknownEnvironmentError, embodiment_named
 
 LONGEST = 5000  # characters of a description in MLflow's database
 ANY = -1  # how a signature spells a size that is not fixed, or not known
@@ -75,13 +78,15 @@ def save_mlmodel(path: Path, policy: Manifest, *, run_id: str) -> None:
 def signature(policy: Manifest) -> ModelSignature:
     """An `Observation` in, the actions of an `ActionChunk` out; what the settings do not tell is left open."""
     task = policy.settings.get("task", {})
-    size, chunk, action_dim = (int(task.get(name, ANY)) for name in ("image_size", "chunk", "action_dim"))
+    size, action_dim = int(task.get("image_size", ANY)), ANY
+    with suppress(UnknownEnvironmentError):  # of a robot that only the machine knew that wrote it
+        action_dim = embodiment_named(str(task.get("environment"))).action_dim
     seen = [
         TensorSpec(np.dtype("uint8"), (ANY, 3, size, size), "frames"),
         TensorSpec(np.dtype("str"), (ANY,), "instructions"),
         TensorSpec(np.dtype("float32"), (ANY, ANY), "pose"),
     ]
-    done = [TensorSpec(np.dtype("float32"), (ANY, chunk, action_dim), "actions")]
+    done = [TensorSpec(np.dtype("float32"), (ANY, CHUNK, action_dim), "actions")]
     return ModelSignature(inputs=Schema(seen), outputs=Schema(done))
 
 

@@ -27,6 +27,7 @@ from components.platform.mlflow_client import (
 from components.platform.promotions import CHAMPION, PromotionError, Promotions, promoted_tag, version_at
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, parse_manifest, put_in_place
+from wovr_core.chunk import CHUNK
 from wovr_core.settings import Promote, Task
 
 LEARNT_IN = {
@@ -113,7 +114,7 @@ def check_champion(cfg: Promote, task: Task, uri: str = "") -> None:
         return
     found = client.get_model_version(cfg.model, number)
     shape = _shape(client, cfg, found)
-    sizes = {name: getattr(task, name) for name in ("action_dim", "image_size", "chunk")}
+    sizes = {"action_dim": task.embodiment.action_dim, "image_size": task.image_size, "chunk": CHUNK}
     if wrong := [f"{name} {shape[name]}, not {size}" for name, size in sizes.items() if shape.get(name, size) != size]:
         raise PromotionError(
             f"version {number} of {cfg.model} is {cfg.alias} and does not fit the task: it has {', '.join(wrong)}. "

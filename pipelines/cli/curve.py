@@ -78,7 +78,7 @@ def read_run(folder: Path) -> tuple[Curve, dict[str, Any], list[str]]:
             tried[origin["policy"]] = (summary["successes"], summary["episodes"])
         if manifest.kind is Kind.EVALUATION:
             notes, how = notes[1:], manifest.settings["evaluate"]
-            if how["greedy"] or how["temperature"] != settings["collect"]["temperature"]:
+            if how["temperature"] != settings["collect"]["temperature"]:
                 tried.clear()  # the policy that collected acted otherwise
             for role in ROLES:
                 tried[same.get(origin[role], origin[role])] = (summary[role]["successes"], summary[role]["n"])

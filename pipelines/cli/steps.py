@@ -50,10 +50,8 @@ def run_step(word: str, settings: Settings, words: Sequence[str]) -> Any:
 
 def check_step(word: str, settings: Settings) -> None:
     """Refuse to begin a step that lacks a simulator or a service here; it looks at its artifacts itself."""
-    if word in ("policy", "collect", "evaluate") and settings.task.environment == "libero":
-        from wovr_core.envs.libero import check_installed
-
-        check_installed()
+    if word in ("policy", "collect", "evaluate"):
+        settings.task.embodiment.check()
     if word == "serve" and not os.environ.get("WOVR_TRITON_URL"):
         raise StepError(
             "WOVR_TRITON_URL names no Triton server, so there is nowhere to serve a world model. See docs/services.md"

@@ -16,12 +16,13 @@ from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import pipeline_named
 from pipelines.stack.doctor import available_memory
 from wovr_core.artifacts.names import is_address
+from wovr_core.chunk import CHUNK, WINDOW
+from wovr_core.embodiment import EmbodimentError
 from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError
 
 TRYING = ("posttrain", "retrain", "evaluate")  # pipelines that open the simulator
 VERSIONED = ("evaluate", "franka")  # pipelines that are asked for a version
 COPIES = 5  # of a weight while it is trained: itself, its gradient, two moments, the moving average
-WINDOW = 13  # pictures that the world model learns from at once
 
 
 class PreflightError(RuntimeError):
@@ -49,8 +50,6 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain",
 
     Tasks that are `contained` find the simulator in their image.
     """
-    from wovr_core.envs.libero import LiberoError, check_installed
-
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve().parent / "mlflow.db")
     _nameable(folder)
     looks = [lambda: _writable(folder), lambda: _registry(settings, uri, pipeline)]
@@ -58,9 +57,9 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain",
         looks.append(lambda: _memory(settings))
     if pipeline == "franka":
         looks.append(lambda: Storage.from_env() and None)
-    if pipeline in TRYING and settings.task.environment == "libero" and not contained:
-        looks.append(check_installed)
-    if wrong := _complaints(looks, (PreflightError, TrackingError, StorageError, LiberoError)):
+    if pipeline in TRYING and not contained:
+        looks.append(settings.task.embodiment.check)
+    if wrong := _complaints(looks, (PreflightError, TrackingError, StorageError, EmbodimentError)):
         raise PreflightError("\n".join(wrong))
 
 
@@ -124,7 +123,7 @@ def _memory(settings: Settings) -> None:
     task, collect, grpo, free = settings.task, settings.collect, settings.grpo, available_memory()
     picture = 3 * task.image_size**2 / 1e9
     real = settings.policy.demonstrations + collect.episodes + collect.held_out
-    dreams = grpo.num_groups * grpo.group_size * task.horizon // task.chunk
+    dreams = grpo.num_groups * grpo.group_size * task.horizon // CHUNK
     needs = {
         f"{real} real episodes (policy.demonstrations, collect.episodes, collect.held_out)": picture
         * real

@@ -173,7 +173,7 @@ def test_a_real_rollout_is_recorded_as_an_update_reads_it(policy, ledger):
 
 def test_filtered_cloning_spends_its_episodes_and_learns_from_successes_alone(policy, ledger, tmp_path, monkeypatch):
     learnt = []
-    monkeypatch.setattr(real_rl, "lessons_of", lambda episodes, *_, **__: learnt.extend(episodes))
+    monkeypatch.setattr(real_rl, "cloning_data", lambda episodes, *_, **__: learnt.extend(episodes))
     monkeypatch.setattr(real_rl, "clone", lambda *_, **__: [0.0])
     monkeypatch.setattr(real_rl, "read_episodes", lambda path: ["demonstration"])
     monkeypatch.setattr(ledger, "step", lambda env, actions: Tabletop.step(env, actions) | (torch.arange(9) < 2))

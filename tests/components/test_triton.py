@@ -143,7 +143,7 @@ def test_what_dreams_inside_triton_imports_nothing_that_its_environment_lacks():
 
 def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     """Poses of six numbers, seven of an action and a state of its own, as LIBERO's; nothing of LIBERO is installed."""
-    task = Task(environment="libero", action_dim=7, mirror=False, image_size=SIDE)
+    task = Task(environment="libero", image_size=SIDE)
     torch.manual_seed(0)
     mixing = {"codec": "components", "latent_channels": 24, "keep_gates": True, "pose_map": True, "advection": True}
     cfg = WORLD_MODEL.model_copy(update={"architecture": WORLD_MODEL.architecture.model_copy(update=mixing)})

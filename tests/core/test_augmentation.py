@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from wovr_core.embodiment import TABLETOP
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
-from wovr_core.training.augmentation import jitter, mirror
+from wovr_core.training.augmentation import in_turn, jitter, mirror_actions, mirror_frames, mirror_pose
 from wovr_core.trajectory import to_unit
 
 
@@ -28,11 +29,15 @@ def test_jitter_repeats_the_edge(generator):
 
 def test_mirrors_in_four_ways_and_motions_with_them(generator):
     frames = torch.rand(2, 3, 8, 8, generator=generator)
-    ways = [mirror(frames, step) for step in range(8)]
-    assert [tuple(turned.tolist()) for _, turned in ways[:4]] == [(1, 1), (-1, 1), (1, -1), (-1, -1)]
+    ways = [in_turn(TABLETOP.mirrors, step) for step in range(8)]
+    motions = [tuple(mirror_actions(torch.ones(3), way).tolist()) for way in ways]
+    assert motions[:4] == [(1, 1, 1), (-1, 1, 1), (1, -1, 1), (-1, -1, 1)]
     for step, axes in enumerate([[], [3], [2], [2, 3]]):
-        assert torch.equal(ways[step][0], frames.flip(axes))
-        assert torch.equal(ways[step][0], ways[step + 4][0]), "in turn"
+        assert torch.equal(mirror_frames(frames, ways[step]), frames.flip(axes))
+        assert ways[step] == ways[step + 4], "in turn"
+        there = mirror_pose(torch.tensor([[0.2, 0.9]]), ways[step])
+        assert torch.allclose(there - 0.5, torch.tensor([[-0.3, 0.4]]) * torch.tensor(motions[step][:2])), "the middle"
+    assert in_turn((), 3) is None, "where nothing is a scene in a mirror"
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -43,7 +48,8 @@ def test_a_mirrored_picture_moves_the_mirrored_way(step):
     motion = torch.tensor([0.5, -0.8, -1.0])
     for _ in range(3):
         env.step(motion.expand(64, 3))
-    frames = [mirror(to_unit(frames), step)[0].mean(1) for frames in (before, env.observe().frames)]
+    way = in_turn(TABLETOP.mirrors, step)
+    frames = [mirror_frames(to_unit(frames), way).mean(1) for frames in (before, env.observe().frames)]
     came = (frames[0] - frames[1]).clamp(min=0)  # the gripper is black
     left = (frames[1] - frames[0]).clamp(min=0)
 
@@ -52,4 +58,4 @@ def test_a_mirrored_picture_moves_the_mirrored_way(step):
         return torch.stack([(seen.mean((0, 1)) * axis).sum(), (seen.mean((0, 2)) * axis).sum()]) / seen.mean(0).sum()
 
     moved = middle(came) - middle(left)  # columns, rows
-    assert torch.equal(moved.sign(), (motion[:2] * mirror(torch.zeros(1, 3, 4, 4), step)[1]).sign()), moved
+    assert torch.equal(moved.sign(), mirror_actions(motion, way)[:2].sign()), moved

@@ -6,7 +6,7 @@ import torch
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.fidelity import Depth, by_depth, outcomes, psnr, trustworthy
-from wovr_core.evaluation.success import attempt, success_rate
+from wovr_core.evaluation.success import run_trials, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.imagination.replay import Replay
 from wovr_core.imagination.rollout import Judge
@@ -157,7 +157,7 @@ def wander(seed: int):
 
 def test_an_episode_is_what_happened():
     env, ids = Tabletop(image_size=16), Split.COLLECTION.ids(5)
-    episodes, ever, _ = attempt(env, wander(0), ids, Split.COLLECTION, steps=16)
+    episodes, ever, _ = run_trials(env, wander(0), ids, Split.COLLECTION, steps=16)
     seen = env.reset(ids, Split.COLLECTION)
     decide_again = wander(0)
     for chunk in range(2):
@@ -185,7 +185,7 @@ def test_success_once_is_success():
 
     for record in (True, False):
         env = Blinking(image_size=8)
-        episodes, ever, _ = attempt(env, still, Split.COLLECTION.ids(2), Split.COLLECTION, steps=8, record=record)
+        episodes, ever, _ = run_trials(env, still, Split.COLLECTION.ids(2), Split.COLLECTION, steps=8, record=record)
         assert ever.tolist() == [True, False]
         assert [e.success_step for e in episodes] == ([3, None] if record else [])
 
@@ -209,7 +209,7 @@ def test_a_lost_environment_costs_no_finished_episode():
             return super().step(actions)
 
     env, ids, heard = Fragile(image_size=8), Split.COLLECTION.ids(3), []
-    tried = attempt(env, still, ids, Split.COLLECTION, steps=8, watch=lambda count, note: heard.append(count))
+    tried = run_trials(env, still, ids, Split.COLLECTION, steps=8, watch=lambda count, note: heard.append(count))
     assert (env.resets, heard) == (3, [2, 1])
     assert [e.init_state for e in tried.episodes] == list(ids)
     assert [e.instruction for e in tried.episodes] == list(tried.instructions)
@@ -219,7 +219,7 @@ def test_a_lost_environment_costs_no_finished_episode():
             raise EnvironmentLostError("a process died")
 
     with pytest.raises(EnvironmentLostError, match="died"):
-        attempt(Broken(image_size=8), still, ids, Split.COLLECTION, steps=8)
+        run_trials(Broken(image_size=8), still, ids, Split.COLLECTION, steps=8)
 
 
 def test_recorded_or_not_the_same_actions_win(generator):
@@ -232,7 +232,7 @@ def test_recorded_or_not_the_same_actions_win(generator):
         def expert(seen, env=env, g=g):
             return demonstrate(env, noise=0.3, offset=0.05, generator=g)
 
-        won.append(attempt(env, expert, Split.COLLECTION.ids(40), Split.COLLECTION, steps=32, record=record).won)
+        won.append(run_trials(env, expert, Split.COLLECTION.ids(40), Split.COLLECTION, steps=32, record=record).success)
     assert torch.equal(*won)
     assert 0 < won[0].sum() < 40
 

@@ -11,11 +11,12 @@ import torch
 pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
 
 from wovr_core.artifacts.episodes import read_episodes
+from wovr_core.embodiment import LiberoOptions
 from wovr_core.envs.experts.libero import camera, play, unknown
 from wovr_core.envs.libero import STATES, SUITES, Libero, LiberoError, place
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import EnvironmentLostError
-from wovr_core.settings import Collect, Policy, Suite, Task
+from wovr_core.settings import Collect, Policy, Task
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.policy import clone_base_policy
 
@@ -83,9 +84,11 @@ def test_fast_pictures_change_no_physics():
 def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp_path, monkeypatch):
     """The steps that touch reality: a demonstration that succeeds is cloned, and the policy's attempts are kept."""
     task = Task(
-        environment="libero", libero=Suite(suite="libero_object", tasks=(0,)), image_size=64, action_dim=7, horizon=160,
-        mirror=False,
-    )  # fmt: skip
+        environment="libero",
+        options=LiberoOptions(suite="libero_object", tasks=(0,)),
+        image_size=64,
+        horizon=160,
+    )
     policy, shown = tmp_path / "policy", tmp_path / "demonstrations"
     clone_base_policy(Policy(demonstrations=1, steps=2), task, out=policy, demonstrations=shown)
     (soup,) = read_episodes(shown)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from wovr_core.embodiment import TABLETOP
 from wovr_core.policy.tiny_vla import Shape
 from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score, spare
 from wovr_core.reward.classifier import SuccessClassifier
@@ -98,7 +99,13 @@ def test_learning_tells_a_reached_goal_from_the_rest(generator):
     shape = Shape(vocabulary=("light", "up"), words=2, image_size=side, features=4, keypoints=2, hidden=16)
     reward = SuccessClassifier(shape, members=2)
     losses = fit(
-        reward, [data], Reward(batch=32, learning_rate=1e-2), steps=60, name="reward", mirrors=True, generator=generator
+        reward,
+        [data],
+        Reward(batch=32, learning_rate=1e-2),
+        steps=60,
+        name="reward",
+        mirrors=TABLETOP.mirrors,
+        generator=generator,
     )
     assert losses[-1] < losses[0]
     read = reward.probability(data.frames, data.instructions)
@@ -148,7 +155,13 @@ def test_the_detector_learns_to_see_ghosts_and_doubts_no_sound_frame(generator):
     detector = HallucinationDetector(threshold=0.5)
     label = wrong(imagined, real, tolerance=0.05)
     fit_detector(
-        detector, imagined, real[:, 0], label, Reward(batch=48, detector_steps=300), mirrors=True, generator=generator
+        detector,
+        imagined,
+        real[:, 0],
+        label,
+        Reward(batch=48, detector_steps=300),
+        mirrors=TABLETOP.mirrors,
+        generator=generator,
     )
     fresh, truth = ghosts(torch.Generator().manual_seed(99))
     doubt = detector.doubt(fresh.flatten(0, 1), truth[:, :1].expand_as(fresh).flatten(0, 1)).view(40, 4)

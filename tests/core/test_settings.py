@@ -8,7 +8,7 @@ import pytest
 
 from wovr_core.settings import Settings, SettingsError
 
-LIBERO = {"task": {"environment": "libero", "action_dim": 7, "mirror": False}}
+LIBERO = {"task": {"environment": "libero"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))
 
 
@@ -40,22 +40,24 @@ def test_there_are_shipped_configs():
         ({"world_model": {"architecture": {"head": 2}}}, ["world_model.architecture.head", "did you mean heads?"]),
         ({"gpro": {}}, ["gpro", "did you mean grpo?"]),
         ({"task": {"zzz": 1}}, ["task.zzz", "unknown setting; known:", "horizon"]),
-        ({"task": {"horizon": 50}}, ["task.horizon is 50", "task.chunk 8", "use 48 or 56"]),
-        ({"task": {"chunk": 4}}, ["task.chunk is 4", "13 frames", "set task.chunk to 8"]),
+        ({"task": {"horizon": 50}}, ["task.horizon is 50", "the 8 actions", "use 48 or 56"]),
+        ({"task": {"environment": "tabeltop"}}, ["task.environment", "Known are libero, tabletop", "To add one"]),
         ({"world_model": {"architecture": {"prediction": "velocity"}}}, ["keep_gates", "prediction: sample"]),
         ({"world_model": {"architecture": {"advection": True}}}, ["advection moves pixels", "codec: components"]),
-        ({"task": {"environment": "libero"}}, ["task.action_dim is 3", "set it to 7"]),
-        ({"task": {"environment": "libero", "action_dim": 7}}, ["task.mirror", "set it to false"]),
-        (LIBERO, ["grpo.mirror", "set grpo.mirror to false"]),
+        (LIBERO | {"world_model": {"pretrained": "none"}}, ["pose_map", "set it to false for libero"]),
         (
-            LIBERO | {"grpo": {"mirror": False}, "world_model": {"pretrained": "none"}},
-            ["pose_map", "set it to false for libero"],
+            {"task": {"environment": "libero", "options": {"tasks": [10]}}},
+            ["task.options.tasks", "less than or equal to 9", "got 10"],
         ),
-        ({"task": {"libero": {"tasks": [10]}}}, ["task.libero.tasks", "less than or equal to 9"]),
+        (
+            {"task": {"environment": "libero", "options": {"siute": "libero_goal"}}},
+            ["task.options.siute", "did you mean suite?"],
+        ),
+        ({"task": {"environment": "libero", "options": 3}}, ["task.options: this is a branch"]),
         ({"reward": {"every": 3}}, ["reward.every is 3", "use 1, 2, 4 or 8"]),
         ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),
         ({"world_model": {"architecture": {"codec": "components"}}}, ["reward.every is 2", "set it to 4 or 8"]),
-        ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "task.chunk 8"]),
+        ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "chunk of 8"]),
         ({"grpo": {"keyframe_horizon": 56}}, ["grpo.keyframe_horizon is 56", "task.horizon 48"]),
         ({"collect": {"episodes": "many"}}, ["collect.episodes", "integer", "got 'many'"]),
         ({"collect": {"episodes": 2.5}}, ["collect.episodes", "got 2.5"]),

@@ -23,7 +23,7 @@ from wovr_core.envs.tabletop import (
     Tabletop,
     play_scenes,
 )
-from wovr_core.evaluation.success import attempt
+from wovr_core.evaluation.success import run_trials
 
 CLOSE, OPEN = (0.0, 0.0, 1.0), (0.0, 0.0, -1.0)
 
@@ -188,13 +188,13 @@ def test_the_demonstrator_solves_more_than_nine_in_ten():
     def expert(seen):
         return demonstrate(env, noise=0.1, offset=0.02, generator=generator)
 
-    won = attempt(env, expert, ids, Split.DEMONSTRATION, steps=48, record=False).won
+    won = run_trials(env, expert, ids, Split.DEMONSTRATION, steps=48, record=False).success
     assert won.float().mean() > 0.9
 
 
 def test_nothing_succeeds_by_itself():
     env, ids = Tabletop(), Split.COLLECTION.ids(200)
-    won = attempt(env, lambda seen: torch.zeros(200, 8, 3), ids, Split.COLLECTION, steps=48, record=False).won
+    won = run_trials(env, lambda seen: torch.zeros(200, 8, 3), ids, Split.COLLECTION, steps=48, record=False).success
     assert not won.any()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.toys import SIDE, ToyReward, ToyWorld, a_start
+from wovr_core.embodiment import TABLETOP
 from wovr_core.grpo.symmetry import with_mirrored
 from wovr_core.grpo.update import UpdateError, update_policy
 from wovr_core.imagination.rollout import Dreams, Judge, dream
@@ -34,7 +35,9 @@ def dreams_by(policy: TinyVLA, n: int = 12) -> Dreams:
 def update(policy, dreams, advantages, cfg: Grpo = CFG, **kwargs):
     optimiser = kwargs.pop("optimiser", None) or torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate)
     generator = torch.Generator().manual_seed(0)
-    return update_policy(policy, optimiser, dreams, advantages, cfg, generator=generator, **kwargs)
+    return update_policy(
+        policy, optimiser, dreams, advantages, cfg, generator=generator, mirrors=TABLETOP.mirrors, **kwargs
+    )
 
 
 def weights(policy: TinyVLA) -> list[torch.Tensor]:
@@ -136,7 +139,7 @@ def lopsided(policy: TinyVLA) -> tuple[Dreams, torch.Tensor]:
 
 def test_only_what_earned_an_advantage_is_mirrored_and_its_motions_with_it(policy):
     dreams, advantages = lopsided(policy)
-    more, values = with_mirrored(policy, dreams, advantages, temperature=1.0)
+    more, values = with_mirrored(policy, dreams, advantages, TABLETOP.mirrors, temperature=1.0)
     assert len(more) == len(values) == 12 + 3 * 4
     assert torch.equal(more.tokens[:12], dreams.tokens)
     assert torch.equal(values, torch.cat([advantages, torch.ones(12)]))
@@ -154,7 +157,7 @@ def test_only_what_earned_an_advantage_is_mirrored_and_its_motions_with_it(polic
 
 def test_with_mirrors_the_mirrored_success_becomes_likelier_too(policy):
     dreams, advantages = lopsided(policy)
-    images = with_mirrored(policy, dreams, advantages, temperature=1.0)[0][torch.arange(12, 24)]
+    images = with_mirrored(policy, dreams, advantages, TABLETOP.mirrors, temperature=1.0)[0][torch.arange(12, 24)]
     start, gain = {name: value.clone() for name, value in policy.state_dict().items()}, []
     for mirror in (True, False):
         policy.load_state_dict(start)

@@ -123,7 +123,7 @@ def of_its_kind(tensor: torch.Tensor) -> torch.Tensor:
 FIRST = "trunk.look.0.weight"
 KEYFRAME = {"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}
 TRIAL = {"init_state": 3_000_000, "instruction": "a", "candidate": True, "baseline": False}
-ELSEWHERE = TASK.model_dump() | {"environment": "libero", "action_dim": 7, "mirror": False}
+ELSEWHERE = TASK.model_dump() | {"environment": "libero"}
 
 
 def enlarged(tensors: dict[str, torch.Tensor]) -> None:
@@ -152,21 +152,21 @@ BAD = {
         "trials with a champion and trials without",
     ),
     # of another robot or camera
-    "a policy of seven motions": ("policy", facts("policy", action_dim=7), "action_dim 7, but task.action_dim is 3"),
-    "a policy of large pictures": ("policy", facts("policy", image_size=128), "image_size 128, but task.image_size"),
-    "a policy of longer chunks": ("policy", facts("policy", chunk=16), "chunk 16, but task.chunk is 8"),
-    "a policy that reads six numbers": ("policy", facts("policy", pose_dim=6), "pose_dim 6, but task.pose_dim is 2"),
-    "a reward of large pictures": ("reward", facts("reward", image_size=128), "image_size 128, but task.image_size"),
+    "a policy of seven motions": ("policy", facts("policy", action_dim=7), "action_dim 7, but the task"),
+    "a policy of large pictures": ("policy", facts("policy", image_size=128), "image_size 128, but the task"),
+    "a policy of longer chunks": ("policy", facts("policy", chunk=16), "chunk 16, but the task (tabletop) has 8"),
+    "a policy that reads six numbers": ("policy", facts("policy", pose_dim=6), "pose_dim 6, but the task"),
+    "a reward of large pictures": ("reward", facts("reward", image_size=128), "image_size 128, but the task"),
     "a world of seven motions": (
         "world_model", weights("world_model", lambda t: t.update({"statistics.q01": torch.zeros(7)})),
-        "action_dim 7, but task.action_dim is 3",
+        "action_dim 7, but the task (tabletop) has 3",
     ),
     "a world of six poses": (
         "world_model", weights("world_model", lambda t: t.update({"statistics.reach": torch.zeros(6)})),
-        "pose_dim 6, but task.pose_dim is 2",
+        "pose_dim 6, but the task (tabletop) has 2",
     ),
     "a world of large pictures": (
-        "world_model", manifest("settings", "task", "image_size", value=128), "image_size 128, but task.image_size",
+        "world_model", manifest("settings", "task", "image_size", value=128), "image_size 128, but the task",
     ),
     # weights
     "a tensor that is missing": ("policy", weights("policy", lambda t: t.pop(FIRST)), f"{FIRST} is missing"),
@@ -316,7 +316,7 @@ def test_models_of_another_task_are_refused_by_every_step(step, port, shelf, tmp
     else:
         name = "reward" if port == "reward" else "policy"
         bad = resigned(shelf / name, tmp_path / "bad", facts(name, image_size=128))
-    with pytest.raises(ArtifactError, match="image_size 128, but task"):
+    with pytest.raises(ArtifactError, match="image_size 128, but the task"):
         run(step, shelf, tmp_path / "out", **{port: bad})
 
 
@@ -374,7 +374,8 @@ def test_no_step_works_for_a_place_that_is_taken(shelf, tmp_path, monkeypatch):
         raise AssertionError("it worked")
 
     for place in (
-        "wovr_core.steps.collect.attempt", "wovr_core.steps.policy.attempt", "wovr_core.steps.evaluate.attempt",
+        "wovr_core.steps.collect.run_trials", "wovr_core.steps.policy.run_trials",
+        "wovr_core.steps.evaluate.run_trials",
         "wovr_core.steps.grpo.harvest", "wovr_core.steps.keyframes.mine", "wovr_core.steps.reward.fit",
         "wovr_core.steps.world_model.train",
     ):  # fmt: skip

@@ -194,7 +194,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, name, change):
     [
         ({"image_size": 16}, "pictures of (3, 8, 8)"),
         ({"horizon": 24}, "has 16 actions"),
-        ({"environment": "libero", "action_dim": 7, "mirror": False}, "actions of 3 numbers"),
+        ({"environment": "libero"}, "actions of 3 numbers"),
     ],
 )
 def test_episodes_of_another_task_are_told_before_any_work(task, complaint):

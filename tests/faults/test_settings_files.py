@@ -62,12 +62,12 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("policy: {steps: 1:30}", ["line 1", "1:30", "colons"]),
         ("policy: {batch: 0100}", ["0100", "leading zeros"]),
         ("policy: {batch: 08}", ["08", "leading zeros"]),
-        ("task: {mirror: yes}", ["task.mirror", "true or false", "'yes'"]),
-        ("task: {mirror: 1}", ["task.mirror", "true or false"]),
+        ("grpo: {mirror: yes}", ["grpo.mirror", "true or false", "'yes'"]),
+        ("grpo: {mirror: 1}", ["grpo.mirror", "true or false"]),
         ("grpo: {updates: true}", ["grpo.updates", "an integer", "True"]),
         ("grpo: {kl: false}", ["grpo.kl", "a number", "False"]),
-        ("policy: {kernel: true}", ["policy.kernel", "an integer"]),
-        ("task: {libero: {tasks: [true]}}", ["task.libero.tasks", "an integer"]),
+        ("policy: {conv_kernel: true}", ["policy.conv_kernel", "an integer"]),
+        ("task: {environment: libero, options: {tasks: [true]}}", ["task.options.tasks", "an integer"]),
         ('grpo: {updates: "30"}', ["grpo.updates", "without quotes"]),
         ("grpo: {updates: 2026-11-28}", ["grpo.updates", "without quotes"]),
         ("a: &a 1\ngrpo: {updates: *a}", ["line 1", "no anchors"]),
@@ -88,7 +88,7 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("grpo: 3", ["grpo: this is a branch", "name: value"]),
         ("grpo: {informative: 0.5}", ["grpo.informative: write a list"]),
         # what no environment, model or split can do
-        ("task: {libero: {suite: libero_goal}}", ["task.libero is set", "environment is tabletop", "to libero"]),
+        ("task: {options: {suite: libero_goal}}", ["task.options.suite", "tabletop has none"]),
         ("world_model: {ema: 1.0}", ["world_model.ema", "less than 1"]),
         ("world_model: {batch: 1000000}", ["1000000 windows of 13 pictures", "world_model.batch", "GB of memory"]),
         ("task: {image_size: 47}", ["task.image_size is 47", "use 40 or 48"]),
@@ -98,7 +98,7 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("task: {seed: 9007199254740992}", ["task.seed", "less than 9007199254740992"]),
         ("task: {seed: 1180591620717411303424}", ["task.seed"]),
         ("task: {seed: -1}", ["task.seed"]),
-        ("task: {libero: {tasks: [2, 2]}}", ["task.libero.tasks", "each task once"]),
+        ("task: {environment: libero, options: {tasks: [2, 2]}}", ["task.options.tasks", "each task once"]),
         ("world_model: {architecture: {patch: 5}}", ["patch is 5", "6 x 6 latents"]),
         ("world_model: {architecture: {head_dim: 1}}", ["head_dim", "greater than or equal to 6"]),
         ("world_model: {architecture: {head_dim: 41}}", ["head_dim is 41", "use 40 or 42"]),
@@ -137,7 +137,7 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("reward: {hysteresis: 1000}", ["reward.hysteresis is 1000", "24 in all"]),
         ("reward: {hysteresis: 17}", ["grpo.keyframe_horizon 32", "16 in all"]),
         ("reward: {batch: 1}", ["reward.batch"]),
-        ("keyframes: {min_steps_left: 1000}", ["min_steps_left is 1000", "48 - task.chunk 8 = 40"]),
+        ("keyframes: {min_steps_left: 1000}", ["min_steps_left is 1000", "48 - a chunk of 8 = 40"]),
         ("keyframes: {rules: []}", ["grpo.kir_ratio is 0.125", "no rule", "kir_ratio to 0"]),
         ("keyframes: {rules: [gripper_events]}", ["keyframes.rules.0", "'gripper_event'", "got 'gripper_events'"]),
         ('pace: {drift: "1"}', ["pace.drift", "write a number, without quotes"]),
@@ -310,13 +310,13 @@ def dream_once(settings: Settings) -> None:
     """The models that the run would open, for a chunk."""
     task = settings.task
     policy = TinyVLA(
-        Shape(vocabulary=("a",), words=1, image_size=task.image_size, action_dim=task.action_dim,
-              stride=settings.policy.stride, kernel=settings.policy.kernel)
+        Shape(vocabulary=("a",), words=1, image_size=task.image_size, action_dim=task.embodiment.action_dim,
+              stride=settings.policy.conv_stride, kernel=settings.policy.conv_kernel)
     )  # fmt: skip
     frames = torch.zeros(5, 3, task.image_size, task.image_size, dtype=torch.uint8)
     start = InitState(
-        instruction="a", reference=frames[0], memory=frames[1:], actions=torch.zeros(4, task.action_dim),
-        pose=torch.zeros(5, task.pose_dim), steps_left=8, episode=0, step=0, rule="initial",
+        instruction="a", reference=frames[0], memory=frames[1:], actions=torch.zeros(4, task.embodiment.action_dim),
+        pose=torch.zeros(5, task.embodiment.pose_dim), steps_left=8, episode=0, step=0, rule="initial",
     )  # fmt: skip
     dice = torch.Generator().manual_seed(0)
     seen = Observation(frames=frames[:1], instructions=("a",), pose=start.pose[:1])

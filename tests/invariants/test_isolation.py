@@ -11,7 +11,7 @@ import torch
 
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop, task_scenes
-from wovr_core.evaluation.success import attempt
+from wovr_core.evaluation.success import run_trials
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
@@ -84,7 +84,7 @@ def an_episode() -> Episode:
     def wander(seen: Observation) -> torch.Tensor:
         return 2 * torch.rand(len(seen), 8, 3, generator=generator) - 1
 
-    return attempt(Tabletop(), wander, Split.COLLECTION.ids(1), Split.COLLECTION, steps=16).episodes[0]
+    return run_trials(Tabletop(), wander, Split.COLLECTION.ids(1), Split.COLLECTION, steps=16).episodes[0]
 
 
 def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkeypatch):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wovr_core.artifacts import Kind, writing
+from wovr_core.embodiment import TABLETOP
 from wovr_core.envs.tabletop import Scenes, Tabletop, task_scenes
 from wovr_core.evaluation.fidelity import as_rows, by_depth, outcomes, trustworthy
 from wovr_core.imagination.replay import replay
@@ -128,7 +129,15 @@ def shelf(tmp_path_factory) -> Shelf:
     torch.manual_seed(0)
     reward = SuccessClassifier(open_policy(made["base"]).shape.model_copy(update={"kernel": 3}))
     real, held_out = (LabelledFrames.of_episodes(some) for some in (taught, made.tried.held_out))
-    fit(reward, [real], REWARD, steps=200, name="reward", mirrors=True, generator=torch.Generator().manual_seed(0))
+    fit(
+        reward,
+        [real],
+        REWARD,
+        steps=200,
+        name="reward",
+        mirrors=TABLETOP.mirrors,
+        generator=torch.Generator().manual_seed(0),
+    )
     seen = Agreement.of(reward.probability(held_out.frames, held_out.instructions) >= 0.5, held_out.success)
     assert min(seen.precision, seen.recall) > 0.6, "an honest reward"
     with writing(made["reward"], Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:

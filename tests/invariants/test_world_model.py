@@ -168,7 +168,7 @@ def test_the_hand_is_where_a_pinhole_camera_sees_it():
 @pytest.mark.parametrize(
     ("task", "architecture", "said"),
     [
-        (Task(environment="libero", action_dim=7, mirror=False), Architecture(), "size mismatch for"),
+        (Task(environment="libero"), Architecture(), "size mismatch for"),
         (Task(), Architecture(layers=5), "it lacks transformer.backbone.blocks.4"),
     ],
 )

@@ -158,7 +158,7 @@ def test_episodes_that_lack_a_part_are_refused_before_training(missing, shelf, t
 
 
 def test_demonstrations_that_all_fail_are_refused_with_what_to_change(tmp_path):
-    cfg = Policy(demonstrations=2, action_noise=1.0, grasp_offset=1.0, steps=1)
+    cfg = Policy(demonstrations=2, action_noise=1.0, steps=1)
     with pytest.raises(TrainingError, match=r"none of 2 demonstrations succeeded.*policy.action_noise \(1\)"):
         clone_base_policy(cfg, TASK, out=tmp_path / "out", demonstrations=tmp_path / "demonstrations")
     assert nothing_is_left(tmp_path)

@@ -11,7 +11,7 @@ from wovr_core.artifacts import load_weights
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import DreamState
 from wovr_core.settings import Grpo, Policy
-from wovr_core.steps.cotrain import cotrain_policy, dreamt_lessons
+from wovr_core.steps.cotrain import cotrain_policy, dreamt_data
 
 
 class Walking(ToyWorld):
@@ -28,7 +28,7 @@ def marked(success_at: int | None) -> torch.Tensor:
     episode = an_episode(steps=40, success_at=success_at)
     episode.actions[:, 0] = torch.arange(40.0)
     both = [episode, an_episode(steps=40, success_at=20)]
-    lessons = dreamt_lessons(Walking(), both, Policy(after_success=8), generator=torch.Generator())
+    lessons = dreamt_data(Walking(), both, Policy(after_success=8), generator=torch.Generator())
     first = lessons.frames[:, 1, 0, 0][: len(lessons) - 8]  # of the other there are eight
     assert lessons.pose[: len(first), 0].tolist() == first.tolist()
     assert lessons.actions[: len(first), :, 0].tolist() == (first[:, None] + torch.arange(8.0)).tolist()
@@ -46,7 +46,7 @@ def test_cotraining_goes_on_from_the_policy_with_dreams_of_its_demonstrations(sh
     monkeypatch.setattr(cloned, lambda actor, lessons, *_, steps, **__: shown.append((lessons, steps)) or [0.5])
     ports = {"policy": shelf / "policy", "world_model": shelf / "world_model"}
     ports["demonstrations"] = collection(tmp_path / "shown", [True] * 2, [Split.DEMONSTRATION] * 2)
-    cfg = Policy(every=1)
+    cfg = Policy(demonstration_stride=1)
     manifest = cotrain_policy(cfg, Grpo(cotrain_steps=3), TASK, **ports, out=tmp_path / "out")
     ((real, dreamt), steps) = shown[0]
     assert steps == 3

@@ -11,10 +11,10 @@ from scipy.spatial.transform import Rotation
 
 from tests.toys import an_episode
 from wovr_core.artifacts import ArtifactError, Kind, read_episodes, read_manifest, write_episodes, writing
-from wovr_core.artifacts.conventions import Conventions
+from wovr_core.artifacts.conventions import DOWN, Conventions
 from wovr_core.envs.splits import Split
 from wovr_core.steps.exchange import FIRST, export_episodes, import_episodes, lasting
-from wovr_core.trajectory import DOWN, Episode
+from wovr_core.trajectory import Episode
 
 UPRIGHT = Conventions(pictures="upright")
 SUCCEEDS = Conventions(pictures="upright", ends=True)

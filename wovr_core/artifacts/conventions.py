@@ -13,8 +13,9 @@ from scipy.spatial.transform import Rotation
 
 from wovr_core.artifacts.gate import check_finite, check_instruction, labels, numbers
 from wovr_core.artifacts.manifest import ArtifactError
-from wovr_core.trajectory import Episode, from_down
+from wovr_core.trajectory import Episode
 
+DOWN = Rotation.from_rotvec([np.pi, 0, 0])  # of a hand that points at the table
 FARTHEST = 20.0  # metres from the origin of its scene that a hand can be; in centimetres it is farther
 FULL_TURN = 2 * np.pi + 0.1  # radians of a rotation vector; in degrees it is longer
 Pictures = Literal["upright", "libero", "openvla"]
@@ -69,6 +70,11 @@ def hand_poses(where: str, place: np.ndarray, turn: Rotation, angles: np.ndarray
             f"{where} has a hand turned by {angle:.4g}, more than once around in radians: convert degrees first"
         )
     return np.concatenate([place, from_down(turn)], 1)
+
+
+def from_down(hand: Rotation) -> np.ndarray:
+    """How a hand is turned from pointing down: the rotation vector (..., 3) that actions would turn it by, in rad."""
+    return (hand * DOWN.inv()).as_rotvec()
 
 
 def upright(frames: np.ndarray, pictures: Pictures) -> np.ndarray:

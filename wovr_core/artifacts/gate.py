@@ -139,8 +139,8 @@ def check_episodes_fit(episodes: Sequence[Episode], task: Task, where: object) -
     size = (3, task.image_size, task.image_size)
     for i, episode in enumerate(episodes):
         for name, found, wanted, setting in (
-            ("actions of {} numbers", episode.actions.shape[1], task.action_dim, "task.action_dim"),
-            ("poses of {} numbers", episode.pose.shape[1], task.pose_dim, "task.environment"),
+            ("actions of {} numbers", episode.actions.shape[1], task.embodiment.action_dim, "task.environment"),
+            ("poses of {} numbers", episode.pose.shape[1], task.embodiment.pose_dim, "task.environment"),
             ("pictures of {}", tuple(episode.frames.shape[1:]), size, "task.image_size"),
             ("{} actions", len(episode.actions), task.horizon, "task.horizon"),
         ):

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from wovr_core.artifacts.conventions import (
+    DOWN,
     Conventions,
     Imported,
     Pictures,
@@ -29,7 +30,7 @@ from wovr_core.artifacts.conventions import (
 )
 from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, check_size, in_our_words, numbers
 from wovr_core.artifacts.manifest import ArtifactError, refuse_pointer
-from wovr_core.trajectory import DOWN, Episode
+from wovr_core.trajectory import Episode
 
 CAMERAS: dict[str, Pictures] = {"agentview_rgb": "libero", "agentview_image": "upright"}  # LIBERO's name, robomimic's
 POSES = ("ee_pos", "robot0_eef_pos")

@@ -3,7 +3,8 @@
 An action is a change of the hand's pose and a gripper command, as the robosuite controller takes it: (dx, dy, dz) in
 units of 5 cm, a rotation vector in units of 0.5 rad, and the gripper, > 0 closes; 20 a second. The camera looks from
 the front (`agentview`), upright. `fast` rendering (decimation.py) is another look of the same scenes: one mode for
-everything that learns or is measured together, which is why `task.rendering` stands in every artifact's settings.
+everything that learns or is measured together, which is why it stands in every artifact's settings, with the other
+`task.options`.
 
 Each task has 50 initial states of LIBERO's own. The splits share them out, so that none serves two purposes: states
 0-4 for demonstrations, 5-19 for collection, 20-24 for keyframes, 25-49 for evaluation. The ids of a split go through
@@ -28,12 +29,14 @@ from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from wovr_core.artifacts.conventions import from_down
+from wovr_core.embodiment import LIBERO, EmbodimentError, LiberoOptions
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.protocols import EnvironmentLostError
-from wovr_core.settings import SuiteName
-from wovr_core.trajectory import Observation, from_down
+from wovr_core.settings import Task
+from wovr_core.trajectory import Observation
 
-SUITES = get_args(SuiteName)
+SUITES = get_args(LiberoOptions.model_fields["suite"].annotation)
 MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520}  # as the field uses
 STATES = {
     Split.DEMONSTRATION: range(0, 5),
@@ -43,12 +46,12 @@ STATES = {
 }
 STORED = 50  # initial states of a task
 SETTLE = 10  # steps without a motion, while objects come to rest
-CAMERA = "agentview"
+CAMERA = LIBERO.cameras[0]
 PATIENCE = 180.0  # seconds for an answer of a process; the first reset of a task takes some 10
 Rendering = Literal["fast", "standard", "none"]  # none: black pictures, for experts alone
 
 
-class LiberoError(RuntimeError):
+class LiberoError(EmbodimentError):
     """LIBERO cannot be used here, and what to do about it."""
 
 
@@ -61,9 +64,6 @@ def place(init_state: int, tasks: Sequence[int]) -> tuple[int, int]:
 
 class Libero:
     """As many LIBERO environments at once as there are processes; what one resets and steps, the others do too."""
-
-    action_dim = 7
-    pose_dim = 6  # the hand in metres (x, y, z), and how it is turned from pointing down: a rotation vector, in rad
 
     def __init__(
         self,
@@ -167,6 +167,19 @@ class Libero:
             if isinstance(said, Exception):
                 raise said
         return answers
+
+
+def open_libero(task: Task) -> Libero:
+    """The environments that the settings describe."""
+    options = task.options
+    assert isinstance(options, LiberoOptions)
+    return Libero(
+        options.suite,
+        options.tasks,
+        image_size=task.image_size,
+        rendering=options.rendering,
+        processes=options.processes,
+    )
 
 
 class _Worker:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.envs.splits import Split
+from wovr_core.settings import Task
 from wovr_core.trajectory import Observation
 
 STEP = 0.06  # table lengths moved by an action of 1
@@ -147,8 +148,6 @@ Part = tuple[tuple[Tensor | float, float], tuple[Tensor, Tensor], Tensor]  # off
 class Tabletop:
     """Many tabletops at once, one per initial-state id."""
 
-    action_dim = 3
-
     def __init__(self, *, image_size: int = 48) -> None:
         self.image_size = image_size
 
@@ -270,3 +269,8 @@ class Tabletop:
             alpha = (cover_y[:, :, None] * cover_x[:, None, :]).flatten(1)[..., None]
             patch = patch + alpha * (255 * colour[:, None] - patch)
         canvas.scatter_(1, index, patch.round().to(torch.uint8))
+
+
+def open_tabletop(task: Task) -> Tabletop:
+    """The environment that the settings describe."""
+    return Tabletop(image_size=task.image_size)

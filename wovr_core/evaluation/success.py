@@ -1,7 +1,7 @@
-"""Real attempts, and how sure one may be of a success rate."""
+"""Real trials, and how sure one may be of a success rate."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from wovr_core.envs.splits import Split
-from wovr_core.protocols import Env, EnvironmentLostError, Policy
+from wovr_core.protocols import Decide, Env, EnvironmentLostError, Policy
 from wovr_core.training.progress import Advance
-from wovr_core.trajectory import Episode, Observation
+from wovr_core.trajectory import Episode
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,19 @@ def success_rate(successes: int, n: int, *, confidence: float = 0.95) -> Rate:
     return Rate(successes, n, float(interval.low), float(interval.high))
 
 
-Decide = Callable[[Observation], torch.Tensor]  # a chunk of actions (b, chunk, a) for what is seen
-
-
 def policy_decides(policy: Policy, *, temperature: float, generator: torch.Generator) -> Decide:
-    return lambda seen: policy.act(seen, temperature=temperature, generator=generator).actions
+    return lambda observation: policy.act(observation, temperature=temperature, generator=generator).actions
 
 
-class Tried(NamedTuple):
-    """What came of attempts, in the order of their initial states."""
+class TrialResults(NamedTuple):
+    """What came of trials, in the order of their initial states."""
 
     episodes: list[Episode]  # none unless recorded
-    won: Bool[Tensor, " attempt"]  # did the goal ever hold
+    success: Bool[Tensor, " trial"]  # did the goal ever hold
     instructions: tuple[str, ...]
 
 
-def attempt(
+def run_trials(
     env: Env,
     decide: Decide,
     ids: Sequence[int],
@@ -64,55 +61,56 @@ def attempt(
     steps: int,
     record: bool = True,
     watch: Advance | None = None,
-) -> Tried:
-    """Let someone decide for `steps` steps from each initial state; `watch` hears of every few attempts that ended,
-    and how many of all so far succeeded.
+) -> TrialResults:
+    """Real trials of `steps` steps, one from each initial state.
 
-    A batch in which an environment was lost is tried again, with other dice; those before it are kept.
+    `watch` is called after each batch, with the number of its trials and the success rate so far. A batch in which an
+    environment was lost is tried again, with other random draws; the batches before it stay.
     """
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt  # Triton's process has none
 
     again = Retrying(retry=retry_if_exception_type(EnvironmentLostError), stop=stop_after_attempt(3), reraise=True)
     episodes: dict[int, Episode] = {}
-    won, said = torch.zeros(len(ids), dtype=torch.bool), [""] * len(ids)
+    success, instructions = torch.zeros(len(ids), dtype=torch.bool), [""] * len(ids)
     ended: list[int] = []
     for rows in env.batches(ids):
-        tried = again(_attempt, env, decide, [ids[row] for row in rows], split, steps, record)
-        won[rows] = tried.won
-        episodes |= zip(rows, tried.episodes, strict=False)
-        for row, words in zip(rows, tried.instructions, strict=True):
-            said[row] = words
+        batch = again(_run_batch, env, decide, [ids[row] for row in rows], split, steps, record)
+        success[rows] = batch.success
+        episodes |= zip(rows, batch.episodes, strict=False)
+        for row, text in zip(rows, batch.instructions, strict=True):
+            instructions[row] = text
         if watch:
             ended += rows
-            watch(len(rows), f"success {100 * won[ended].float().mean():.0f} %")
-    return Tried([episodes[row] for row in sorted(episodes)], won, tuple(said))
+            watch(len(rows), f"success {100 * success[ended].float().mean():.0f} %")
+    return TrialResults([episodes[row] for row in sorted(episodes)], success, tuple(instructions))
 
 
-def _attempt(env: Env, decide: Decide, ids: Sequence[int], split: Split, steps: int, record: bool) -> Tried:
-    seen = env.reset(ids, split)
-    said = seen.instructions
-    frames, pose, success, done = [seen.frames], [seen.pose], [torch.zeros(len(seen), dtype=torch.bool)], []
+def _run_batch(env: Env, decide: Decide, ids: Sequence[int], split: Split, steps: int, record: bool) -> TrialResults:
+    observation = env.reset(ids, split)
+    instructions = observation.instructions
+    frames, pose = [observation.frames], [observation.pose]
+    success, actions = [torch.zeros(len(observation), dtype=torch.bool)], []
     ever, decided = success[0], deque[Tensor]()
     for _ in range(steps):
         if not record and ever.all():
             break
         if not decided:
-            decided.extend(decide(seen).unbind(1))
+            decided.extend(decide(observation).unbind(1))
         action = decided.popleft()
         holds = env.step(action)
         ever = ever | holds
         if record or not decided:
-            seen = env.observe()
+            observation = env.observe()
         if record:
-            frames.append(seen.frames)
-            pose.append(seen.pose)
+            frames.append(observation.frames)
+            pose.append(observation.pose)
             success.append(holds)
-            done.append(action)
+            actions.append(action)
     if not record:
-        return Tried([], ever, said)
-    columns = [torch.stack(values, 1) for values in (frames, pose, success, done)]
+        return TrialResults([], ever, instructions)
+    columns = [torch.stack(values, 1) for values in (frames, pose, success, actions)]
     episodes = [
-        Episode(instruction=said[i], init_state=int(ids[i]), frames=f, pose=p, success=s, actions=a)
+        Episode(instruction=instructions[i], init_state=int(ids[i]), frames=f, pose=p, success=s, actions=a)
         for i, (f, p, s, a) in enumerate(zip(*columns, strict=True))
     ]
-    return Tried(episodes, ever, said)
+    return TrialResults(episodes, ever, instructions)

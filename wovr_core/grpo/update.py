@@ -1,11 +1,13 @@
 """One update of the policy from a batch of dreams."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wovr_core.embodiment import Mirror
 from wovr_core.grpo.loss import kl_penalty, policy_loss
 from wovr_core.grpo.symmetry import with_mirrored
 from wovr_core.imagination.rollout import Dreams
@@ -36,17 +38,18 @@ def update_policy(
     cfg: Grpo,
     *,
     generator: torch.Generator,
+    mirrors: Sequence[Mirror] = (),
     reference: Policy | None = None,
 ) -> Outcome:
     """A few epochs of clipped policy-gradient steps over the valid chunks of the dreams.
 
     Log-probabilities are recomputed at the sampling temperature. With `cfg.mirror`, whoever earned an advantage
-    teaches its mirror images too. Raises `UpdateError` when a loss or its gradient is not finite, with every step of
-    this update taken back.
+    teaches its images in the `mirrors` too. Raises `UpdateError` when a loss or its gradient is not
+    finite, with every step of this update taken back.
     """
     dreamt = len(dreams)
     if cfg.mirror:
-        dreams, advantages = with_mirrored(policy, dreams, advantages, temperature=cfg.temperature)
+        dreams, advantages = with_mirrored(policy, dreams, advantages, mirrors, temperature=cfg.temperature)
     chunks = ((dreams.valid.any(-1)) & (advantages != 0)[:, None]).nonzero()  # (chunk, 2): rollout and its chunk
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     before = [p.detach().clone() for p in parameters]

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wovr_core.chunk import CHUNK
 from wovr_core.keyframes.rules import RULES, Evidence, nearest_success, thumbnails
 from wovr_core.protocols import RewardModel
 from wovr_core.settings import Keyframes, Task
@@ -66,7 +67,7 @@ def mine(
                 or of_rule[keyframe.rule] >= per_rule
                 or of_task[episode.instruction] >= per_task
             )
-            if keyframe.step < task.chunk or reached or near or full:
+            if keyframe.step < CHUNK or reached or near or full:
                 continue
             taken.append(keyframe.step)
             of_rule[keyframe.rule] += 1
@@ -87,5 +88,5 @@ def in_turn(proposals: Sequence[Keyframe]) -> list[Keyframe]:
 
 def decision_before(step: int, task: Task, cfg: Keyframes) -> int:
     """The policy's last decision before a step, early enough that `min_steps_left` remain."""
-    latest = (task.horizon - cfg.min_steps_left) // task.chunk * task.chunk
-    return min(max(0, step - 1) // task.chunk * task.chunk, latest)
+    latest = (task.horizon - cfg.min_steps_left) // CHUNK * CHUNK
+    return min(max(0, step - 1) // CHUNK * CHUNK, latest)

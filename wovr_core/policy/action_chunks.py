@@ -17,8 +17,3 @@ def to_tokens(actions: Float[Tensor, "*b a"]) -> Int[Tensor, "*b a"]:
 def from_tokens(tokens: Int[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
     """The centre of every chosen bin; the gripper is -1 or 1."""
     return torch.cat([CENTRES[tokens[..., :-1]], tokens[..., -1:].float() * 2 - 1], -1)
-
-
-def mirrored(actions: Float[Tensor, "*b a"], turned: Float[Tensor, "2"]) -> Float[Tensor, "*b a"]:
-    """The same actions in a mirror: motions in x and y times their signs; the gripper has no left or right."""
-    return torch.cat([actions[..., :2] * turned, actions[..., 2:]], -1)

@@ -10,10 +10,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from wovr_core.policy.action_chunks import mirrored, to_tokens
+from wovr_core.chunk import CHUNK
+from wovr_core.embodiment import Mirror
+from wovr_core.policy.action_chunks import to_tokens
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.settings import Policy as Settings
-from wovr_core.training.augmentation import jitter, mirror
+from wovr_core.training.augmentation import in_turn, jitter, mirror_actions, mirror_frames, mirror_pose
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
@@ -21,8 +23,8 @@ CHECKPOINT_EVERY = 500  # steps
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """Some moments: what was seen and said, and what was done next."""
+class CloningData:
+    """Moments of episodes: what was observed and instructed, and what was done next."""
 
     frames: UInt8[Tensor, "n c h w"]
     pose: Float[Tensor, "n p"]
@@ -37,77 +39,88 @@ class Lessons:
         frames: UInt8[Tensor, "step c h w"],
         pose: Float[Tensor, "step p"],
         *,
-        chunk: int,
-        keep: int,
+        after_success: int | None,
     ) -> Self:
-        """What an episode did after these of its steps, at which `frames` and `pose` are what is seen of it.
+        """The chunks that an episode did after these of its steps, where `frames` and `pose` are observed.
 
-        Left out is what it did more than `keep` steps after its success.
+        A chunk that goes beyond `after_success` steps after the first success is left out; None leaves out none.
         """
-        end = len(episode.actions) if episode.success_step is None else episode.success_step + keep
-        kept = [row for row, step in enumerate(steps) if step + chunk <= min(end, len(episode.actions))]
-        whole = episode.actions.unfold(0, chunk, 1).transpose(1, 2)
-        return cls(frames[kept], pose[kept], whole[[steps[row] for row in kept]], (episode.instruction,) * len(kept))
+        end = len(episode.actions)
+        if episode.success_step is not None and after_success is not None:
+            end = min(end, episode.success_step + after_success)
+        rows = [row for row, step in enumerate(steps) if step + CHUNK <= end]
+        chunks = episode.actions.unfold(0, CHUNK, 1).transpose(1, 2)
+        return cls(frames[rows], pose[rows], chunks[[steps[row] for row in rows]], (episode.instruction,) * len(rows))
 
     @classmethod
-    def together(cls, parts: "Sequence[Lessons]") -> Self:
+    def concatenate(cls, parts: "Sequence[CloningData]") -> Self:
         """All of their moments."""
         frames, pose, actions = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "pose", "actions")
         )
-        return cls(frames, pose, actions, tuple(words for part in parts for words in part.instructions))
+        return cls(frames, pose, actions, tuple(text for part in parts for text in part.instructions))
 
     def __len__(self) -> int:
         return len(self.frames)
 
 
-def lessons_of(episodes: Sequence[Episode], cfg: Settings, *, chunk: int) -> Lessons:
-    """Real episodes as they were, seen every `cfg.every` steps."""
-    return Lessons.together(
+def cloning_data(episodes: Sequence[Episode], cfg: Settings) -> CloningData:
+    """Every `cfg.demonstration_stride`-th moment of real episodes."""
+    stride = cfg.demonstration_stride
+    return CloningData.concatenate(
         [
-            Lessons.of(
-                episode, range(0, len(episode.frames), cfg.every), episode.frames[:: cfg.every],
-                episode.pose[:: cfg.every], chunk=chunk, keep=cfg.after_success,
+            CloningData.of(
+                episode,
+                range(0, len(episode.frames), stride),
+                episode.frames[::stride],
+                episode.pose[::stride],
+                after_success=cfg.after_success,
             )
             for episode in episodes
         ]
-    )  # fmt: skip
+    )
 
 
 def clone(
     policy: TinyVLA,
-    lessons: Sequence[Lessons],
+    data: Sequence[CloningData],
     cfg: Settings,
     *,
     steps: int,
-    mirrors: bool,
+    mirrors: Sequence[Mirror],
     generator: torch.Generator,
     name: str = "base policy",
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Maximise the likelihood of what was done next, each of the `lessons` an equal share; returns the losses.
+    """Maximise the likelihood of what was done next, an equal share of every batch from each of `data`.
 
-    With a `checkpoint`, of the steps since it alone: none where everything was already learnt.
-
-    Frames are shifted a little and, where `mirrors` are scenes too, mirrored, motions with them, to learn more from
-    the few demonstrations there are.
+    Returns the losses. With a `checkpoint`, these are of the steps since it: none where all steps were done already.
+    Frames are shifted a little, and each mirror image has its turn, to learn more from few demonstrations.
     """
-    shares = [cfg.batch * (i + 1) // len(lessons) - cfg.batch * i // len(lessons) for i in range(len(lessons))]
+    shares = [cfg.batch * (i + 1) // len(data) - cfg.batch * i // len(data) for i in range(len(data))]
 
     def loss(step: int) -> torch.Tensor:
-        rows = [torch.randint(len(some), (n,), generator=generator) for some, n in zip(lessons, shares, strict=True)]
-        drawn = list(zip(lessons, rows, strict=True))
+        rows = [torch.randint(len(part), (n,), generator=generator) for part, n in zip(data, shares, strict=True)]
+        drawn = list(zip(data, rows, strict=True))
         frames, pose, actions = (
-            torch.cat([getattr(some, column)[row] for some, row in drawn]) for column in ("frames", "pose", "actions")
+            torch.cat([getattr(part, column)[row] for part, row in drawn]) for column in ("frames", "pose", "actions")
         )
-        said = [some.instructions[i] for some, row in drawn for i in row.tolist()]
-        seen, turned = mirror(jitter(to_unit(frames), generator=generator), step if mirrors else 0)
-        motion, gripper = policy(seen, said, pose)
-        wanted = to_tokens(mirrored(actions, turned))
-        of_motion = F.cross_entropy(motion.flatten(0, 2), wanted[..., :-1].flatten())
-        return 2 * of_motion + F.cross_entropy(gripper.flatten(0, 1), wanted[..., -1].flatten())
+        instructions = [part.instructions[i] for part, row in drawn for i in row.tolist()]
+        mirror = in_turn(mirrors, step)
+        frames = mirror_frames(jitter(to_unit(frames), generator=generator), mirror)
+        motion, gripper = policy(frames, instructions, mirror_pose(pose, mirror))
+        target = to_tokens(mirror_actions(actions, mirror))
+        motion_loss = F.cross_entropy(motion.flatten(0, 2), target[..., :-1].flatten())
+        return 2 * motion_loss + F.cross_entropy(gripper.flatten(0, 1), target[..., -1].flatten())
 
     return train(
-        policy, loss, name=name, steps=steps, learning_rate=cfg.learning_rate, generator=generator, weight_decay=1e-3,
-        checkpoint=checkpoint, checkpoint_every=CHECKPOINT_EVERY,
-    )  # fmt: skip
+        policy,
+        loss,
+        name=name,
+        steps=steps,
+        learning_rate=cfg.learning_rate,
+        generator=generator,
+        weight_decay=1e-3,
+        checkpoint=checkpoint,
+        checkpoint_every=CHECKPOINT_EVERY,
+    )

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.policy.action_chunks import CENTRES, from_tokens, mirrored, to_tokens
+from wovr_core.chunk import CHUNK
+from wovr_core.policy.action_chunks import CENTRES, from_tokens, to_tokens
 from wovr_core.trajectory import ActionChunk, Observation, to_unit
 
 
@@ -28,7 +29,7 @@ class Shape(BaseModel):
     words: PositiveInt  # longest instruction
     image_size: Annotated[int, Field(ge=1, le=4096)]
     action_dim: Annotated[int, Field(ge=2)] = 3
-    chunk: PositiveInt = 8
+    chunk: PositiveInt = CHUNK
     features: PositiveInt = 32
     keypoints: PositiveInt = 32
     hidden: PositiveInt = 128
@@ -141,9 +142,9 @@ class TinyVLA(nn.Module):
             log_prob = _gather(motion, gripper, tokens, temperature or 1.0)
         return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob)
 
-    def mirrored(self, tokens: Int[Tensor, "*b a"], turned: Float[Tensor, "2"]) -> Int[Tensor, "*b a"]:
+    def mirrored(self, tokens: Int[Tensor, "*b a"], signs: Float[Tensor, " a"]) -> Int[Tensor, "*b a"]:
         """The tokens of the same actions in a mirror."""
-        return to_tokens(mirrored(from_tokens(tokens), turned))
+        return to_tokens(from_tokens(tokens) * signs)
 
     def log_prob(
         self, seen: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float

@@ -4,15 +4,16 @@ A dream that was wrong somewhere often shows it: a block that is half carried an
 policy does next follows the dream, so a replay of real actions would never get that far; the look of the frame does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.embodiment import Mirror
 from wovr_core.settings import Reward
-from wovr_core.training.augmentation import mirror
+from wovr_core.training.augmentation import in_turn, mirror_frames
 from wovr_core.training.loop import train
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import to_unit
@@ -57,11 +58,11 @@ def fit_detector(
     label: Bool[Tensor, "b t"],
     cfg: Reward,
     *,
-    mirrors: bool,
+    mirrors: Sequence[Mirror],
     generator: torch.Generator,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Binary cross-entropy, one wrong frame to two right ones; `mirrors` too if asked."""
+    """Binary cross-entropy, one wrong frame to two right ones, mirrored in turn."""
     kinds = [label.nonzero(), (~label).nonzero()]
 
     def loss(step: int) -> Tensor:
@@ -73,7 +74,7 @@ def fit_detector(
             ]
         )
         shown = torch.cat([to_unit(imagined[at[:, 0], at[:, 1]]), to_unit(references[at[:, 0]])])
-        frames, given = mirror(shown, step if mirrors else 0)[0].chunk(2)
+        frames, given = mirror_frames(shown, in_turn(mirrors, step)).chunk(2)
         return F.binary_cross_entropy_with_logits(detector(frames, given), label[at[:, 0], at[:, 1]].float())
 
     return train(

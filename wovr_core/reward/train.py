@@ -8,9 +8,10 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from wovr_core.embodiment import Mirror
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import Reward
-from wovr_core.training.augmentation import jitter, mirror
+from wovr_core.training.augmentation import in_turn, jitter, mirror_frames
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
@@ -81,11 +82,11 @@ def fit(
     *,
     steps: int,
     name: str,
-    mirrors: bool,
+    mirrors: Sequence[Mirror],
     generator: torch.Generator,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Binary cross-entropy on equal parts of every source (real frames; imagined ones), `mirrors` too if asked."""
+    """Binary cross-entropy on equal parts of every source (real frames; imagined ones), mirrored in turn."""
     samplers = [BalancedSampler(source, generator=generator) for source in sources]
 
     def loss(step: int) -> Tensor:
@@ -94,7 +95,7 @@ def fit(
         frames = frames + 0.06 * torch.rand(len(frames), 1, 1, 1, generator=generator) * torch.randn(
             frames.shape, generator=generator
         )
-        frames, _ = mirror(jitter(frames, generator=generator), step if mirrors else 0)
+        frames = mirror_frames(jitter(frames, generator=generator), in_turn(mirrors, step))
         said = [words for _, spoken, _ in drawn for words in spoken]
         label = torch.cat([label for _, _, label in drawn])
         logits = classifier.logits(frames, said)

@@ -8,11 +8,11 @@ import torch
 from wovr_core.artifacts import ArtifactError, Draft, Kind, Manifest, read_manifest, writing
 from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split, SplitError
-from wovr_core.evaluation.success import attempt, policy_decides, success_rate
+from wovr_core.evaluation.success import policy_decides, run_trials, success_rate
 from wovr_core.settings import RETRAINING_STATES as STATES
 from wovr_core.settings import ROUND_STATES, Collect, Task
+from wovr_core.steps.environment import open_environment
 from wovr_core.steps.models import open_episodes, open_policy
-from wovr_core.steps.reality import FPS, reality
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 
@@ -58,9 +58,9 @@ def collect_episodes(
         settings["shard"] = shard
     with writing(out, Kind.EPISODES, settings=settings, made_from={"policy": policy}) as draft:
         episodes = []
-        with reality(task) as env, counting("collect", sum(map(len, ids.values())), unit="episode") as watch:
+        with open_environment(task) as env, counting("collect", sum(map(len, ids.values())), unit="episode") as watch:
             for split, some in ids.items():
-                episodes += attempt(env, decide, some, split, steps=task.horizon, watch=watch).episodes
+                episodes += run_trials(env, decide, some, split, steps=task.horizon, watch=watch).episodes
         _write(draft, episodes, task, round=round)
     return draft.manifest
 
@@ -87,7 +87,7 @@ def merge_episodes(cfg: Collect, *, policy: Path, parts: Sequence[Path], out: Pa
 def _write(draft: Draft, episodes: list[Episode], task: Task, *, round: int) -> None:
     """The episodes of a policy, and what they came to."""
     source, policy = f"{task.environment}, round {round}", draft.made_from["policy"]
-    write_episodes(draft.folder, episodes, source=source, policy_digest=policy, fps=FPS[task.environment])
+    write_episodes(draft.folder, episodes, source=source, policy_digest=policy, fps=task.embodiment.fps)
     rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
     draft.summary |= {
         "episodes": len(episodes), "successes": rate.successes, "success_rate": rate.value,

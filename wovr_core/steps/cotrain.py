@@ -9,7 +9,7 @@ import torch
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, writing
 from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.imagination.replay import replay
-from wovr_core.policy.behaviour_cloning import Lessons, clone, lessons_of
+from wovr_core.policy.behaviour_cloning import CloningData, clone, cloning_data
 from wovr_core.protocols import WorldModel
 from wovr_core.settings import Grpo, Policy, Task
 from wovr_core.steps.dreamer import open_world_model
@@ -38,29 +38,29 @@ def cotrain_policy(
         writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft,
         scratch("cotrain", json.dumps(told), *draft.made_from.values()) as kept,
     ):
-        lessons = [lessons_of(shown, cfg, chunk=task.chunk), dreamt_lessons(dreamer, shown, cfg, generator=generator)]
+        data = [cloning_data(shown, cfg), dreamt_data(dreamer, shown, cfg, generator=generator)]
         losses = clone(
-            actor, lessons, cfg, steps=grpo.cotrain_steps, mirrors=task.mirror, generator=generator, name="cotrain",
-            checkpoint=kept / "checkpoint.safetensors",
+            actor, data, cfg, steps=grpo.cotrain_steps, mirrors=task.embodiment.mirrors, generator=generator,
+            name="cotrain", checkpoint=kept / "checkpoint.safetensors",
         )  # fmt: skip
         save_policy(draft.folder, actor)
         draft.summary |= {
-            "real_moments": len(lessons[0]), "dreamt_moments": len(lessons[1]),
+            "real_moments": len(data[0]), "dreamt_moments": len(data[1]),
             "loss": round(losses[-1], 4) if losses else None,
         }  # fmt: skip
     return draft.manifest
 
 
-def dreamt_lessons(
+def dreamt_data(
     world_model: WorldModel, episodes: Sequence[Episode], cfg: Policy, *, generator: torch.Generator
-) -> Lessons:
+) -> CloningData:
     """The episodes as they are dreamt, at the last frames of every chunk: there a dream knows where its arm is."""
     dreamt = replay(world_model, episodes, generator=generator)
     frames = dreamt.imagined.unflatten(1, (-1, CHUNK))[:, :, -MEMORY:].flatten(1, 2)
     steps = [step for step in range(1, len(episodes[0].frames)) if (step - 1) % CHUNK >= CHUNK - MEMORY]
-    return Lessons.together(
+    return CloningData.concatenate(
         [
-            Lessons.of(episode, steps, seen, pose, chunk=CHUNK, keep=cfg.after_success)
+            CloningData.of(episode, steps, seen, pose, after_success=cfg.after_success)
             for episode, seen, pose in zip(episodes, frames, dreamt.pose.flatten(1, 2), strict=True)
         ]
     )

@@ -28,7 +28,7 @@ PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
 
 def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
     """Untrained, or the backbone shipped with the package: codec, transformer and action statistics."""
-    model = _empty(cfg, action_dim=task.action_dim, pose_dim=task.pose_dim)
+    model = _empty(cfg, action_dim=task.embodiment.action_dim, pose_dim=task.embodiment.pose_dim)
     if cfg.pretrained == "none":
         return model
     folder = PRETRAINED / cfg.pretrained

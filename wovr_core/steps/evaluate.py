@@ -19,14 +19,14 @@ from wovr_core.artifacts import (
     writing,
 )
 from wovr_core.envs.splits import SPLIT_SIZE, Split
-from wovr_core.evaluation.success import Tried, attempt, policy_decides, success_rate
+from wovr_core.evaluation.success import TrialResults, policy_decides, run_trials, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Env
 from wovr_core.settings import Evaluate, Promote, Task
+from wovr_core.steps.environment import open_environment
 from wovr_core.steps.facts import EvaluateFacts, ImaginedFacts, PolicyFacts, Trial
 from wovr_core.steps.models import open_policy
-from wovr_core.steps.reality import reality
 from wovr_core.training.progress import Advance, counting
 
 SEED = 77  # of the evaluation itself: the same for every candidate, whatever the run's seed
@@ -70,7 +70,7 @@ def evaluate_policies(
         said: tuple[str, ...] = ()
         curve = []
         total = len(policies) * len(ids) + len(between) * len(few)
-        with reality(task) as env, counting("evaluate for real", total, unit="episode") as watch:
+        with open_environment(task) as env, counting("evaluate for real", total, unit="episode") as watch:
             for role, policy in policies.items():
                 _, wins[role], said = trials(policy, cfg, task, ids, env=env, watch=watch)
             for path, name, phase, update in between:
@@ -110,11 +110,11 @@ def _open_champion(path: Path, task: Task) -> TinyVLA:
         ) from error
 
 
-def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, watch: Advance) -> Tried:
+def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, watch: Advance) -> TrialResults:
     """Did the policy reach the goal from each initial state, and what was it told?"""
     generator = torch.Generator().manual_seed(SEED)
-    decider = policy_decides(policy, temperature=0.0 if cfg.greedy else cfg.temperature, generator=generator)
-    return attempt(env, decider, ids, Split.EVALUATION, steps=task.horizon, record=False, watch=watch)
+    decider = policy_decides(policy, temperature=cfg.temperature, generator=generator)
+    return run_trials(env, decider, ids, Split.EVALUATION, steps=task.horizon, record=False, watch=watch)
 
 
 def imagined_success(first: Path, last: Path) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, read_manifest, save_weights, writing
+from wovr_core.chunk import CHUNK
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
@@ -105,7 +106,14 @@ def improve_policy(
             for part in optimiser.param_groups:
                 part["lr"] = cfg.learning_rate * min(1.0, (update + 1) / cfg.warmup)
             outcome = update_policy(
-                actor, optimiser, crop.dreams, crop.advantages, cfg, generator=generator, reference=reference
+                actor,
+                optimiser,
+                crop.dreams,
+                crop.advantages,
+                cfg,
+                generator=generator,
+                mirrors=task.embodiment.mirrors,
+                reference=reference,
             )
             history.append(
                 {
@@ -165,7 +173,7 @@ def start_pool(data: RealData, keyframes: Sequence[KeyframeRow], cfg: Grpo, task
 
 
 def keyframe_start(data: RealData, row: KeyframeRow, cfg: Grpo, task: Task) -> InitState:
-    left = min(task.horizon - row.step, cfg.keyframe_horizon) // task.chunk * task.chunk
+    left = min(task.horizon - row.step, cfg.keyframe_horizon) // CHUNK * CHUNK
     return init_state(data.episodes[row.episode], row.step, index=row.episode, steps_left=left, rule=row.rule)
 
 

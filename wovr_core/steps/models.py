@@ -21,6 +21,7 @@ from wovr_core.artifacts import (
     save_weights,
 )
 from wovr_core.artifacts.episodes import read_episodes
+from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
@@ -39,11 +40,18 @@ def refuse_misfit(what: str, path: Path, sizes: Mapping[str, int], task: Task | 
     """
     if task is None:
         return
+    embodiment = task.embodiment
+    of_the_task = {
+        "action_dim": embodiment.action_dim,
+        "pose_dim": embodiment.pose_dim,
+        "image_size": task.image_size,
+        "chunk": CHUNK,
+    }
     for name, size in sizes.items():
-        if (wanted := getattr(task, name)) != size:
+        if of_the_task[name] != size:
             raise ArtifactError(
-                f"the {what} at {path} has {name} {size}, but task.{name} is {wanted} ({task.environment}): give a "
-                f"{what} of this task, or the settings that it was made with"
+                f"the {what} at {path} has {name} {size}, but the task ({task.environment}) has {of_the_task[name]}: "
+                f"give a {what} of this task, or the settings that it was made with"
             )
 
 
@@ -214,10 +222,10 @@ def load_keyframes(path: Path, data: RealData, task: Task) -> list[KeyframeRow]:
     if len({(row.episode, row.step) for row in rows}) < len(rows):
         raise ArtifactError(f"{path} has a keyframe twice, so dreams would begin there twice as often: mine them again")
     for i, row in enumerate(rows):
-        if row.episode >= len(data.episodes) or row.step + task.chunk > task.horizon:
+        if row.episode >= len(data.episodes) or row.step + CHUNK > task.horizon:
             raise ArtifactError(
                 f"{path}: keyframe {i} is step {row.step} of episode {row.episode}, but there are "
-                f"{len(data.episodes)} episodes of {task.horizon} steps, and a dream takes {task.chunk}: mine "
+                f"{len(data.episodes)} episodes of {task.horizon} steps, and a dream takes {CHUNK}: mine "
                 f"keyframes from these episodes"
             )
     if collections_of(manifest) not in ([], data.digests):

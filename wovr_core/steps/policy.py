@@ -9,15 +9,16 @@ from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.artifacts.manifest import refuse_place
 from wovr_core.envs.splits import Split
-from wovr_core.evaluation.success import attempt
-from wovr_core.policy.behaviour_cloning import clone, lessons_of
+from wovr_core.evaluation.success import run_trials
+from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import Policy, Task
+from wovr_core.steps.environment import demonstrator, open_environment
 from wovr_core.steps.models import save_policy
-from wovr_core.steps.reality import FPS, demonstrator, reality
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.loop import TrainingError
 from wovr_core.training.progress import counting
+from wovr_core.trajectory import Episode
 
 
 def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Path) -> Manifest:
@@ -27,38 +28,54 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     """
     refuse_place(out)  # before the demonstrations, which `writing` comes after
     generator = torch.Generator().manual_seed(task.seed)
-    ids = Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000)
-    told = {"policy": cfg.model_dump(), "task": task.model_dump()}
-    with writing(demonstrations, Kind.EPISODES, settings=told) as draft:
-        with reality(task) as env, counting("demonstrations", len(ids), unit="episode") as watch:
-            shows = demonstrator(env, cfg, generator=generator)
-            episodes = attempt(env, shows, ids, Split.DEMONSTRATION, steps=task.horizon, watch=watch).episodes
+    settings = {"policy": cfg.model_dump(), "task": task.model_dump()}
+    embodiment = task.embodiment
+    with writing(demonstrations, Kind.EPISODES, settings=settings) as draft:
+        episodes = _demonstrate(cfg, task, generator=generator)
         good = [episode for episode in episodes if episode.succeeded]
         if not good:
             raise TrainingError(
                 f"policy: none of {len(episodes)} demonstrations succeeded; lower policy.action_noise "
-                f"({cfg.action_noise:g}) or policy.grasp_offset ({cfg.grasp_offset:g}), or raise task.horizon"
+                f"({cfg.action_noise:g}), or raise task.horizon"
             )
         source = f"{task.environment} demonstrator"
-        write_episodes(draft.folder, good, source=source, policy_digest="scripted", fps=FPS[task.environment])
+        write_episodes(draft.folder, good, source=source, policy_digest="scripted", fps=embodiment.fps)
         draft.summary |= {"episodes": len(good), "attempts": len(episodes)}
     vocabulary, words = vocabulary_of([episode.instruction for episode in good])
     torch.manual_seed(task.seed)  # initial weights
     shape = Shape(
-        vocabulary=vocabulary, words=words, image_size=task.image_size, action_dim=task.action_dim, chunk=task.chunk,
-        stride=cfg.stride, kernel=cfg.kernel, pose_dim=task.pose_dim if cfg.proprioception else 0,
-    )  # fmt: skip
+        vocabulary=vocabulary,
+        words=words,
+        image_size=task.image_size,
+        action_dim=embodiment.action_dim,
+        stride=cfg.conv_stride,
+        kernel=cfg.conv_kernel,
+        pose_dim=embodiment.pose_dim if cfg.proprioception else 0,
+    )
     policy = TinyVLA(shape)
     with (
-        writing(out, Kind.POLICY, settings=told, made_from={"demonstrations": demonstrations}) as draft,
-        scratch("base policy", json.dumps(told), *draft.made_from.values()) as kept,
+        writing(out, Kind.POLICY, settings=settings, made_from={"demonstrations": demonstrations}) as draft,
+        scratch("base policy", json.dumps(settings), *draft.made_from.values()) as checkpoints,
     ):
-        lessons = lessons_of(good, cfg, chunk=task.chunk)
-        policy.standardise(lessons.pose)
+        data = cloning_data(good, cfg)
+        policy.standardise(data.pose)
         losses = clone(
-            policy, [lessons], cfg, steps=cfg.steps, mirrors=task.mirror, generator=generator,
-            checkpoint=kept / "checkpoint.safetensors",
-        )  # fmt: skip
+            policy,
+            [data],
+            cfg,
+            steps=cfg.steps,
+            mirrors=embodiment.mirrors,
+            generator=generator,
+            checkpoint=checkpoints / "checkpoint.safetensors",
+        )
         save_policy(draft.folder, policy)
         draft.summary |= {"demonstrations": len(good), "loss": round(losses[-1], 4) if losses else None}
     return draft.manifest
+
+
+def _demonstrate(cfg: Policy, task: Task, *, generator: torch.Generator) -> list[Episode]:
+    """What the scripted demonstrator does, whether it succeeds or not."""
+    ids = Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000)
+    with open_environment(task) as env, counting("demonstrations", len(ids), unit="episode") as watch:
+        decide = demonstrator(env, cfg, task, generator=generator)
+        return run_trials(env, decide, ids, Split.DEMONSTRATION, steps=task.horizon, watch=watch).episodes

@@ -19,7 +19,7 @@ from wovr_core.artifacts import (
     writing,
 )
 from wovr_core.evaluation.clips import side_by_side, thumbnail
-from wovr_core.evaluation.contact import Contact, contact_curve
+from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.replayed import Replayed, watch
 from wovr_core.evaluation.report import LIMIT, render
 from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
@@ -150,9 +150,12 @@ def write_report(
 
 def contact_of(task: Task, world_model: WorldModel) -> list[Contact]:
     """Staged grasps, where they can be staged."""
-    if task.environment != "tabletop":
+    embodiment = task.embodiment
+    if embodiment.staged_contact is None:
         return []
-    return contact_curve(world_model, tries=TRIES, seed=task.seed, image_size=task.image_size)
+    staged = embodiment.function(embodiment.staged_contact)
+    curve: list[Contact] = staged(world_model, tries=TRIES, seed=task.seed, image_size=task.image_size)
+    return curve
 
 
 def refuse_unequal(columns: dict[str, Sequence[Path]]) -> None:

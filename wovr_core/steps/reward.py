@@ -47,6 +47,7 @@ def train_reward(
             f"failure; collect more episodes, or start from a policy that sometimes succeeds"
         )
     dreamer = open_world_model(world_model, task)
+    mirrors = task.embodiment.mirrors
     generator = torch.Generator().manual_seed(task.seed)
     torch.manual_seed(task.seed)
     vocabulary, words = vocabulary_of([episode.instruction for episode in data.training])
@@ -63,13 +64,13 @@ def train_reward(
         real = LabelledFrames.of_episodes(data.training)
         if previous is None:
             fit(
-                reward, [real], cfg, steps=cfg.steps, name="reward", mirrors=task.mirror, generator=generator,
+                reward, [real], cfg, steps=cfg.steps, name="reward", mirrors=mirrors, generator=generator,
                 on_step=tell_loss(tracker, "reward/loss"),
             )  # fmt: skip
         shown = replay(dreamer, data.training, generator=generator, every=cfg.every)
         imagined = LabelledFrames.of_sequences(shown.imagined, shown.instructions, shown.success)
         fit(
-            reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", mirrors=task.mirror,
+            reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", mirrors=mirrors,
             generator=generator, on_step=tell_loss(tracker, "reward/loss_on_dreams"),
         )  # fmt: skip
 
@@ -78,7 +79,7 @@ def train_reward(
             label = wrong(shown.imagined, shown.real, tolerance=cfg.wrong)
             told = tell_loss(tracker, "reward/detector_loss")
             fit_detector(
-                detector, shown.imagined, shown.first, label, cfg, mirrors=task.mirror, generator=generator,
+                detector, shown.imagined, shown.first, label, cfg, mirrors=mirrors, generator=generator,
                 on_step=told,
             )  # fmt: skip
         shown = replay(dreamer, list(data.held_out) * cfg.replays, generator=generator, every=cfg.every)

@@ -1,9 +1,13 @@
-"""Pictures that mean the same."""
+"""Scenes that mean the same."""
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
+
+from wovr_core.embodiment import Mirror
 
 
 def jitter(frames: Float[Tensor, "b 3 h w"], *, generator: torch.Generator, most: int = 5) -> Float[Tensor, "b 3 h w"]:
@@ -18,11 +22,26 @@ def jitter(frames: Float[Tensor, "b 3 h w"], *, generator: torch.Generator, most
     return wide.movedim(1, -1)[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
-def mirror(frames: Shaped[Tensor, "b c h w"], step: int) -> tuple[Shaped[Tensor, "b c h w"], Float[Tensor, "2"]]:
-    """Mirror sideways, upside down, both or neither, in turn; and what that makes of motions in x and y: 1 or -1.
+def in_turn(mirrors: Sequence[Mirror], step: int) -> Mirror | None:
+    """None, for the scene as it is, and each of its mirror images, one after the other."""
+    return [None, *mirrors][step % (1 + len(mirrors))]
 
-    The table has no left or right, and what is said names none.
-    """
-    sideways, upside_down = bool(step & 1), bool(step & 2)
-    axes = [-1] * sideways + [-2] * upside_down
-    return frames.flip(axes), torch.tensor([-1.0 if sideways else 1.0, -1.0 if upside_down else 1.0])
+
+def mirror_frames(frames: Shaped[Tensor, "*b c h w"], mirror: Mirror | None) -> Shaped[Tensor, "*b c h w"]:
+    """The pictures of the mirrored scene."""
+    if mirror is None:
+        return frames
+    return frames.flip([-1] * mirror.sideways + [-2] * mirror.upside_down)
+
+
+def mirror_actions(actions: Float[Tensor, "*b a"], mirror: Mirror | None) -> Float[Tensor, "*b a"]:
+    """The actions that do there what these do here."""
+    return actions if mirror is None else actions * actions.new_tensor(mirror.action)
+
+
+def mirror_pose(pose: Float[Tensor, "*b p"], mirror: Mirror | None) -> Float[Tensor, "*b p"]:
+    """Where the hand is there."""
+    if mirror is None:
+        return pose
+    centre = pose.new_tensor(mirror.centre)
+    return centre + (pose - centre) * pose.new_tensor(mirror.pose)

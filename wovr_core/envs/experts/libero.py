@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 from wovr_core.envs.libero import CAMERA, Libero, LiberoError
+from wovr_core.protocols import Decide
+from wovr_core.settings import Policy
+from wovr_core.trajectory import Observation
 
 MOVES = ("in", "on")  # goals that picking up and putting down fulfils
 WIDEST = 0.074  # metres between open fingers
@@ -25,6 +28,16 @@ TIP = 0.012  # a fingertip reaches so far below the point the controller moves
 OPEN, SHUT = -1.0, 1.0
 STEP, TURN = 0.05, 0.5  # what an action of 1 moves (metres) and turns (radians)
 CLEAR = 0.05  # metres above everything on the way
+
+
+def demonstrator(env: Libero, cfg: Policy, *, generator: torch.Generator) -> Decide:
+    """Decides as `demonstrate` does."""
+
+    def decide(observation: Observation) -> Tensor:
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return demonstrate(env, noise=cfg.action_noise, seed=seed)
+
+    return decide
 
 
 def demonstrate(env: Libero, *, noise: float, seed: int) -> Tensor:

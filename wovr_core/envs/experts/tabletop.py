@@ -7,14 +7,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wovr_core.chunk import CHUNK
 from wovr_core.envs.tabletop import STEP, Tabletop
+from wovr_core.protocols import Decide
+from wovr_core.settings import Policy
 
+SLOPPY = 0.02  # how far beside a block's middle a demonstration grasps it, in table units (standard deviation)
 ASIDE = 0.17  # play aims at most so far beside a block, in table units: twice what a grasp tolerates
 REACH_STEPS = 5  # a chunk of 8 moves for five steps, then closes or opens, and sees what came of it
 
 
+def demonstrator(env: Tabletop, cfg: Policy, *, generator: torch.Generator) -> Decide:
+    """Decides as `demonstrate` does."""
+    return lambda observation: demonstrate(env, noise=cfg.action_noise, generator=generator)
+
+
 def demonstrate(
-    env: Tabletop, *, noise: float, offset: float, generator: torch.Generator, chunk: int = 8
+    env: Tabletop, *, noise: float, offset: float = SLOPPY, generator: torch.Generator, chunk: int = CHUNK
 ) -> Float[Tensor, "env chunk 3"]:
     """A chunk towards the instructed goal: reach at constant speed, then close on the block or open over the pad.
 
@@ -27,7 +36,7 @@ def demonstrate(
     return _plan(env, torch.where(holding[:, None], pad, aim), holding, done, noise, chunk, generator)
 
 
-def play(env: Tabletop, *, generator: torch.Generator, chunk: int = 8) -> Float[Tensor, "env chunk 3"]:
+def play(env: Tabletop, *, generator: torch.Generator, chunk: int = CHUNK) -> Float[Tensor, "env chunk 3"]:
     """A chunk of task-free play: grasp at, near or beside some block, carry it somewhere, drop it, wander."""
 
     def uniform(*shape: int) -> Tensor:
