@@ -53,8 +53,8 @@ def success(seeds: Seeds) -> Mean:
 
 def against(seeds: Seeds, others: Seeds) -> str:
     """The paired difference on the seeds that both have trial by trial, in points."""
-    kept = [s for s in seeds if s in others and "won" in seeds[s] and "won" in others[s]]
-    pairs = [compare(*(torch.tensor([won == "1" for won in of[s]["won"]]) for of in (seeds, others))) for s in kept]
+    shared = [s for s in seeds if s in others and "won" in seeds[s] and "won" in others[s]]
+    pairs = [compare(*(torch.tensor([won == "1" for won in of[s]["won"]]) for of in (seeds, others))) for s in shared]
     apart = [Mean(pair.difference, pair.low, pair.high) for pair in pairs]
     return over_seeds(apart, confidence=pairs[0].confidence).percent("+.1f") if apart else ""
 

@@ -88,7 +88,7 @@ def plan(full: Settings, switches: Switches, *, row: str) -> Plan:
             tree[branch][name] += spread[name]
         settings = Settings.parse(tree, source=f"row {row}")
     share = [{name: n * (k + 1) // rounds - n * k // rounds for name, n in spread.items()} for k in range(rounds)]
-    trees = [tree | {"pace": tree["pace"] | some} for some in share]
+    trees = [tree | {"pace": tree["pace"] | one} for one in share]
     planned = Plan(settings, [Settings.parse(one, source=f"row {row}").pace for one in trees])
     wanted = Plan(full, [full.pace] * full.pace.rounds).real_episodes
     if planned.real_episodes != wanted:
@@ -107,15 +107,15 @@ class Shelf:
 
     def make(self, step: Callable[..., Manifest], *branches: Any, **ports: Any) -> Path:
         """What a step makes of these settings and artifacts: from the shelf, or made now."""
-        given = {name: [digest(p) for p in port] if isinstance(port, list) else digest(port)
+        inputs = {name: [digest(p) for p in port] if isinstance(port, list) else digest(port)
                  for name, port in sorted(ports.items())}  # fmt: skip
-        told = json.dumps([step.__name__, given, *(branch.model_dump(mode="json") for branch in branches)])
-        out = self.folder / f"{step.__name__}-{sha256(told.encode()).hexdigest()[:12]}"
+        key = json.dumps([step.__name__, inputs, *(branch.model_dump(mode="json") for branch in branches)])
+        out = self.folder / f"{step.__name__}-{sha256(key.encode()).hexdigest()[:12]}"
         clock = out.with_name(f"{out.name}.seconds")
         if not (out / MANIFEST).exists():
-            begun = time.monotonic()
+            started = time.monotonic()
             step(*branches, **ports, out=out)
-            clock.write_text(f"{time.monotonic() - begun:.1f}")
+            clock.write_text(f"{time.monotonic() - started:.1f}")
         self.used.append(out)
         self.seconds += float(clock.read_text()) if clock.exists() else 0.0
         return out
@@ -144,9 +144,9 @@ def digest(port: Any) -> Any:
     return digest_at(port) if isinstance(port, Path) else port
 
 
-def in_dreams(shelf: Shelf, given: Plan) -> Path:
+def in_dreams(shelf: Shelf, row_plan: Plan) -> Path:
     """The pipeline, step after step. A world model that fails its gate dreams on: that is part of what is measured."""
-    s, task = given.settings, given.settings.task
+    s, task = row_plan.settings, row_plan.settings.task
     evolved, demonstrations = shelf.base()
     previous = evolved
     collected = [shelf.make(collect_episodes, s.collect, task, policy=evolved)]
@@ -167,9 +167,9 @@ def in_dreams(shelf: Shelf, given: Plan) -> Path:
         )  # fmt: skip
 
     evolved = improve(evolved)
-    for k, pace in enumerate(given.rounds, 1):
-        some = s.collect.model_copy(update={"episodes": pace.episodes, "held_out": pace.held_out})
-        newest = shelf.make(collect_episodes, some, task, policy=evolved, round=k)
+    for k, pace in enumerate(row_plan.rounds, 1):
+        collect = s.collect.model_copy(update={"episodes": pace.episodes, "held_out": pace.held_out})
+        newest = shelf.make(collect_episodes, collect, task, policy=evolved, round=k)
         previous = shelf.make(
             choose_policy, pace, task, evolved=evolved, evolved_episodes=newest, previous=previous,
             previous_episodes=collected[-1],
@@ -182,30 +182,30 @@ def in_dreams(shelf: Shelf, given: Plan) -> Path:
     return evolved
 
 
-def unchanged(shelf: Shelf, given: Plan) -> Path:
+def unchanged(shelf: Shelf, row_plan: Plan) -> Path:
     return shelf.base()[0]
 
 
-def filtered_bc(shelf: Shelf, given: Plan) -> Path:
-    s, (policy, demonstrations) = given.settings, shelf.base()
+def filtered_bc(shelf: Shelf, row_plan: Plan) -> Path:
+    s, (policy, demonstrations) = row_plan.settings, shelf.base()
     return shelf.make(
         clone_successes, s.policy, s.task, policy=policy, demonstrations=demonstrations,
-        real_episodes=given.real_episodes, temperature=s.collect.temperature,
+        real_episodes=row_plan.real_episodes, temperature=s.collect.temperature,
     )  # fmt: skip
 
 
-def online(shelf: Shelf, given: Plan, real_episodes: int | None = None) -> Path:
-    s, n = given.settings, given.real_episodes if real_episodes is None else real_episodes
+def online(shelf: Shelf, row_plan: Plan, real_episodes: int | None = None) -> Path:
+    s, n = row_plan.settings, row_plan.real_episodes if real_episodes is None else real_episodes
     return shelf.make(improve_for_real, s.grpo, s.task, policy=shelf.base()[0], real_episodes=n)
 
 
-def ceiling(shelf: Shelf, given: Plan) -> Path:
+def ceiling(shelf: Shelf, row_plan: Plan) -> Path:
     """As many real episodes as the full method dreams, which is run first if it has not been."""
     method = Shelf(shelf.folder, shelf.full)
     in_dreams(method, plan(shelf.full, {}, row="wovr"))
     histories = [path / "history.jsonl" for path in method.used if path.name.startswith(improve_policy.__name__)]
     updates = [json.loads(line) for history in histories for line in history.read_text().splitlines()]
-    return online(shelf, given, sum(len(update["group_rates"]) for update in updates) * shelf.full.grpo.group_size)
+    return online(shelf, row_plan, sum(len(update["group_rates"]) for update in updates) * shelf.full.grpo.group_size)
 
 
 @dataclass(frozen=True)
@@ -263,8 +263,8 @@ def run(row: str, *, full: Settings, seed: int, out: Path, changed: Switches, co
             raise RowError(f"--set {key} would part {row} from the other rows: change it for all of them with --config")
     same_settings(out / "settings.json", full)
     full = full.model_copy(update={"task": full.task.model_copy(update={"seed": seed})})
-    given = plan(full, switches_of(row) | changed, row=row)
-    settings = given.settings.model_dump(mode="json")
+    row_plan = plan(full, switches_of(row) | changed, row=row)
+    settings = row_plan.settings.model_dump(mode="json")
     tuned = [f"{key}={value}" for key, value in sorted(changed.items())]
     folder = out / f"seed-{seed}"
     path = folder / f"{'_'.join([row, *tuned])}.json"
@@ -275,7 +275,7 @@ def run(row: str, *, full: Settings, seed: int, out: Path, changed: Switches, co
         if path.exists() and json.loads(path.read_text())["settings"] == settings:
             return path
         shelf = Shelf(folder / "shared", full)
-        policy = ROWS[row].how(shelf, given)
+        policy = ROWS[row].how(shelf, row_plan)
         real = shelf.total("episodes", Kind.EPISODES, collect_episodes)
         real += shelf.total("real_episodes", Kind.POLICY, improve_for_real, clone_successes)
         frames, seconds = shelf.total("imagined_frames", Kind.POLICY, improve_policy), round(shelf.seconds, 1)
@@ -285,7 +285,7 @@ def run(row: str, *, full: Settings, seed: int, out: Path, changed: Switches, co
     c = compare(won, before, confidence=full.evaluate.confidence)
     result = {
         "row": row, "label": " ".join([row, *tuned]), "kind": ROWS[row].kind,
-        "says": " ".join([ROWS[row].says, *tuned]), "seed": seed, "budget": given.real_episodes,
+        "says": " ".join([ROWS[row].says, *tuned]), "seed": seed, "budget": row_plan.real_episodes,
         "real_episodes": real, "imagined_frames": frames, "seconds": seconds, "n": c.candidate.n,
         "successes": c.candidate.successes, "rate": c.candidate.value, "low": c.candidate.low,
         "high": c.candidate.high, "confidence": c.confidence, "gained": c.gained, "lost": c.lost,
@@ -300,15 +300,15 @@ def run(row: str, *, full: Settings, seed: int, out: Path, changed: Switches, co
     return path
 
 
-def same_settings(kept: Path, full: Settings) -> None:
+def same_settings(file: Path, full: Settings) -> None:
     """Rows of one folder belong to one full method: remember its settings, and refuse others."""
     tree = full.model_copy(update={"task": full.task.model_copy(update={"seed": 0})}).model_dump(mode="json")
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(tree, indent=2) + "\n")
-    known = json.loads(kept.read_text())
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(tree, indent=2) + "\n")
+    known = json.loads(file.read_text())
     if others := [name for name in known | tree if known.get(name) != tree.get(name)]:
-        raise RowError(f"{kept.parent} holds rows with other settings of {', '.join(others)}: choose another --out")
+        raise RowError(f"{file.parent} holds rows with other settings of {', '.join(others)}: choose another --out")
 
 
 def main() -> None:
@@ -323,23 +323,23 @@ def main() -> None:
         one.add_argument("--config", type=Path, default=CONFIG)
         tune = "tune the row, for example grpo.epochs=8: how often a batch of episodes teaches"
         one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=tune)
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        if given.row == "table":
-            print(write_table(given.folder, order=list(ROWS)))
-        elif given.row == "list":
+        if args.row == "table":
+            print(write_table(args.folder, order=list(ROWS)))
+        elif args.row == "list":
             for name, row in ROWS.items():
-                told = ", ".join(f"{key}={value}" for key, value in switches_of(name).items())
-                print(f"{name:17} {row.says:47} {told}")
+                switches = ", ".join(f"{key}={value}" for key, value in switches_of(name).items())
+                print(f"{name:17} {row.says:47} {switches}")
         else:
-            pairs = dict(pair.partition("=")[::2] for pair in given.set)
+            pairs = dict(pair.partition("=")[::2] for pair in args.set)
             path = run(
-                given.row, full=Settings.load(given.config), seed=given.seed, out=given.out,
+                args.row, full=Settings.load(args.config), seed=args.seed, out=args.out,
                 changed={key: parse_yaml(value, source=key) for key, value in pairs.items()},
                 command=shlex.join(["python", "benchmarks/ablations.py", *sys.argv[1:]]),
             )  # fmt: skip
-            said = json.loads(path.read_text())
-            print(f"{said['label']}, seed {said['seed']}: {said['successes']} of {said['n']}, in {path}")
+            result = json.loads(path.read_text())
+            print(f"{result['label']}, seed {result['seed']}: {result['successes']} of {result['n']}, in {path}")
     except (RowError, SettingsError, YamlError, ResultsError) as error:
         sys.exit(f"ablations: {error}")
 

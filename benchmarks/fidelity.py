@@ -56,34 +56,34 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=48, help="grasps at each offset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/results/fidelity.json"))
-    given = parser.parse_args()
-    policy, reward = open_policy(given.policy), open_reward(given.reward)
-    world_model = open_world_model(given.world_model)
-    cfg = reading_of(given.reward)
+    args = parser.parse_args()
+    policy, reward = open_policy(args.policy), open_reward(args.reward)
+    world_model = open_world_model(args.world_model)
+    cfg = reading_of(args.reward)
     judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
-    generator = torch.Generator().manual_seed(given.seed)
-    ids = Split.KEYFRAMES.ids(given.episodes, start=FRESH)
+    generator = torch.Generator().manual_seed(args.seed)
+    ids = Split.KEYFRAMES.ids(args.episodes, start=FRESH)
     decide = policy_decides(policy, temperature=1.0, generator=generator)
     episodes, won, _ = run_trials(Tabletop(), decide, ids, Split.KEYFRAMES, steps=48)
     actions = torch.stack([episode.actions for episode in episodes])
-    shown = replay(world_model, episodes, generator=generator)
+    replayed = replay(world_model, episodes, generator=generator)
     shuffled = replay(world_model, episodes, generator=generator, actions=actions.roll(1, 0))
-    depths = by_depth(shown, shuffled)
-    agreement, destroyed = outcomes(reward, shown, judge), outcomes(reward, shuffled, judge)
+    depths = by_depth(replayed, shuffled)
+    agreement, destroyed = outcomes(reward, replayed, judge), outcomes(reward, shuffled, judge)
     starts = [init_state(e, 0, index=i, steps_left=48, rule="initial") for i, e in enumerate(episodes)]
-    told = {}
-    for name, monitor in (("without monitor", None), ("with monitor", open_detector(given.reward))):
+    facts_by_monitor = {}
+    for name, monitor in (("without monitor", None), ("with monitor", open_detector(args.reward))):
         dreams = dream(
             policy, LearnedSimulator(world_model, reward, monitor), starts, temperature=1.0, judge=judge,
             generator=generator,
         )  # fmt: skip
         false = int((dreams.success & ~really(dreams, ids)).sum())
-        told[name] = {
+        facts_by_monitor[name] = {
             "imagined": vars(success_rate(int(dreams.success.sum()), len(dreams))),
             "false_successes": vars(success_rate(false, len(dreams))), "doubted": int(dreams.doubted.sum()),
         }  # fmt: skip
     real = success_rate(int(won.sum()), len(won))
-    curve = contact_curve(world_model, tries=given.tries, seed=given.seed)
+    curve = contact_curve(world_model, tries=args.tries, seed=args.seed)
 
     console = Console()
     table = Table(
@@ -95,26 +95,26 @@ def main() -> None:
     console.print(f"outcome agreement: precision {agreement.precision:.2f} recall {agreement.recall:.2f} {agreement}")
     console.print(f"with shuffled actions: precision {destroyed.precision:.2f} recall {destroyed.recall:.2f}")
     console.print(f"the policy itself, real {real}; imagined from the same initial states:")
-    for name, facts_of in told.items():
+    for name, facts_of in facts_by_monitor.items():
         console.print(f"  {name}: {facts_of}")
     table = Table(
-        "offset, pixels", "grasped really", "in the dream", "agreement", title=f"contact, n = {given.tries} each"
+        "offset, pixels", "grasped really", "in the dream", "agreement", title=f"contact, n = {args.tries} each"
     )
     for point in curve:
         table.add_row(f"{point.pixels:.1f}", *(f"{v:.2f}" for v in (point.real, point.imagined, point.agreement)))
     console.print(table)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "command": f"benchmarks/fidelity.py --episodes {given.episodes} --tries {given.tries} --seed {given.seed}",
-        "date": time.strftime("%Y-%m-%d"), "seed": given.seed, "n": len(episodes), "depth": [vars(d) for d in depths],
+        "command": f"benchmarks/fidelity.py --episodes {args.episodes} --tries {args.tries} --seed {args.seed}",
+        "date": time.strftime("%Y-%m-%d"), "seed": args.seed, "n": len(episodes), "depth": [vars(d) for d in depths],
         "outcomes": agreement.summary(), "outcomes_shuffled_actions": destroyed.summary(),
-        "on_policy": {"real": vars(real), **told}, "contact": [vars(point) for point in curve],
+        "on_policy": {"real": vars(real), **facts_by_monitor}, "contact": [vars(point) for point in curve],
     }  # fmt: skip
-    given.out.write_text(json.dumps(facts, indent=2) + "\n")
-    given.out.with_suffix(".svg").write_text(figure(curve, told))
+    args.out.write_text(json.dumps(facts, indent=2) + "\n")
+    args.out.with_suffix(".svg").write_text(figure(curve, facts_by_monitor))
 
 
-def figure(curve: Sequence[Contact], told: dict[str, Any]) -> str:
+def figure(curve: Sequence[Contact], facts_by_monitor: dict[str, Any]) -> str:
     """Grasps by offset, really and in the dream; and in words how many of the policy's dreams succeed wrongly."""
     x = Axis.around([0, max(row.pixels for row in curve)], "pixels beside the block when the gripper closes")
     chart = Chart(x, Axis.share("closings that grasp the block"), "Grasps by offset, real and imagined", 300)
@@ -124,8 +124,8 @@ def figure(curve: Sequence[Contact], told: dict[str, Any]) -> str:
     chart.say(1, 0.88, "● really", anchor="start")
     chart.say(1, 0.78, "■ in the dream", anchor="start")
     lines = ["Of the policy's own", "dreams succeed, and", "would not for real:"]
-    for name, said in told.items():
-        rate = said["false_successes"]
+    for name, facts in facts_by_monitor.items():
+        rate = facts["false_successes"]
         lines.append(f"{100 * rate['successes'] / rate['n']:.1f} % {name}")
         lines.append(f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}], n = {rate['n']}")
     chart.marks += [text(words, 62, 124 + 18 * row, cls="name") for row, words in enumerate(lines)]

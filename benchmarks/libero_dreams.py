@@ -82,14 +82,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/results/libero-dreams.json"))
-    given = parser.parse_args()
-    task, held = Settings.load(given.config).task, open_episodes([given.episodes]).held_out
-    policy, simulator = open_policy(given.policy), open_simulator(given.world_model, given.reward, monitor=False)
-    cfg = reading_of(given.reward)
+    args = parser.parse_args()
+    task, held = Settings.load(args.config).task, open_episodes([args.episodes]).held_out
+    policy, simulator = open_policy(args.policy), open_simulator(args.world_model, args.reward, monitor=False)
+    cfg = reading_of(args.reward)
     starts = [init_state(e, 0, index=i, steps_left=task.horizon, rule="initial") for i, e in enumerate(held)]
     dreams = dream(
         policy, simulator, starts, temperature=1.0, judge=Judge(every=cfg.every, hysteresis=cfg.hysteresis),
-        generator=torch.Generator().manual_seed(given.seed), mask=False,
+        generator=torch.Generator().manual_seed(args.seed), mask=False,
     )  # fmt: skip
     actions = from_tokens(dreams.tokens)
     ids = [episode.init_state for episode in held]
@@ -110,8 +110,8 @@ def main() -> None:
             really |= dict(zip(rows, done.episodes, strict=True))
     done_for_real = [really[row] for row in range(len(ids))]
     won = torch.tensor([episode.succeeded for episode in done_for_real])
-    begun, moved = dreams.pose[:, :, None], dreams.pose.diff(dim=1, append=dreams.pose[:, -1:])[:, :, None]
-    dreamt_path = (begun + moved * (torch.arange(CHUNK) / CHUNK)[:, None]).flatten(1, 2)
+    starts, moved = dreams.pose[:, :, None], dreams.pose.diff(dim=1, append=dreams.pose[:, -1:])[:, :, None]
+    dreamt_path = (starts + moved * (torch.arange(CHUNK) / CHUNK)[:, None]).flatten(1, 2)
     measured = {
         "episodes": (torch.stack([e.pose for e in held]), torch.stack([e.actions for e in held]),
                      torch.tensor([e.succeeded for e in held])),
@@ -120,8 +120,8 @@ def main() -> None:
     }  # fmt: skip
     table = Table("hand beside the thing, mm", *(f"{low} to {high}" for low, high in pairwise(FAR)))
     facts: dict[str, Any] = {
-        "command": f"benchmarks/libero_dreams.py --seed {given.seed}", "date": time.strftime("%Y-%m-%d"),
-        "seed": given.seed, "millimetres": FAR,
+        "command": f"benchmarks/libero_dreams.py --seed {args.seed}", "date": time.strftime("%Y-%m-%d"),
+        "seed": args.seed, "millimetres": FAR,
         "false": vars(success_rate(int((dreams.success & ~won).sum()), int(dreams.success.sum()))),
         "missed": int((won & ~dreams.success).sum()),
     }  # fmt: skip
@@ -133,7 +133,7 @@ def main() -> None:
     console = Console(width=140)
     console.print(table)
     console.print(f"of the dreamt successes are none for real: {facts['false']}; and missed: {facts['missed']}")
-    given.out.write_text(json.dumps(facts, indent=2) + "\n")
+    args.out.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

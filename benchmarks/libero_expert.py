@@ -44,34 +44,34 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0, help="added to every motion, in actions")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write the table here too")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     table = ["| suite | task | | success of 50 | 95 % | mean steps |", "|---|---|---|---|---|---|"]
     print("\n".join(table), flush=True)
-    for suite in given.suite or SUITES:
+    for suite in args.suite or SUITES:
         won, tried = 0, 0
-        for task in given.tasks:
-            told = task_of(suite, task)
-            begins = f"| {suite} | {task} | {told.instruction} |"
-            if strange := unknown(told.goals):
+        for task in args.tasks:
+            facts = task_of(suite, task)
+            begins = f"| {suite} | {task} | {facts.instruction} |"
+            if strange := unknown(facts.goals):
                 row = f"{begins} not attempted: {strange} | | |"
             else:
-                begun = time.monotonic()
-                took = list(lengths(suite, task, noise=given.noise, processes=given.processes))
+                started = time.monotonic()
+                took = list(lengths(suite, task, noise=args.noise, processes=args.processes))
                 right = [steps for steps in took if steps]
                 rate = success_rate(len(right), len(took))
                 won, tried = won + len(right), tried + len(took)
                 mean = f"{sum(right) / len(right):.0f}" if right else ""
                 row = f"{begins} {len(right)} | [{100 * rate.low:.1f}, {100 * rate.high:.1f}] | {mean} |"
-                print(f"{suite} {task}: {time.monotonic() - begun:.0f} s", flush=True)
+                print(f"{suite} {task}: {time.monotonic() - started:.0f} s", flush=True)
             table.append(row)
             print(row, flush=True)
         if tried:
             table.append(f"| **{suite}** | | the tasks attempted | **{success_rate(won, tried)}** | | |")
             print(table[-1], flush=True)
-    table += ["", f"`python benchmarks/libero_expert.py`, noise {given.noise}, {date.today()}, {code_version()}."]
-    if given.out:
-        given.out.write_text("\n".join(table) + "\n")
+    table += ["", f"`python benchmarks/libero_expert.py`, noise {args.noise}, {date.today()}, {code_version()}."]
+    if args.out:
+        args.out.write_text("\n".join(table) + "\n")
 
 
 if __name__ == "__main__":

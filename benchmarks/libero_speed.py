@@ -20,11 +20,11 @@ def steps_a_second(suite: str, way: Rendering, *, processes: int, steps: int) ->
     actions = 2 * torch.rand(steps, processes, 7, generator=torch.Generator().manual_seed(0)) - 1
     with Libero(suite, [0], rendering=way, processes=processes) as env:
         env.reset(Split.COLLECTION.ids(processes), Split.COLLECTION)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for action in actions:
             env.step(action)
             env.observe()
-        return steps * processes / (time.perf_counter() - begun)
+        return steps * processes / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -32,11 +32,9 @@ def main() -> None:
     parser.add_argument("--suite", default="libero_object")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=100)
-    given = parser.parse_args()
-    rates = {way: steps_a_second(given.suite, way, processes=given.processes, steps=given.steps) for way in WAYS}
-    print(
-        f"| {given.suite}, {given.processes} processes, 128 x 128 | steps per second | times standard |\n|---|---|---|"
-    )
+    args = parser.parse_args()
+    rates = {way: steps_a_second(args.suite, way, processes=args.processes, steps=args.steps) for way in WAYS}
+    print(f"| {args.suite}, {args.processes} processes, 128 x 128 | steps per second | times standard |\n|---|---|---|")
     for way, rate in rates.items():
         print(f"| {way} | {rate:.1f} | {rate / rates['standard']:.1f} |")
 

@@ -122,7 +122,7 @@ def until_success(episode: Episode, chunk: int) -> Episode:
     """The episode up to the end of the chunk in which it succeeded: what came afterwards earned nothing."""
     step = episode.success_step
     steps = len(episode.actions) if step is None else max(1, -(-step // chunk)) * chunk
-    kept = {name: getattr(episode, name)[: steps + 1] for name in ("frames", "pose", "success")}
+    recorded = {name: getattr(episode, name)[: steps + 1] for name in ("frames", "pose", "success")}
     return Episode(
-        instruction=episode.instruction, init_state=episode.init_state, actions=episode.actions[:steps], **kept
+        instruction=episode.instruction, init_state=episode.init_state, actions=episode.actions[:steps], **recorded
     )

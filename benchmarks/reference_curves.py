@@ -25,10 +25,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, default=REFERENCES)
     parser.add_argument("--profile", help="name it yourself, where the settings are those of no shipped profile")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        made = build(given.runs, profile=given.profile)
-        write_references({**(read_references(given.out) if given.out.exists() else {}), **made}, given.out)
+        made = build(args.runs, profile=args.profile)
+        write_references({**(read_references(args.out) if args.out.exists() else {}), **made}, args.out)
     except CurveError as error:
         raise SystemExit(str(error)) from error
     for name, reference in made.items():

@@ -94,11 +94,11 @@ class Clients:
 
     def measure(self) -> float:
         """Imagined frames a second, of all together."""
-        begun = time.monotonic()
+        started = time.monotonic()
         for pipe in self.pipes:
             pipe.send("go")
-        told = [pipe.recv() for pipe in self.pipes]
-        return sum(frames for frames, _ in told) / (max(ended for _, ended in told) - begun)
+        answers = [pipe.recv() for pipe in self.pipes]
+        return sum(frames for frames, _ in answers) / (max(ended for _, ended in answers) - started)
 
     def stop(self) -> None:
         for pipe in self.pipes:
@@ -115,10 +115,10 @@ def shares(url: str, version: str, took: float, calls_before: dict[str, float]) 
 
 def spent(url: str, version: str) -> dict[str, float]:
     """Calls so far, and the nanoseconds they took."""
-    told = connect(url).get_inference_statistics(version, as_json=True)["model_stats"][0]["inference_stats"]
+    statistics = connect(url).get_inference_statistics(version, as_json=True)["model_stats"][0]["inference_stats"]
     names = {"queue": "queue", "input": "compute_input", "infer": "compute_infer", "output": "compute_output"}
-    taken = {name: float(told[theirs].get("ns", 0)) for name, theirs in names.items()}
-    return {"calls": float(told["success"]["count"]), **taken}
+    taken = {name: float(statistics[theirs].get("ns", 0)) for name, theirs in names.items()}
+    return {"calls": float(statistics["success"]["count"]), **taken}
 
 
 def main() -> None:
@@ -128,19 +128,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--instances", type=int, nargs="+", default=[1, 2])
-    given = parser.parse_args()
+    args = parser.parse_args()
     _, env = find_services(Path.cwd())
-    parts, url, repository = Parts.of(Run.read(given.run)), env["WOVR_TRITON_URL"], Path(env["WOVR_TRITON_REPOSITORY"])
+    parts, url, repository = Parts.of(Run.read(args.run)), env["WOVR_TRITON_URL"], Path(env["WOVR_TRITON_REPOSITORY"])
     table = Table("instances", "clients", "in process, frames/s", "served, frames/s", "served / in process")
-    for instances in given.instances:
+    for instances in args.instances:
         version = deploy(
             Serve(instances=instances), url=url, repository=repository, world_model=parts.world_model,
             reward=parts.reward,
         )  # fmt: skip
-        for count in given.clients:
-            here = Clients.start(parts, None, count, given.dreams)
-            there = Clients.start(parts, (url, version), count, given.dreams)
-            rates = [(here.measure(), there.measure()) for _ in range(given.rounds)]
+        for count in args.clients:
+            here = Clients.start(parts, None, count, args.dreams)
+            there = Clients.start(parts, (url, version), count, args.dreams)
+            rates = [(here.measure(), there.measure()) for _ in range(args.rounds)]
             here.stop()
             there.stop()
             in_process, served = (median(column) for column in zip(*rates, strict=True))
@@ -161,11 +161,11 @@ class Clocked(ServedSimulator):
     seconds = 0.0
 
     def _ask(self, *args: Any) -> Any:
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             return super()._ask(*args)
         finally:
-            self.seconds += time.monotonic() - begun
+            self.seconds += time.monotonic() - started
 
 
 def one_caller(parts: Parts, simulator: Clocked) -> float:

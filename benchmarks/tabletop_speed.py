@@ -20,18 +20,18 @@ def main() -> None:
         """Per second, the best of three."""
         best = 0.0
         for _ in range(3):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for i in range(times):
                 what(i)
-            best = max(best, COUNT * times / (time.perf_counter() - begun))
+            best = max(best, COUNT * times / (time.perf_counter() - started))
         return best
 
     print(f"| {COUNT} tabletops, 48 x 48 pixels, one core | per second |\n|---|---|")
     print(f"| steps | {rate(lambda i: env.step(actions[i]), STEPS):,.0f} |")
     print(f"| frames | {rate(lambda i: env.render(), STEPS // 4):,.0f} |")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     env.reset(Split.COLLECTION.ids(COUNT), Split.COLLECTION)
-    print(f"| resets | {COUNT / (time.perf_counter() - begun):,.0f} |")
+    print(f"| resets | {COUNT / (time.perf_counter() - started):,.0f} |")
 
 
 if __name__ == "__main__":
