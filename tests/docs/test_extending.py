@@ -11,12 +11,19 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from components.platform import robot
 from tests.toys import an_episode
+from wovr_core import embodiment
 from wovr_core.artifacts import Kind, read_episodes, read_manifest, write_episodes, writing
+from wovr_core.envs.splits import Split
+from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.keyframes import mine as keyframes
 from wovr_core.settings import Franka, Keyframes, Settings
+from wovr_core.steps.collect import collect_episodes
+from wovr_core.steps.environment import open_environment
+from wovr_core.steps.policy import clone_base_policy
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
@@ -38,9 +45,37 @@ def example(tmp_path, monkeypatch):
     return load
 
 
-def test_an_example_has_at_most_forty_lines():
+def test_an_example_has_at_most_forty_lines_of_code():
     assert len(EXAMPLES) == PAGE.count("```python")
-    assert all(len(code.splitlines()) <= 40 for code in EXAMPLES.values())
+    assert all(len(list(filter(str.strip, code.splitlines()))) <= 40 for code in EXAMPLES.values())
+
+
+def test_an_environment_of_ones_own_is_demonstrated_cloned_and_collected_in(example, tmp_path, monkeypatch):
+    monkeypatch.setattr(embodiment, "_registered", dict(embodiment._registered))
+    embodiment.register(example("my_arm").EMBODIMENT)
+    tree = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
+    small = {"policy": {"demonstrations": 4, "steps": 2}, "collect": {"episodes": 3, "held_out": 1}}
+    cfg = Settings.parse(tree | small)
+    shown, base, episodes = tmp_path / "demonstrations", tmp_path / "base", tmp_path / "episodes"
+    clone_base_policy(cfg.policy, cfg.task, demonstrations=shown, out=base)
+    collect_episodes(cfg.collect, cfg.task, policy=base, out=episodes)
+    assert all(episode.succeeded for episode in read_episodes(shown))
+    assert [tuple(episode.actions.shape) for episode in read_episodes(episodes)] == [(48, 3)] * 4
+
+
+def test_a_policy_of_ones_own_acts_for_real_and_hears_its_gradient(example):
+    policy, generator = example("blind").BlindPolicy(action_dim=3), torch.Generator().manual_seed(0)
+    with open_environment(Settings().task) as env:
+        decide = policy_decides(policy, temperature=1.0, generator=generator)
+        tried = run_trials(env, decide, Split.COLLECTION.ids(2), Split.COLLECTION, steps=16)
+        seen = env.observe()
+    assert len(tried.episodes) == 2
+    chunk = policy.act(seen, temperature=1.0, generator=generator)
+    assert torch.equal(chunk.log_prob, policy.log_prob(seen, chunk.tokens, temperature=1.0))
+    chunk.log_prob.sum().backward()
+    assert policy.logits.grad.abs().sum() > 0
+    signs = torch.tensor([-1.0, 1.0, 1.0])
+    assert torch.equal(policy.mirrored(policy.mirrored(chunk.tokens, signs), signs), chunk.tokens)
 
 
 def test_a_rule_of_ones_own_marks_keyframes(example, monkeypatch):
