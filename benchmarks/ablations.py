@@ -223,7 +223,7 @@ GUARDS: dict[str, Row] = {
     "no-pace": Row("no PACE, all real episodes at the start", {"pace.rounds": 0}),
     "no-mask": Row("steps after the first success count too", {"grpo.mask": False}),
     "no-anchor": Row("no first frame to hold on to", {"world_model.architecture.first_frame_anchor": False}),
-    "no-monitor": Row("no reliability monitor", {"grpo.monitor": False}),
+    "no-monitor": Row("no hallucination detector", {"grpo.detector": False}),
 }
 # For the budget, GRPO for real was tuned on an earlier base policy of seed 0 and on 1,500 evaluation states that no
 # row is judged by: the best mean of three runs of ten settings; filtered cloning likewise, the best of four. The

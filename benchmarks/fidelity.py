@@ -29,16 +29,16 @@ from wovr_core.evaluation.contact import Contact, contact_curve
 from wovr_core.evaluation.fidelity import by_depth, outcomes
 from wovr_core.evaluation.success import policy_decides, run_trials, success_rate
 from wovr_core.imagination.replay import init_state, replay
-from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_detector, open_policy, open_reward, reading_of
+from wovr_core.steps.models import open_detector, open_policy, open_reward
 
 FRESH = 500_000  # first of the collection-free initial states used here
 
 
-def really(dreams: Dreams, ids: list[int]) -> Bool[Tensor, " rollout"]:
+def really(dreams: Rollouts, ids: list[int]) -> Bool[Tensor, " rollout"]:
     """Whether what was done in each dream, as long as it was dreamt, reaches the goal from the real initial state."""
     env = Tabletop()
     env.reset(ids, Split.KEYFRAMES)
@@ -59,8 +59,6 @@ def main() -> None:
     args = parser.parse_args()
     policy, reward = open_policy(args.policy), open_reward(args.reward)
     world_model = open_world_model(args.world_model)
-    cfg = reading_of(args.reward)
-    judge = Judge(every=cfg.every, hysteresis=cfg.hysteresis)
     generator = torch.Generator().manual_seed(args.seed)
     ids = Split.KEYFRAMES.ids(args.episodes, start=FRESH)
     decide = policy_decides(policy, temperature=1.0, generator=generator)
@@ -69,18 +67,17 @@ def main() -> None:
     replayed = replay(world_model, episodes, generator=generator)
     shuffled = replay(world_model, episodes, generator=generator, actions=actions.roll(1, 0))
     depths = by_depth(replayed, shuffled)
-    agreement, destroyed = outcomes(reward, replayed, judge), outcomes(reward, shuffled, judge)
+    agreement, destroyed = outcomes(reward, replayed), outcomes(reward, shuffled)
     starts = [init_state(e, 0, index=i, steps_left=48, rule="initial") for i, e in enumerate(episodes)]
-    facts_by_monitor = {}
-    for name, monitor in (("without monitor", None), ("with monitor", open_detector(args.reward))):
+    facts_by_detector = {}
+    for name, detector in (("without detector", None), ("with detector", open_detector(args.reward))):
         dreams = dream(
-            policy, LearnedSimulator(world_model, reward, monitor), starts, temperature=1.0, judge=judge,
-            generator=generator,
-        )  # fmt: skip
+            policy, LearnedSimulator(world_model, reward, detector), starts, temperature=1.0, generator=generator
+        )
         false = int((dreams.success & ~really(dreams, ids)).sum())
-        facts_by_monitor[name] = {
+        facts_by_detector[name] = {
             "imagined": vars(success_rate(int(dreams.success.sum()), len(dreams))),
-            "false_successes": vars(success_rate(false, len(dreams))), "doubted": int(dreams.doubted.sum()),
+            "false_successes": vars(success_rate(false, len(dreams))), "hallucinated": int(dreams.hallucinated.sum()),
         }  # fmt: skip
     real = success_rate(int(won.sum()), len(won))
     curve = contact_curve(world_model, tries=args.tries, seed=args.seed)
@@ -95,7 +92,7 @@ def main() -> None:
     console.print(f"outcome agreement: precision {agreement.precision:.2f} recall {agreement.recall:.2f} {agreement}")
     console.print(f"with shuffled actions: precision {destroyed.precision:.2f} recall {destroyed.recall:.2f}")
     console.print(f"the policy itself, real {real}; imagined from the same initial states:")
-    for name, facts_of in facts_by_monitor.items():
+    for name, facts_of in facts_by_detector.items():
         console.print(f"  {name}: {facts_of}")
     table = Table(
         "offset, pixels", "grasped really", "in the dream", "agreement", title=f"contact, n = {args.tries} each"
@@ -108,13 +105,13 @@ def main() -> None:
         "command": f"benchmarks/fidelity.py --episodes {args.episodes} --tries {args.tries} --seed {args.seed}",
         "date": time.strftime("%Y-%m-%d"), "seed": args.seed, "n": len(episodes), "depth": [vars(d) for d in depths],
         "outcomes": agreement.summary(), "outcomes_shuffled_actions": destroyed.summary(),
-        "on_policy": {"real": vars(real), **facts_by_monitor}, "contact": [vars(point) for point in curve],
+        "on_policy": {"real": vars(real), **facts_by_detector}, "contact": [vars(point) for point in curve],
     }  # fmt: skip
     args.out.write_text(json.dumps(facts, indent=2) + "\n")
-    args.out.with_suffix(".svg").write_text(figure(curve, facts_by_monitor))
+    args.out.with_suffix(".svg").write_text(figure(curve, facts_by_detector))
 
 
-def figure(curve: Sequence[Contact], facts_by_monitor: dict[str, Any]) -> str:
+def figure(curve: Sequence[Contact], facts_by_detector: dict[str, Any]) -> str:
     """Grasps by offset, really and in the dream; and in words how many of the policy's dreams succeed wrongly."""
     x = Axis.around([0, max(row.pixels for row in curve)], "pixels beside the block when the gripper closes")
     chart = Chart(x, Axis.share("closings that grasp the block"), "Grasps by offset, real and imagined", 300)
@@ -124,7 +121,7 @@ def figure(curve: Sequence[Contact], facts_by_monitor: dict[str, Any]) -> str:
     chart.say(1, 0.88, "● really", anchor="start")
     chart.say(1, 0.78, "■ in the dream", anchor="start")
     lines = ["Of the policy's own", "dreams succeed, and", "would not for real:"]
-    for name, facts in facts_by_monitor.items():
+    for name, facts in facts_by_detector.items():
         rate = facts["false_successes"]
         lines.append(f"{100 * rate['successes'] / rate['n']:.1f} % {name}")
         lines.append(f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}], n = {rate['n']}")

@@ -30,12 +30,12 @@ from wovr_core.envs.libero import Libero
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import run_trials, success_rate
 from wovr_core.imagination.replay import init_state
-from wovr_core.imagination.rollout import Judge, dream
+from wovr_core.imagination.rollout import dream
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.settings import Settings
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.environment import open_environment
-from wovr_core.steps.models import open_episodes, open_policy, reading_of
+from wovr_core.steps.models import open_episodes, open_policy
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 
@@ -84,13 +84,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/libero-dreams.json"))
     args = parser.parse_args()
     task, held = Settings.load(args.config).task, open_episodes([args.episodes]).held_out
-    policy, simulator = open_policy(args.policy), open_simulator(args.world_model, args.reward, monitor=False)
-    cfg = reading_of(args.reward)
+    policy, simulator = open_policy(args.policy), open_simulator(args.world_model, args.reward, detector=False)
     starts = [init_state(e, 0, index=i, steps_left=task.horizon, rule="initial") for i, e in enumerate(held)]
     dreams = dream(
-        policy, simulator, starts, temperature=1.0, judge=Judge(every=cfg.every, hysteresis=cfg.hysteresis),
-        generator=torch.Generator().manual_seed(args.seed), mask=False,
-    )  # fmt: skip
+        policy,
+        simulator,
+        starts,
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(args.seed),
+        mask=False,
+    )
     actions = from_tokens(dreams.tokens)
     ids = [episode.init_state for episode in held]
     with open_environment(task) as env, counting("what was dreamt, for real", len(ids), unit="episode") as watch:

@@ -19,7 +19,7 @@ from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.grpo.advantages import group_advantages, returns
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.masking import valid_steps
-from wovr_core.imagination.rollout import Dreams
+from wovr_core.imagination.rollout import Rollouts
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.protocols import Policy as Actor
 from wovr_core.settings import Grpo, Policy, Task
@@ -66,7 +66,7 @@ def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int,
 
 def real_rollouts(
     policy: Actor, states: Sequence[int], task: Task, *, temperature: float, generator: torch.Generator
-) -> Dreams:
+) -> Rollouts:
     """Real episodes in the form that an update reads: what the policy saw, what it chose, and which steps count."""
     env = Tabletop(image_size=task.image_size)
     seen = first = env.reset(states, Split.COLLECTION)
@@ -88,9 +88,9 @@ def real_rollouts(
         )
         for i, (words, frame, pose) in enumerate(zip(first.instructions, first.frames, first.pose, strict=True))
     )  # fmt: skip
-    return Dreams(
+    return Rollouts(
         starts=starts, valid=valid_steps(success).unflatten(1, (-1, CHUNK)), success=success.any(1),
-        doubted=torch.zeros(len(starts), dtype=torch.bool), broken=torch.zeros(len(starts), dtype=torch.bool),
+        hallucinated=torch.zeros(len(starts), dtype=torch.bool), broken=torch.zeros(len(starts), dtype=torch.bool),
         **{name: torch.stack(values, 1) for name, values in chunks.items()},
     )  # fmt: skip
 

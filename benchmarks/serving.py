@@ -27,7 +27,7 @@ from pipelines.runner.record import Run
 from pipelines.stack.services import find_services
 from wovr_core.chunk import CHUNK
 from wovr_core.imagination.replay import init_state
-from wovr_core.imagination.rollout import Judge, dream
+from wovr_core.imagination.rollout import dream
 from wovr_core.settings import Serve
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.models import open_episodes, open_policy
@@ -62,7 +62,7 @@ def client(parts: Parts, served: tuple[str, str] | None, threads: int, dreams: i
 
     def roll_out() -> int:
         generator = torch.Generator().manual_seed(seed)
-        made = dream(policy, simulator, starts, temperature=1.0, judge=Judge(), generator=generator)
+        made = dream(policy, simulator, starts, temperature=1.0, generator=generator)
         return int(made.valid.any(-1).sum()) * CHUNK
 
     roll_out()
@@ -174,7 +174,7 @@ def one_caller(parts: Parts, simulator: Clocked) -> float:
     episodes = open_episodes([parts.episodes]).episodes[:64]
     starts = [init_state(e, 0, index=i, steps_left=48, rule="initial") for i, e in enumerate(episodes)]
     dream(
-        open_policy(parts.policy), simulator, starts, temperature=1.0, judge=Judge(),
+        open_policy(parts.policy), simulator, starts, temperature=1.0,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     return simulator.seconds

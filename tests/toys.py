@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from wovr_core.protocols import DreamState
+from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import ActionChunk, Episode, InitState, Observation
 
 SIDE = 8  # pixels of a toy image
+RULE = SuccessRule(threshold=0.5, stride=2, hysteresis=2)  # the usual one
+EACH = SuccessRule(threshold=0.5, stride=1, hysteresis=1)  # one frame, whichever, makes a success
 
 
 def an_episode(
@@ -74,10 +77,8 @@ class ToyWorld:
 class ToyReward:
     """Success is where progress has reached the goal; frames in `dark` are misread once there."""
 
-    threshold = 0.5
-
-    def __init__(self, *, dark: Sequence[int] = ()) -> None:
-        self.dark = torch.tensor(list(dark), dtype=torch.uint8)
+    def __init__(self, *, dark: Sequence[int] = (), rule: SuccessRule = EACH) -> None:
+        self.success_rule, self.dark = rule, torch.tensor(list(dark), dtype=torch.uint8)
 
     def probability(self, frames: Tensor, instructions: Sequence[str]) -> Tensor:
         name, progress, goal = frames[:, :, 0, 0].unbind(1)
@@ -85,15 +86,15 @@ class ToyReward:
         return ((progress >= goal) & ~torch.isin(progress, self.dark)).float()
 
 
-class ToyMonitor:
-    """Stops believing a dream of the names it doubts once it has come so far; knows a reference of another dream."""
+class ToyDetector:
+    """Stops believing a dream of the names it knows once it has come so far; knows a reference of another dream."""
 
     threshold = 0.5
 
     def __init__(self, *, from_progress: dict[int, int]) -> None:
         self.from_progress = from_progress
 
-    def doubt(self, frames: Tensor, references: Tensor) -> Tensor:
+    def score(self, frames: Tensor, references: Tensor) -> Tensor:
         name, progress = frames[:, :2, 0, 0].long().unbind(1)
         assert torch.equal(name, references[:, 0, 0, 0].long()), "the reference of another dream"
         limit = torch.tensor([self.from_progress.get(int(n), 256) for n in name])

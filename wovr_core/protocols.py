@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import ActionChunk, InitState, Observation
 
 
@@ -56,45 +57,45 @@ class WorldModel(Protocol):
 
 
 class RewardModel(Protocol):
-    """Sees success."""
+    """Sees success in single frames, and says when a sequence of them counts as one."""
 
-    threshold: float
+    success_rule: SuccessRule
 
     def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]: ...
 
 
-class Monitor(Protocol):
-    """Sees when a dream can no longer be believed."""
+class HallucinationDetector(Protocol):
+    """Sees that an imagined frame is wrong somewhere, beside the true first frame of its episode."""
 
-    threshold: float
+    threshold: float  # a dream is not believed from this score on
 
-    def doubt(self, frames: UInt8[Tensor, "b c h w"], references: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]: ...
+    def score(self, frames: UInt8[Tensor, "b c h w"], references: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """What is seen of the chunk just dreamt, and what the judges say of it."""
+class Readout:
+    """Frames of the chunk just dreamt, and what the reward model and the hallucination detector say of them."""
 
-    frames: UInt8[Tensor, "b reading c h w"]
-    success: Float[Tensor, "b reading"]  # how likely the instruction is fulfilled
-    doubt: Float[Tensor, "b reading"] | None  # how likely the frame is wrong somewhere; none without a monitor
+    frames: UInt8[Tensor, "b judged c h w"]
+    success: Float[Tensor, "b judged"]  # probability that the instruction is fulfilled
+    score: Float[Tensor, "b judged"] | None  # probability that the frame is wrong somewhere; None without a detector
 
 
 class Simulator(Protocol):
-    """A learned simulator: world model, reward model and monitor behind one stateless call, here or on a server.
+    """World model, reward model and hallucination detector behind one stateless call, here or on a server.
 
     The same state, actions and generator give the same answer, so a call that got lost can be made again. Raises
     `BrokenDreamError` when what comes back is no dream.
     """
 
     @property
-    def threshold(self) -> float:
-        """A reading shows success from this probability on."""
+    def success_rule(self) -> SuccessRule:
+        """When a dream counts as a success, and which of its frames are judged."""
         ...
 
     @property
-    def doubt_threshold(self) -> float | None:
-        """A reading is no longer believed from this doubt on; none without a monitor."""
+    def detector_threshold(self) -> float | None:
+        """A dream is not believed from this score on; None without a detector."""
         ...
 
     def begin(self, starts: Sequence[InitState]) -> DreamState: ...
@@ -105,10 +106,10 @@ class Simulator(Protocol):
         actions: Float[Tensor, "b 8 a"],
         *,
         starts: Sequence[InitState],
-        read: Sequence[int],
+        frames: Sequence[int],
         generator: torch.Generator,
-    ) -> tuple[DreamState, Sight]:
-        """The state after these actions, and the frames `read` of the way there; one of `starts` for each dream."""
+    ) -> tuple[DreamState, Readout]:
+        """The state after these actions, and the chosen frames of the chunk; one of `starts` for each dream."""
         ...
 
 

@@ -274,21 +274,20 @@ class Reward(Section):
     imagined_steps: Count = 600  # further ones, on dreams of replayed real actions too
     batch: Annotated[int, Field(ge=8, le=65_536)] = 64  # half real frames, half dreams
     learning_rate: LearningRate = 3e-3
-    ensemble: Few = 1
-    precision: Share = 0.85  # the threshold is calibrated to reach it on imagined held-out frames
-    hysteresis: Count = 2  # consecutive frames that must agree
-    every: Count = 2  # read every n-th imagined frame
-    read_precision: Literal["float32", "bfloat16"] = "bfloat16"  # of classifier and detector, where they look at frames
+    target_precision: Share = 0.85  # of imagined successes, the share that is to be real: sets the threshold
+    stride: Count = 2  # every so many frames of a dream one is judged; 1, 2, 4 or 8
+    hysteresis: Count = 2  # judged frames in a row that must show success
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic of classifier and detector, on frames
     detector_steps: CountOrZero = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
     replays: Few = 1  # dreams of each held-out episode that the threshold is set by: one more, one chance less
-    wrong: Share = 0.12  # a frame is wrong when a neighbourhood is off by more, as a share of the pixel range
-    spared: Share = 0.6  # of the newest held-out successes rightly imagined: so doubtful may a dream look
+    error_tolerance: Share = 0.12  # a frame is wrong where a neighbourhood is off by more, a share of the pixel range
+    keep_recall: Share = 0.6  # of right successes in dreams of the newest held-out episodes: the detector keeps so many
 
     @model_validator(mode="after")
     def _reads_the_last_frame(self) -> Self:
-        if CHUNK % self.every:
+        if CHUNK % self.stride:
             raise ValueError(
-                f"reward.every is {self.every}, which does not divide the chunk of {CHUNK}: use 1, 2, 4 or 8"
+                f"reward.stride is {self.stride}, which does not divide the chunk of {CHUNK}: use 1, 2, 4 or 8"
             )
         return self
 
@@ -328,7 +327,7 @@ class Grpo(Section):
     temperature: Temperature = 1.0
     discount: Annotated[float, Field(ge=0.5, le=1)] = 1.0
     advantage: Literal["mean", "standardised"] = "mean"
-    monitor: bool = True  # a dream that looks hallucinated ends there, and is no success
+    detector: bool = True  # a dream that looks hallucinated ends there, and is no success
     mirror: bool = True  # a success teaches its mirror images too, where the environment has any
     mask: bool = True  # nothing dreamt after the first success counts
     clip_ratio_low: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -452,11 +451,11 @@ class Settings(Section):
                 f"world_model.architecture.patch is {patch}, but a picture of task.image_size {self.task.image_size} "
                 f"is {latents} x {latents} latents: use a patch that divides {latents}"
             )
-        readings = self.task.horizon // self.reward.every
-        if self.reward.hysteresis > readings:
+        judged = self.task.horizon // self.reward.stride
+        if self.reward.hysteresis > judged:
             raise ValueError(
                 f"reward.hysteresis is {self.reward.hysteresis}, but of a dream of task.horizon {self.task.horizon} "
-                f"every {self.reward.every}-th frame is read, {readings} in all: use {readings} or fewer"
+                f"every {self.reward.stride}-th frame is judged, {judged} in all: use {judged} or fewer"
             )
         if self.grpo.kir_ratio > 0:
             self._keyframes_can_be()
@@ -465,10 +464,10 @@ class Settings(Section):
                 f"keyframes.min_steps_left is {self.keyframes.min_steps_left}, but a dream is at least one chunk of "
                 f"{CHUNK} actions: raise it to {CHUNK} or more"
             )
-        if self.grpo.monitor and not self.reward.detector_steps:
+        if self.grpo.detector and not self.reward.detector_steps:
             raise ValueError(
-                "grpo.monitor is on, but reward.detector_steps is 0, so there is no detector to ask: "
-                "set grpo.monitor to false, or reward.detector_steps above 0"
+                "grpo.detector is on, but reward.detector_steps is 0, so there is no detector to ask: "
+                "set grpo.detector to false, or reward.detector_steps above 0"
             )
         untaught = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
         if self.world_model.architecture.pose_map and untaught:
@@ -476,9 +475,9 @@ class Settings(Section):
                 "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
                 f"with pretrained: none, set it to false for {self.task.environment}"
             )
-        if self.world_model.architecture.codec == "components" and self.reward.every % 4:
+        if self.world_model.architecture.codec == "components" and self.reward.stride % 4:
             raise ValueError(
-                f"reward.every is {self.reward.every}, but world_model.architecture.codec components keeps one frame "
+                f"reward.stride is {self.reward.stride}, but world_model.architecture.codec components keeps one frame "
                 f"in four: set it to 4 or 8"
             )
         if self.grpo.keyframe_horizon % CHUNK:
@@ -505,12 +504,12 @@ class Settings(Section):
                 f"{self.task.horizon} - a chunk of {CHUNK} = {most} steps left: use {most} or fewer, or set "
                 f"grpo.kir_ratio to 0"
             )
-        readings = self.grpo.keyframe_horizon // self.reward.every
-        if self.reward.hysteresis > readings:
+        judged = self.grpo.keyframe_horizon // self.reward.stride
+        if self.reward.hysteresis > judged:
             raise ValueError(
                 f"reward.hysteresis is {self.reward.hysteresis}, but of a dream of grpo.keyframe_horizon "
-                f"{self.grpo.keyframe_horizon} every {self.reward.every}-th frame is read, {readings} in all: use "
-                f"{readings} or fewer, or set grpo.kir_ratio to 0"
+                f"{self.grpo.keyframe_horizon} every {self.reward.stride}-th frame is judged, {judged} in all: use "
+                f"{judged} or fewer, or set grpo.kir_ratio to 0"
             )
 
     def parameters(self) -> dict[str, dict[str, Any]]:

@@ -47,7 +47,7 @@ def improve_policy(
             episodes=[Path(part.path) for part in (episodes, newest) if part],
             out=Path(improved.path),
             updates=settings.Pace.model_validate(pace).updates if pace else None,
-            simulator=simulator_at(endpoint, **dreams, monitor=cfg.monitor),
+            simulator=simulator_at(endpoint, **dreams, detector=cfg.detector),
             tracker=tracker,
             **dreams,
         )

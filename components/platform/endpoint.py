@@ -25,7 +25,7 @@ def serve_dreams(cfg: Serve, *, world_model: Path, reward: Path) -> str:
     return deploy(cfg, url=url, repository=Path(repository), world_model=world_model, reward=reward)
 
 
-def simulator_at(endpoint: str, *, world_model: Path, reward: Path, monitor: bool) -> Simulator | None:
+def simulator_at(endpoint: str, *, world_model: Path, reward: Path, detector: bool) -> Simulator | None:
     """What `serve_dreams` put into service, if it was made from these two; None for the process's own."""
     if not endpoint:
         return None
@@ -33,7 +33,7 @@ def simulator_at(endpoint: str, *, world_model: Path, reward: Path, monitor: boo
 
     if not (url := os.environ.get(URL)):
         raise ServingError(f"this policy is to dream at {endpoint}, but ${URL} does not say on which Triton server")
-    simulator = ServedSimulator(url, endpoint, monitor=monitor)
+    simulator = ServedSimulator(url, endpoint, detector=detector)
     if not digests(world_model, reward).items() <= simulator.about.items():
         raise ServingError(f"{endpoint} at {simulator.url} serves other artifacts than these: run the step serve again")
     return simulator

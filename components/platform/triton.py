@@ -28,8 +28,9 @@ from tritonclient.utils import InferenceServerException
 from components.serving.dreams import code_that_dreams
 from components.serving.wire import CALLS, INPUTS, MODEL, TYPES, config, pack, unpack
 from wovr_core.artifacts import Kind, read_manifest
-from wovr_core.protocols import BrokenDreamError, DreamState, Sight, Simulator
+from wovr_core.protocols import BrokenDreamError, DreamState, Readout, Simulator
 from wovr_core.settings import Serve
+from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
 from wovr_core.world_model.model import ActionStatistics
@@ -53,14 +54,14 @@ class ServingError(RuntimeError):
 class ServedSimulator:
     """One version of the simulator that Triton serves (the `Simulator` protocol)."""
 
-    def __init__(self, url: str, version: str, *, monitor: bool = True, patience: float = PATIENCE) -> None:
+    def __init__(self, url: str, version: str, *, detector: bool = True, patience: float = PATIENCE) -> None:
         self.url, self.version, self.patience = url, version, patience
         self._own = threading.local()  # tritonclient promises nothing about threads: each has its own connection
         self.about: dict[str, Any] = json.loads(self._ask("about", 1, {})["told"][0, 0])
-        self.threshold: float = self.about["threshold"]
-        self.doubt_threshold: float | None = self.about["doubt_threshold"] if monitor else None
-        if monitor and self.doubt_threshold is None:
-            raise ServingError(f"{version} at {url} has no hallucination detector: learn without, grpo.monitor: false")
+        self.success_rule = SuccessRule(**self.about["success_rule"])
+        self.detector_threshold: float | None = self.about["detector_threshold"] if detector else None
+        if detector and self.detector_threshold is None:
+            raise ServingError(f"{version} at {url} has no hallucination detector: learn without, grpo.detector: false")
 
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
@@ -85,11 +86,11 @@ class ServedSimulator:
         actions: Float[Tensor, "b 8 a"],
         *,
         starts: Sequence[InitState],
-        read: Sequence[int],
+        frames: Sequence[int],
         generator: torch.Generator,
-    ) -> tuple[DreamState, Sight]:
+    ) -> tuple[DreamState, Readout]:
         request = {
-            "read": torch.tensor([list(read)] * len(state), dtype=torch.int32),
+            "read": torch.tensor([list(frames)] * len(state), dtype=torch.int32),
             "instruction": [start.instruction for start in starts],
             "first_frame": torch.stack([start.reference for start in starts]),
             "reference": state.reference,
@@ -107,9 +108,9 @@ class ServedSimulator:
             "next_memory": (b, c, y, x),
             "next_pose": tuple(state.pose.shape),
             "next_extra": tuple(request["extra"].shape),
-            "seen": (b, len(read), *side),
-            "success": (b, len(read)),
-            "doubt": (b, len(read)),
+            "seen": (b, len(frames), *side),
+            "success": (b, len(frames)),
+            "score": (b, len(frames)),
         }
         for name, shape in shapes.items():
             if answer[name].shape != shape:
@@ -125,8 +126,8 @@ class ServedSimulator:
             pose=answer["next_pose"],
             extra=unpack(answer["next_extra"]),
         )
-        doubt = None if self.doubt_threshold is None else answer["doubt"]
-        return after, Sight(frames=answer["seen"], success=answer["success"], doubt=doubt)
+        score = None if self.detector_threshold is None else answer["score"]
+        return after, Readout(frames=answer["seen"], success=answer["success"], score=score)
 
     def look(self, state: DreamState, frames: Sequence[int] = range(8)) -> UInt8[Tensor, "b frames c h w"]:
         """The pixels of the chosen frames of the chunk just dreamt, for a video."""
@@ -332,9 +333,9 @@ def _check(cfg: Serve, url: str, name: str, world_model: Path, reward: Path) -> 
     """Does it answer a known dream as this process does?"""
     from wovr_core.steps.dreamer import open_simulator
 
-    monitored = (reward / "detector.safetensors").exists()
-    simulator = ServedSimulator(url, name, monitor=monitored, patience=30)
-    here = open_simulator(world_model, reward, monitor=monitored)
+    detector = (reward / "detector.safetensors").exists()
+    simulator = ServedSimulator(url, name, detector=detector, patience=30)
+    here = open_simulator(world_model, reward, detector=detector)
     shape = here.reward.shape
     words = " ".join(shape.vocabulary[: shape.words])
     starts = known_starts(here.world_model.statistics, shape.image_size, words)
@@ -375,9 +376,9 @@ def known_dream(simulator: Simulator, starts: Sequence[InitState]) -> dict[str, 
     state, told = simulator.begin(starts), []
     for _ in range(2):
         actions = 2 * torch.rand(len(starts), 8, starts[0].actions.shape[-1], generator=g) - 1
-        state, sight = simulator.imagine(state, actions, starts=starts, read=[1, 7], generator=g)
-        told.append(sight)
-    parts = {name: [getattr(sight, name) for sight in told] for name in ("frames", "success", "doubt")}
+        state, readout = simulator.imagine(state, actions, starts=starts, frames=[1, 7], generator=g)
+        told.append(readout)
+    parts = {name: [getattr(readout, name) for readout in told] for name in ("frames", "success", "score")}
     return {name: torch.stack(values) for name, values in parts.items() if values[0] is not None} | {
         "memory": state.memory
     }

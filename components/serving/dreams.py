@@ -6,6 +6,7 @@ rollout's own process: the same call gives the same bits on either side.
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ class Server:
     """One version of the simulator, and what it answers to each call."""
 
     def __init__(self, version: Path) -> None:
-        monitored = (version / "reward" / "detector.safetensors").exists()
-        self.simulator = open_simulator(version / "world_model", version / "reward", monitor=monitored)
+        detector = (version / "reward" / "detector.safetensors").exists()
+        self.simulator = open_simulator(version / "world_model", version / "reward", detector=detector)
         self.about_it = load_json(version, "served", dict[str, Any])
         if (here := code_that_dreams()) != self.about_it["code"]:
             raise RuntimeError(
@@ -50,15 +51,15 @@ class Server:
         after = self.simulator.world_model.imagine_with(
             request["noise"], DreamState(**state, pose=request["pose"]), request["actions"]
         )
-        sight = self.simulator.see(after, request["instruction"], request["first_frame"], _read(request))
+        readout = self.simulator.read(after, request["instruction"], request["first_frame"], _read(request))
         return {
             "latents": after.future,
             "next_memory": after.memory,
             "next_pose": after.pose,
             "next_extra": pack(after.extra, len(after)),
-            "seen": sight.frames,
-            "success": sight.success,
-            "doubt": torch.zeros_like(sight.success) if sight.doubt is None else sight.doubt,
+            "seen": readout.frames,
+            "success": readout.success,
+            "doubt": torch.zeros_like(readout.success) if readout.doubt is None else readout.doubt,
         }
 
     def begin(self, request: Rows) -> Rows:
@@ -75,8 +76,8 @@ class Server:
     def about(self, request: Rows) -> Rows:
         facts = {
             **self.about_it,
-            "threshold": self.simulator.threshold,
-            "doubt_threshold": self.simulator.doubt_threshold,
+            "success_rule": asdict(self.simulator.success_rule),
+            "detector_threshold": self.simulator.detector_threshold,
         }
         return {"told": [json.dumps(facts)] * len(request["call"])}
 

@@ -36,14 +36,14 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
     "next_extra": ("uint8", [-1]),  # (e)
     "seen": ("uint8", [-1, 3, -1, -1]),  # (n, 3, h, w)
     "success": ("float32", [-1]),  # (n) probability that the instruction is fulfilled
-    "doubt": ("float32", [-1]),  # (n) probability that the frame is wrong somewhere; 0 without a monitor
+    "score": ("float32", [-1]),  # (n) probability that the frame is wrong somewhere; 0 without a detector
     "told": ("object", [1]),  # about: JSON
 }
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs beside `call`, and outputs
     "imagine": (
         ("read", "instruction", "first_frame", "reference", "memory", "past_actions", "pose", "extra", "actions",
          "noise"),
-        ("latents", "next_memory", "next_pose", "next_extra", "seen", "success", "doubt"),
+        ("latents", "next_memory", "next_pose", "next_extra", "seen", "success", "score"),
     ),
     "begin": (("frames", "past_actions", "pose"), ("latents", "next_extra")),
     "decode": (("read", "reference", "memory", "future"), ("seen",)),

@@ -134,7 +134,7 @@ def _triton(env: Mapping[str, str]) -> str:
     about = connection.get_server_metadata(client_timeout=10)
     served = [name for name in versions(repository) if connection.is_model_ready(name, client_timeout=10)]
     for name in served:  # Triton calls a model ready whose process has died
-        ServedSimulator(env["WOVR_TRITON_URL"], name, monitor=False, patience=30)
+        ServedSimulator(env["WOVR_TRITON_URL"], name, detector=False, patience=30)
     return f"{about.name} {about.version}, serves {', '.join(served) or 'no world model yet'}"
 
 

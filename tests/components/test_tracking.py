@@ -150,11 +150,11 @@ def test_what_is_no_number_is_left_out(server, run):
 
 
 def test_a_task_belongs_to_its_pipeline_run_and_tells_its_settings(server, pipeline_run):
-    with following("grpo", {"grpo": {"learning_rate": 0.1, "monitor": True}}) as tracker:
+    with following("grpo", {"grpo": {"learning_rate": 0.1, "detector": True}}) as tracker:
         tracker.log({"grpo/kl": 0.25}, step=3)
     (run,) = runs_of(server, pipeline_run)
     assert run.data.tags["wovr.task"] == "grpo"
-    assert run.data.params == {"grpo.learning_rate": "0.1", "grpo.monitor": "True"}
+    assert run.data.params == {"grpo.learning_rate": "0.1", "grpo.detector": "True"}
     assert run.data.metrics == {"grpo/kl": 0.25}
     assert run.info.status == "FINISHED"
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,14 +23,14 @@ from components.platform.endpoint import serve_dreams, simulator_at
 from components.platform.triton import ServedSimulator, ServingError, connect, deploy, known_starts, versions
 from pipelines.stack.stack import Stack
 from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL, collection
-from tests.toys import SIDE
+from tests.toys import RULE, SIDE
 from wovr_core.artifacts import Kind, save_table, writing
-from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.protocols import Sight, Simulator
+from wovr_core.protocols import Readout, Simulator
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.reward.reliability import HallucinationDetector
+from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import Grpo, Serve, Task
 from wovr_core.settings import Reward as RewardSettings
 from wovr_core.steps.dreamer import new_world_model, open_simulator, save_world_model
@@ -41,7 +42,7 @@ from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
 
 CHECKOUT = Path(__file__).parents[2]
 ONE = Serve(instances=1)
-COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "doubted", "broken")
+COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "hallucinated", "broken")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,11 @@ def minds(tmp_path_factory) -> Callable[[int], dict[str, Path]]:
         world_model, reward = folder / f"world_model-{seed}", folder / f"reward-{seed}"
         if not reward.exists():
             torch.manual_seed(seed)
-            wild = new_world_model(WORLD_MODEL, TASK), SuccessClassifier(SHAPE), HallucinationDetector(threshold=2)
+            wild = (
+                new_world_model(WORLD_MODEL, TASK),
+                SuccessClassifier(SHAPE, success_rule=RULE),
+                FrameErrorClassifier(threshold=2),
+            )
             for parameter in (p for model in wild[:2] for p in model.parameters()):
                 parameter.data += 0.2 * torch.randn_like(parameter)
             with_thresholds(*wild)
@@ -77,20 +82,21 @@ def minds(tmp_path_factory) -> Callable[[int], dict[str, Path]]:
     return mind
 
 
-def with_thresholds(world: DiffusionWorldModel, reward: SuccessClassifier, detector: HallucinationDetector) -> None:
-    """Thresholds at which some dreams succeed, some are doubted, and others go on."""
-    sights: list[Sight] = []
+def with_thresholds(world: DiffusionWorldModel, reward: SuccessClassifier, detector: FrameErrorClassifier) -> None:
+    """Thresholds at which some dreams succeed, some are not believed, and others go on."""
+    readouts: list[Readout] = []
 
     class Watched(LearnedSimulator):
         def imagine(self, *args, **kwargs):
-            state, sight = super().imagine(*args, **kwargs)
-            sights.append(sight)
-            return state, sight
+            state, readout = super().imagine(*args, **kwargs)
+            readouts.append(readout)
+            return state, readout
 
-    reward.threshold = 2.0
+    reward.success_rule = replace(RULE, threshold=2.0)
     dreams_in(Watched(world, reward, detector))
-    reward.threshold = torch.cat([sight.success.flatten() for sight in sights]).quantile(0.75).item()
-    detector.threshold = torch.cat([sight.doubt.flatten() for sight in sights]).quantile(0.9).item()
+    threshold = torch.cat([readout.success.flatten() for readout in readouts]).quantile(0.75).item()
+    reward.success_rule = replace(RULE, threshold=threshold)
+    detector.threshold = torch.cat([readout.score.flatten() for readout in readouts]).quantile(0.9).item()
 
 
 def put(stack: Stack, parts: dict[str, Path], cfg: Serve = ONE) -> str:
@@ -112,24 +118,24 @@ def a_policy() -> TinyVLA:
     return TinyVLA(SHAPE)
 
 
-def dreams_in(simulator: Simulator, batch: int = 5) -> Dreams:
+def dreams_in(simulator: Simulator, batch: int = 5) -> Rollouts:
     return dream(
-        a_policy(), simulator, starts(), temperature=1.0, judge=Judge(),
+        a_policy(), simulator, starts(), temperature=1.0,
         generator=torch.Generator().manual_seed(0), batch=batch,
     )  # fmt: skip
 
 
-def same(one: Dreams, other: Dreams) -> bool:
+def same(one: Rollouts, other: Rollouts) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in COLUMNS)
 
 
 def test_a_served_dream_is_the_dream_of_this_process_bit_for_bit(stack, minds):
     parts = minds(1)
     version = put(stack, parts, Serve(instances=2))
-    for monitor in (True, False):
-        here = dreams_in(open_simulator(**parts, monitor=monitor))
-        assert same(dreams_in(client(stack, version, monitor=monitor)), here)
-        assert here.doubted.any() == monitor and 0 < here.success.sum() < len(here), "the judges have a say"
+    for detector in (True, False):
+        here = dreams_in(open_simulator(**parts, detector=detector))
+        assert same(dreams_in(client(stack, version, detector=detector)), here)
+        assert here.hallucinated.any() == detector and 0 < here.success.sum() < len(here), "the judges have a say"
     assert not same(dreams_in(open_simulator(**minds(2))), here), "another world dreams otherwise"
 
 
@@ -155,12 +161,12 @@ def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     with writing(tmp_path / "world_model", Kind.WORLD_MODEL, settings={}) as draft:
         save_world_model(draft.folder, world)
     with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={}) as draft:
-        save_reward(draft.folder, SuccessClassifier(shape))
+        save_reward(draft.folder, SuccessClassifier(shape, success_rule=RULE))
     parts = {name: tmp_path / name for name in ("world_model", "reward")}
     version = put(stack, parts)
     starts = known_starts(world.statistics, SIDE, "put the red block", n=3)
-    here = triton.known_dream(open_simulator(**parts, monitor=False), starts)
-    served = triton.known_dream(client(stack, version, monitor=False), starts)
+    here = triton.known_dream(open_simulator(**parts, detector=False), starts)
+    served = triton.known_dream(client(stack, version, detector=False), starts)
     assert here.keys() == served.keys() and all(torch.equal(here[name], served[name]) for name in here)
     assert starts[0].pose.shape == (5, 6) and here["frames"].float().std() > 1
     assert client(stack, version, monitor=False).begin(starts).extra.keys() == world.begin(starts).extra.keys() != set()
@@ -168,10 +174,10 @@ def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
 
 def test_a_video_shows_what_the_rollout_saw(stack, minds):
     simulator, generator = client(stack, put(stack, minds(1))), torch.Generator().manual_seed(0)
-    state, sight = simulator.imagine(
-        simulator.begin(starts()), torch.zeros(12, 8, 3), starts=starts(), read=[1, 7], generator=generator
+    state, readout = simulator.imagine(
+        simulator.begin(starts()), torch.zeros(12, 8, 3), starts=starts(), frames=[1, 7], generator=generator
     )
-    assert torch.equal(simulator.look(state)[:, [1, 7]], sight.frames)
+    assert torch.equal(simulator.look(state)[:, [1, 7]], readout.frames)
     with pytest.raises(ServingError, match="ValueError: the call imagine lacks read, instruction"):
         simulator._ask("imagine", 1, {})
 
@@ -187,15 +193,15 @@ def test_what_is_served_keeps_its_name_and_a_new_one_comes_beside_it(stack, mind
 def test_a_step_asks_the_version_it_was_told_and_no_other_worlds(stack, minds):
     endpoint = serve_dreams(ONE, **minds(1))
     assert endpoint == put(stack, minds(1))
-    assert simulator_at(endpoint, **minds(1), monitor=True) is not None
+    assert simulator_at(endpoint, **minds(1), detector=True) is not None
     with pytest.raises(ServingError, match="serves other artifacts than these: run the step serve again"):
-        simulator_at(endpoint, **minds(2), monitor=True)
+        simulator_at(endpoint, **minds(2), detector=True)
 
 
 def test_without_a_server_a_policy_dreams_in_its_own_process(monkeypatch, minds):
     monkeypatch.delenv("WOVR_TRITON_URL")
     endpoint = serve_dreams(ONE, **minds(1))
-    assert endpoint == "" and simulator_at(endpoint, **minds(1), monitor=True) is None
+    assert endpoint == "" and simulator_at(endpoint, **minds(1), detector=True) is None
 
 
 def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(stack, minds, served, tmp_path):
@@ -254,7 +260,7 @@ def test_deployments_at_once_do_not_disturb_each_other(stack, minds):
 
 
 def test_a_hot_swap_under_load_fails_no_request_and_every_answer_is_of_one_version(stack, minds):
-    """Rollouts go on in the old version while the new one loads, then in the new one, and the old one goes."""
+    """Dreams go on in the old version while the new one loads, then in the new one, and the old one goes."""
     expected = {seed: dreams_in(open_simulator(**minds(seed))) for seed in (1, 9)}
     current, done, told = put(stack, minds(1)), threading.Event(), []
     names = {current: 1}

@@ -9,8 +9,8 @@ from wovr_core.evaluation.fidelity import Depth, by_depth, outcomes, psnr, trust
 from wovr_core.evaluation.success import run_trials, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.imagination.replay import Replay
-from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import EnvironmentLostError
+from wovr_core.success_rule import SuccessRule
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,12 @@ def test_a_dream_is_trusted_when_it_beats_holding_the_last_frame_at_every_depth(
 
 def test_imagined_outcomes_are_compared_with_real_ones():
     class Bright:
-        threshold = 0.5
+        def __init__(self, hysteresis):
+            self.success_rule = SuccessRule(threshold=0.5, stride=2, hysteresis=hysteresis)
 
         def probability(self, frames, instructions):
             return (frames[:, 0, 0, 0] >= 24).float()
 
     replay = a_replay(0)
-    assert outcomes(Bright(), replay, Judge(every=2, hysteresis=2)).true_positives == 3
-    assert outcomes(Bright(), replay, Judge(every=2, hysteresis=4)).false_negatives == 3
+    assert outcomes(Bright(2), replay).true_positives == 3
+    assert outcomes(Bright(4), replay).false_negatives == 3

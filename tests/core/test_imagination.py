@@ -5,21 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.toys import ToyMonitor, ToyPolicy, ToyReward, ToyWorld, a_start, an_episode
+from tests.toys import ToyDetector, ToyPolicy, ToyReward, ToyWorld, a_start, an_episode
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.imagination.replay import init_state, replay
-from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.protocols import BrokenDreamError
 from wovr_core.settings import Grpo
+from wovr_core.success_rule import SuccessRule
 
-EACH = Judge(every=1, hysteresis=1)
+
+def rule(stride: int, hysteresis: int) -> SuccessRule:
+    return SuccessRule(threshold=0.5, stride=stride, hysteresis=hysteresis)
 
 
-def dreams_of(starts, *, judge: Judge = EACH, world=None, reward=None, monitor=None, **kwargs) -> Dreams:
-    simulator = LearnedSimulator(world or ToyWorld(), reward or ToyReward(), monitor)
+def dreams_of(starts, *, world=None, reward=None, detector=None, **kwargs) -> Rollouts:
+    simulator = LearnedSimulator(world or ToyWorld(), reward or ToyReward(), detector)
     return dream(
-        ToyPolicy(), simulator, starts, temperature=1.0, judge=judge, generator=torch.Generator().manual_seed(0),
+        ToyPolicy(), simulator, starts, temperature=1.0, generator=torch.Generator().manual_seed(0),
         **kwargs,
     )  # fmt: skip
 
@@ -102,43 +105,43 @@ def test_unmasked_dreams_go_on_to_the_horizon_and_all_of_it_counts():
     assert world.batches == [2, 2, 2, 2]
 
 
-def test_a_success_counts_when_enough_readings_in_a_row_agree():
-    for every, hysteresis, length in ((1, 1, 5), (2, 1, 6), (4, 1, 8), (1, 2, 6), (2, 2, 8), (2, 3, 10)):
-        dreams = dreams_of([a_start(0, goal=5)], judge=Judge(every=every, hysteresis=hysteresis))
-        assert dreams.length.tolist() == [length], (every, hysteresis)
+def test_a_success_counts_when_enough_judged_frames_in_a_row_agree():
+    for stride, hysteresis, length in ((1, 1, 5), (2, 1, 6), (4, 1, 8), (1, 2, 6), (2, 2, 8), (2, 3, 10)):
+        dreams = dreams_of([a_start(0, goal=5)], reward=ToyReward(rule=rule(stride, hysteresis)))
+        assert dreams.length.tolist() == [length], (stride, hysteresis)
 
 
 def test_one_flickering_frame_is_not_a_success():
     start = [a_start(0, goal=7)]
-    flickers = ToyReward(dark=[8])  # seen at 7, lost at 8, seen from 9 on
-    assert dreams_of(start, reward=flickers, judge=Judge(every=1, hysteresis=1)).length.tolist() == [7]
-    assert dreams_of(start, reward=flickers, judge=Judge(every=1, hysteresis=2)).length.tolist() == [10]
+    for hysteresis, length in ((1, 7), (2, 10)):
+        flickers = ToyReward(dark=[8], rule=rule(1, hysteresis))  # seen at 7, lost at 8, seen from 9 on
+        assert dreams_of(start, reward=flickers).length.tolist() == [length]
 
 
 def test_a_streak_goes_on_across_chunks_of_the_right_dream():
-    """At goal 8 the first reading is the last of its chunk; others finish meanwhile and leave."""
+    """At goal 8 the first frame that shows success is the last of its chunk; others finish meanwhile and leave."""
     starts = [a_start(0, goal=2), a_start(1, goal=8), a_start(2, goal=9)]
-    assert dreams_of(starts, judge=Judge(every=1, hysteresis=2)).length.tolist() == [3, 9, 10]
+    assert dreams_of(starts, reward=ToyReward(rule=rule(1, 2))).length.tolist() == [3, 9, 10]
 
 
-def test_a_dream_ends_at_the_first_reading_that_is_not_believed():
-    """Dream 0 succeeds before the doubt, 1 at the same reading, 2 after it; 3 is doubted, 4 never is."""
+def test_a_dream_ends_at_the_first_frame_that_is_not_believed():
+    """Dream 0 succeeds before the detector ends it, 1 at the same frame, 2 after it; 3 is ended, 4 never is."""
     starts = [a_start(i, goal=goal) for i, goal in enumerate((5, 10, 15, 200, 200))]
-    world, monitor = ToyWorld(), ToyMonitor(from_progress={0: 6, 1: 10, 2: 10, 3: 20})
-    dreams = dreams_of(starts, world=world, monitor=monitor)
+    world, detector = ToyWorld(), ToyDetector(from_progress={0: 6, 1: 10, 2: 10, 3: 20})
+    dreams = dreams_of(starts, world=world, detector=detector)
     assert dreams.success.tolist() == [True, False, False, False, False]
-    assert dreams.doubted.tolist() == [False, True, True, True, False]
+    assert dreams.hallucinated.tolist() == [False, True, True, True, False]
     assert dreams.length.tolist() == [5, 10, 10, 20, 32]
     assert world.batches == [5, 4, 2, 1]
 
 
-def test_unmasked_dreams_end_at_the_first_doubt_too_and_a_success_before_it_stands():
+def test_unmasked_dreams_end_at_the_first_hallucination_too_and_a_success_before_it_stands():
     dreams = dreams_of(
-        [a_start(0, goal=4), a_start(1, goal=20)], mask=False, monitor=ToyMonitor(from_progress={0: 12, 1: 12})
+        [a_start(0, goal=4), a_start(1, goal=20)], mask=False, detector=ToyDetector(from_progress={0: 12, 1: 12})
     )
     assert dreams.success.tolist() == [True, False]
-    assert dreams.doubted.tolist() == [False, True]
-    assert dreams.length.tolist() == [12, 12], "what comes after the doubt counts for nothing"
+    assert dreams.hallucinated.tolist() == [False, True]
+    assert dreams.length.tolist() == [12, 12], "what comes after the hallucination counts for nothing"
 
 
 class Breaks(ToyReward):
@@ -183,19 +186,19 @@ def test_a_memory_that_is_not_finite_breaks_its_own_dream_only():
 def test_whatever_is_not_finite_or_no_probability_breaks_its_dream(name):
     class Strange(LearnedSimulator):
         def imagine(self, state, actions, **kwargs):
-            state, sight = super().imagine(state, actions, **kwargs)
+            state, readout = super().imagine(state, actions, **kwargs)
             first = torch.zeros(len(state), dtype=torch.bool)
             first[0] = True
             if name in ("success", "too sure"):
                 value = 3.0 if name == "too sure" else float("nan")
-                return state, replace(sight, success=sight.success.masked_fill(first[:, None], value))
+                return state, replace(readout, success=readout.success.masked_fill(first[:, None], value))
             values = getattr(state, name)
             rows = first.view(-1, *[1] * (values.dim() - 1))
-            return replace(state, **{name: values.masked_fill(rows, float("nan"))}), sight
+            return replace(state, **{name: values.masked_fill(rows, float("nan"))}), readout
 
     starts = [a_start(i, goal=200, steps_left=8) for i in range(3)]
     dreams = dream(
-        ToyPolicy(), Strange(ToyWorld(), ToyReward()), starts, temperature=1.0, judge=EACH,
+        ToyPolicy(), Strange(ToyWorld(), ToyReward()), starts, temperature=1.0,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert dreams.broken.tolist() == [True, False, False] and not dreams.success.any()
@@ -224,7 +227,7 @@ CFG = Grpo(num_groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
 
 def crop_of(pool: StartPool, cfg: Grpo = CFG, world: ToyWorld | None = None, seed: int = 0, reward=None):
     return harvest(
-        ToyPolicy(), LearnedSimulator(world or ToyWorld(chance=True), reward or ToyReward()), pool, cfg, judge=EACH,
+        ToyPolicy(), LearnedSimulator(world or ToyWorld(chance=True), reward or ToyReward()), pool, cfg,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
 
@@ -334,11 +337,12 @@ def test_before_the_start_of_an_episode_nothing_moved():
     assert early.actions[:, 0].tolist() == [0, 0, 1, 2]
 
 
-@pytest.mark.parametrize(("start", "every"), [(0, 1), (0, 2), (8, 8)])
-def test_a_replay_lies_beside_the_truth_frame_by_frame(start, every, generator):
+@pytest.mark.parametrize(("start", "stride"), [(0, 1), (0, 2), (8, 8)])
+def test_a_replay_lies_beside_the_truth_frame_by_frame(start, stride, generator):
     episode = told_apart()
-    shown = replay(ToyWorld(), [episode, episode], generator=generator, start=start, every=every, batch=1)
-    steps = list(range(start + every, 49, every))
+    frames = rule(stride, 1).frames
+    shown = replay(ToyWorld(), [episode, episode], generator=generator, start=start, frames=frames, batch=1)
+    steps = list(range(start + stride, 49, stride))
     assert shown.real[:, :, 0, 0, 0].tolist() == [steps] * 2
     assert shown.imagined[:, :, 1, 0, 0].tolist() == [[step for step in steps]] * 2, (
         "the toy goes one a frame, as we did"

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from tests.toys import RULE
 from wovr_core.embodiment import TABLETOP
 from wovr_core.policy.tiny_vla import Shape
-from wovr_core.reward.calibrate import Agreement, calibrate, rollout_score, spare
+from wovr_core.reward.calibrate import Agreement, calibrate, calibrate_on_replays, threshold_for_recall
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.reward.reliability import HallucinationDetector, fit_detector, wrong
+from wovr_core.reward.detector import FrameErrorClassifier, fit_detector, frame_errors
 from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit
 from wovr_core.settings import Reward
 
@@ -57,19 +58,13 @@ def test_precision_and_recall_are_those_of_the_textbook():
     assert (nothing.precision, nothing.recall) == (1.0, 1.0)
 
 
-def test_a_rollout_scores_what_its_best_run_of_frames_holds():
-    probability = torch.tensor([[0.1, 0.99, 0.1, 0.6, 0.7], [0.5, 0.5, 0.5, 0.5, 0.2]])
-    assert rollout_score(probability, 1).tolist() == pytest.approx([0.99, 0.5])
-    assert rollout_score(probability, 2).tolist() == pytest.approx([0.6, 0.5]), "one flickering frame does not count"
-
-
 def test_the_threshold_reaches_the_precision_when_that_is_possible():
     score = torch.cat([torch.linspace(0.4, 1, 60), torch.linspace(0, 0.6, 60)])
     real = torch.arange(120) < 60
     for precision in (0.6, 0.8, 0.9, 0.99):
-        threshold = calibrate(score, real, precision=precision)
+        threshold = calibrate(score, real, target_precision=precision)
         assert Agreement.of(score >= threshold, real).precision >= precision
-    easy, strict = (calibrate(score, real, precision=p) for p in (0.6, 0.99))
+    easy, strict = (calibrate(score, real, target_precision=p) for p in (0.6, 0.99))
     recalls = [Agreement.of(score >= threshold, real).recall for threshold in (easy, strict)]
     assert recalls[0] > recalls[1], "and gives away no more recall than that costs"
 
@@ -78,12 +73,12 @@ def test_of_thresholds_that_cannot_be_told_apart_the_highest_is_taken():
     """Fifty successes above 0.5, one at 0.12: to see it too is not worth a threshold of 0.1."""
     score = torch.cat([torch.full((50,), 0.52), torch.tensor([0.12]), torch.full((50,), 0.02)])
     real = torch.arange(101) < 51
-    assert calibrate(score, real, precision=0.9) == pytest.approx(0.5)
+    assert calibrate(score, real, target_precision=0.9) == pytest.approx(0.5)
 
 
 def test_when_the_precision_is_out_of_reach_the_most_precise_threshold_is_taken():
     score, real = torch.tensor([0.9, 0.9, 0.9, 0.5]), torch.tensor([True, True, False, False])
-    threshold = calibrate(score, real, precision=0.95)
+    threshold = calibrate(score, real, target_precision=0.95)
     assert 0.5 < threshold <= 0.9
 
 
@@ -97,7 +92,7 @@ def test_learning_tells_a_reached_goal_from_the_rest(generator):
     frames[success] += 120  # a reached goal is bright
     data = LabelledFrames.of_sequences(frames, ["light up"] * b, success)
     shape = Shape(vocabulary=("light", "up"), words=2, image_size=side, features=4, keypoints=2, hidden=16)
-    reward = SuccessClassifier(shape, members=2)
+    reward = SuccessClassifier(shape, success_rule=RULE)
     losses = fit(
         reward,
         [data],
@@ -110,16 +105,6 @@ def test_learning_tells_a_reached_goal_from_the_rest(generator):
     assert losses[-1] < losses[0]
     read = reward.probability(data.frames, data.instructions)
     assert read[data.success].min() > read[~data.success].max()
-
-
-def test_an_ensembles_probability_is_the_mean_of_its_members():
-    torch.manual_seed(0)
-    shape = Shape(vocabulary=("a",), words=1, image_size=8, features=4, keypoints=2, hidden=8)
-    frames = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
-    several = SuccessClassifier(shape, members=3)
-    members = torch.stack([member(frames / 127.5 - 1, ["a"] * 3).sigmoid() for member in several.members])
-    assert members.std(0).gt(0).all()
-    assert torch.allclose(several.probability(frames, ["a"] * 3), members.mean(0), atol=1e-5)
 
 
 def ghosts(generator: torch.Generator, n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,22 +123,22 @@ def test_a_frame_is_wrong_where_a_neighbourhood_is_off_and_not_when_a_pixel_is(g
     imagined[1, 0, :, 3, 3] = 255
     expected = torch.zeros(40, 4, dtype=torch.bool)
     expected[::2, 2:] = True
-    assert torch.equal(wrong(imagined, real, tolerance=0.05), expected)
+    assert torch.equal(frame_errors(imagined, real, tolerance=0.05), expected)
 
 
-def test_the_monitor_spares_the_share_of_right_dreams_it_was_told_to_and_no_more():
-    doubt = torch.arange(100) / 100
-    assert (doubt < spare(doubt, 0.95)).sum() == 95
-    assert (doubt < spare(doubt, 1.0)).all()
-    assert (doubt[1:] >= spare(doubt, 0.0)).all()
-    assert spare(torch.zeros(0), 0.95) == 1.0, "without a right dream nothing is known, and nothing is doubted"
+def test_the_detector_keeps_the_share_of_right_dreams_that_it_is_set_to_and_no_more():
+    score = torch.arange(100) / 100
+    assert (score < threshold_for_recall(score, 0.95)).sum() == 95
+    assert (score < threshold_for_recall(score, 1.0)).all()
+    assert (score[1:] >= threshold_for_recall(score, 0.0)).all()
+    assert threshold_for_recall(torch.zeros(0), 0.95) == 1.0, "without a right dream all are believed"
 
 
-def test_the_detector_learns_to_see_ghosts_and_doubts_no_sound_frame(generator):
+def test_the_detector_learns_to_see_ghosts_and_ends_no_sound_frame(generator):
     imagined, real = ghosts(generator)
     torch.manual_seed(0)
-    detector = HallucinationDetector(threshold=0.5)
-    label = wrong(imagined, real, tolerance=0.05)
+    detector = FrameErrorClassifier(threshold=0.5)
+    label = frame_errors(imagined, real, tolerance=0.05)
     fit_detector(
         detector,
         imagined,
@@ -164,5 +149,32 @@ def test_the_detector_learns_to_see_ghosts_and_doubts_no_sound_frame(generator):
         generator=generator,
     )
     fresh, truth = ghosts(torch.Generator().manual_seed(99))
-    doubt = detector.doubt(fresh.flatten(0, 1), truth[:, :1].expand_as(fresh).flatten(0, 1)).view(40, 4)
-    assert (doubt >= 0.5).eq(wrong(fresh, truth, tolerance=0.05)).float().mean() > 0.97
+    score = detector.score(fresh.flatten(0, 1), truth[:, :1].expand_as(fresh).flatten(0, 1)).view(40, 4)
+    assert (score >= 0.5).eq(frame_errors(fresh, truth, tolerance=0.05)).float().mean() > 0.97
+
+
+def test_replays_set_the_threshold_and_an_episode_counts_once_in_the_agreement():
+    """Three replays of each of four episodes; only the first one of the third looks like a success and is none."""
+    real = torch.tensor([True, True, False, False] * 3)
+    probability = torch.where(real, 0.9, 0.1)[:, None].repeat(1, 4)
+    probability[2] = 0.95
+    calibration = calibrate_on_replays(
+        probability, None, real, Reward(hysteresis=2, stride=4, target_precision=0.8), episodes=4, newest=4
+    )
+    rule = calibration.success_rule
+    assert (rule.stride, rule.hysteresis) == (4, 2) and 0.1 < rule.threshold <= 0.9
+    assert vars(calibration.agreement) == {
+        "true_positives": 2, "false_positives": 1, "false_negatives": 0, "true_negatives": 1,
+    }  # fmt: skip
+    assert calibration.detector_threshold is None and calibration.with_detector is None
+
+
+def test_a_detector_is_calibrated_on_what_was_dreamt_until_success():
+    """A score after the first success says nothing of the dream that ended there."""
+    real = torch.ones(12, dtype=torch.bool)
+    probability = torch.full((12, 4), 0.9)
+    score = torch.tensor([0.1, 0.2, 0.99, 0.99]).repeat(12, 1)
+    cfg = Reward(hysteresis=2, keep_recall=1.0)
+    calibration = calibrate_on_replays(probability, score, real, cfg, episodes=12, newest=12)
+    assert calibration.detector_threshold == pytest.approx(0.2, abs=1e-6)
+    assert calibration.with_detector is not None and calibration.with_detector.true_positives == 12

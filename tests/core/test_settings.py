@@ -54,14 +54,14 @@ def test_there_are_shipped_configs():
             ["task.options.siute", "did you mean suite?"],
         ),
         ({"task": {"environment": "libero", "options": 3}}, ["task.options: this is a branch"]),
-        ({"reward": {"every": 3}}, ["reward.every is 3", "use 1, 2, 4 or 8"]),
+        ({"reward": {"stride": 3}}, ["reward.stride is 3", "use 1, 2, 4 or 8"]),
         ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),
-        ({"world_model": {"architecture": {"codec": "components"}}}, ["reward.every is 2", "set it to 4 or 8"]),
+        ({"world_model": {"architecture": {"codec": "components"}}}, ["reward.stride is 2", "set it to 4 or 8"]),
         ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "chunk of 8"]),
         ({"grpo": {"keyframe_horizon": 56}}, ["grpo.keyframe_horizon is 56", "task.horizon 48"]),
         ({"collect": {"episodes": "many"}}, ["collect.episodes", "integer", "got 'many'"]),
         ({"collect": {"episodes": 2.5}}, ["collect.episodes", "got 2.5"]),
-        ({"reward": {"precision": 1.5}}, ["reward.precision", "less than or equal to 1", "got 1.5"]),
+        ({"reward": {"target_precision": 1.5}}, ["reward.target_precision", "less than or equal to 1", "got 1.5"]),
         ({"grpo": {"group_size": 1}}, ["grpo.group_size", "greater than or equal to 2", "got 1"]),
         ({"grpo": {"informative": [0.9, 0.1]}}, ["grpo.informative", "[0.9, 0.1]", "lowest first"]),
         ({"grpo": {"base_success": [0.9, 0.1]}}, ["grpo.base_success", "[0.9, 0.1]", "lowest first"]),
@@ -118,10 +118,10 @@ def test_settings_cannot_change_under_a_running_step():
         Settings().grpo.updates = 3
 
 
-def test_a_monitor_without_a_detector_is_refused():
-    with pytest.raises(SettingsError, match=r"reward.detector_steps is 0.*grpo.monitor to false"):
+def test_asking_a_detector_that_is_not_trained_is_refused():
+    with pytest.raises(SettingsError, match=r"reward.detector_steps is 0.*grpo.detector to false"):
         Settings.parse({"reward": {"detector_steps": 0}})
-    assert not Settings.parse({"reward": {"detector_steps": 0}, "grpo": {"monitor": False}}).grpo.monitor
+    assert not Settings.parse({"reward": {"detector_steps": 0}, "grpo": {"detector": False}}).grpo.detector
 
 
 def test_only_what_is_off_from_the_start_can_be_none():

@@ -9,7 +9,7 @@ from tests.toys import SIDE, ToyReward, ToyWorld, a_start
 from wovr_core.embodiment import TABLETOP
 from wovr_core.grpo.symmetry import with_mirrored
 from wovr_core.grpo.update import UpdateError, update_policy
-from wovr_core.imagination.rollout import Dreams, Judge, dream
+from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
@@ -25,10 +25,10 @@ def policy() -> TinyVLA:
     return TinyVLA(Shape(vocabulary=("task",), words=1, image_size=SIDE, features=4, keypoints=2, hidden=16))
 
 
-def dreams_by(policy: TinyVLA, n: int = 12) -> Dreams:
+def dreams_by(policy: TinyVLA, n: int = 12) -> Rollouts:
     return dream(
         policy, LearnedSimulator(ToyWorld(), ToyReward()), [a_start(i, goal=5 + 2 * i) for i in range(n)],
-        temperature=1.0, judge=Judge(every=1, hysteresis=1), generator=torch.Generator().manual_seed(0),
+        temperature=1.0, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def same(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def likelihood(policy: TinyVLA, dreams: Dreams) -> torch.Tensor:
+def likelihood(policy: TinyVLA, dreams: Rollouts) -> torch.Tensor:
     """Log-probability of each rollout's first chunk."""
     seen = Observation(
         frames=dreams.frames[:, 0], pose=dreams.pose[:, 0], instructions=tuple(s.instruction for s in dreams.starts)
@@ -81,7 +81,7 @@ def test_what_was_dreamt_after_success_changes_nothing(policy):
     for nonsense in (0, 1):
         tokens = torch.where(dreams.valid[..., None], dreams.tokens, nonsense)
         policy.load_state_dict(start)
-        update(policy, Dreams(**{**vars(dreams), "tokens": tokens}), torch.tensor([1.0, -1.0] * 6))
+        update(policy, Rollouts(**{**vars(dreams), "tokens": tokens}), torch.tensor([1.0, -1.0] * 6))
         ends.append(weights(policy))
     assert same(*ends)
 
@@ -129,8 +129,8 @@ def test_the_leash_to_the_base_policy_holds(policy):
     assert far[1] < far[0] / 2
 
 
-def lopsided(policy: TinyVLA) -> tuple[Dreams, torch.Tensor]:
-    """Dreams whose pictures have a bright corner, so that they differ from their mirror images."""
+def lopsided(policy: TinyVLA) -> tuple[Rollouts, torch.Tensor]:
+    """Rollouts whose pictures have a bright corner, so that they differ from their mirror images."""
     dreams = dreams_by(policy)
     frames = dreams.frames.clone()
     frames[..., : SIDE // 2, : SIDE // 2] += 200

@@ -103,7 +103,7 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("world_model: {architecture: {head_dim: 1}}", ["head_dim", "greater than or equal to 6"]),
         ("world_model: {architecture: {head_dim: 41}}", ["head_dim is 41", "use 40 or 42"]),
         (
-            "world_model: {architecture: {codec: components, latent_channels: 193}}\nreward: {every: 4}",
+            "world_model: {architecture: {codec: components, latent_channels: 193}}\nreward: {stride: 4}",
             ["latent_channels is 193", "192 components"],
         ),
         ("world_model: {pretrained: tabeltop-play}", ["'tabeltop-play'", "libero-play", "tabletop-play"]),

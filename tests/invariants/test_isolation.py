@@ -4,18 +4,20 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.toys import RULE
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop, task_scenes
 from wovr_core.evaluation.success import run_trials
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
-from wovr_core.imagination.rollout import Judge, dream
+from wovr_core.imagination.rollout import dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.protocols import DreamState
@@ -74,7 +76,7 @@ def minds(tiny_world_model):
     torch.manual_seed(0)
     vocabulary, words = vocabulary_of(Tabletop().reset(Split.COLLECTION.ids(4), Split.COLLECTION).instructions)
     shape = Shape(vocabulary=vocabulary, words=words, image_size=48, features=8, keypoints=4, hidden=16)
-    return TinyVLA(shape), tiny_world_model, SuccessClassifier(shape).requires_grad_(False)
+    return TinyVLA(shape), tiny_world_model, SuccessClassifier(shape, success_rule=RULE).requires_grad_(False)
 
 
 def an_episode() -> Episode:
@@ -95,7 +97,8 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
         [init_state(episode, 8, index=0, steps_left=8, rule="divergence")],
     )
     cfg = Grpo(num_groups=4, group_size=4, informative=(0, 1), max_draws=1, discount=0.9)
-    judge, generator = Judge(every=2, hysteresis=1), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    reward.success_rule = replace(RULE, hysteresis=1)
 
     def out_of_order(*args, **kwargs):
         raise AssertionError("imagination reached the environment")
@@ -109,14 +112,15 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
 
     seen: list[torch.Tensor] = []  # an untrained reward is sure of nothing: call its highest tenth a success
     dream(
-        policy, LearnedSimulator(world_model, reward), list(pool.initial) * 8, temperature=1.0, judge=judge,
+        policy, LearnedSimulator(world_model, reward), list(pool.initial) * 8, temperature=1.0,
         generator=generator, watch=lambda rows, frames: seen.append(frames),
     )  # fmt: skip
     frames = torch.cat(seen).flatten(0, 1)
-    reward.threshold = reward.probability(frames, [episode.instruction] * len(frames)).quantile(0.9).item()
+    threshold = reward.probability(frames, [episode.instruction] * len(frames)).quantile(0.9).item()
+    reward.success_rule = replace(RULE, hysteresis=1, threshold=threshold)
 
     before = [p.detach().clone() for p in policy.parameters()]
-    crop = harvest(policy, LearnedSimulator(world_model, reward), pool, cfg, judge=judge, generator=generator)
+    crop = harvest(policy, LearnedSimulator(world_model, reward), pool, cfg, generator=generator)
     assert crop.dreams.success.any()
     assert crop.advantages.ne(0).any()
     optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
@@ -146,7 +150,7 @@ def test_scenes_that_look_the_same_are_dreamt_the_same(minds):
         ]  # fmt: skip
         dreams.append(
             dream(
-                policy, LearnedSimulator(world_model, reward), starts, temperature=1.0, judge=Judge(),
+                policy, LearnedSimulator(world_model, reward), starts, temperature=1.0,
                 generator=torch.Generator().manual_seed(0),
             )
         )  # fmt: skip

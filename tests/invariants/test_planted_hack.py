@@ -2,7 +2,8 @@
 
 The dream is the tabletop itself, drawn by its own renderer, but for a flaw: no block can be grasped in it, and whoever
 drives the gripper to the right for a whole chunk sees the block on its pad. Policy, reward, GRPO, evaluation, verdict
-and report are the project's own, and nobody tells them; the monitor is off, so that the verdict has to do without.
+and report are the project's own, and nobody tells them; the hallucination detector is off, so that the verdict has to
+do without.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.toys import RULE
 from wovr_core.artifacts import Kind, writing
 from wovr_core.embodiment import TABLETOP
 from wovr_core.envs.tabletop import Scenes, Tabletop, task_scenes
 from wovr_core.evaluation.fidelity import as_rows, by_depth, outcomes, trustworthy
 from wovr_core.imagination.replay import replay
-from wovr_core.imagination.rollout import Judge
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.protocols import DreamState
 from wovr_core.reward.calibrate import Agreement
@@ -40,7 +41,7 @@ BASE = Policy(demonstrations=300, steps=600, batch=48, learning_rate=3e-3)
 LEARNING = Grpo(
     num_groups=12, group_size=8, max_draws=1, informative=(0, 1), kir_ratio=0, epochs=2, minibatch=256,
     learning_rate=1e-3, temperature=1.0, max_imagined_gain=1.0, snapshot_every=15,
-    monitor=False,
+    detector=False,
 )  # fmt: skip
 REWARD = Reward(batch=64)
 DRIVEN = 0.7  # mean motion to the right over a chunk from which on the flawed dream shows success
@@ -127,7 +128,7 @@ def shelf(tmp_path_factory) -> Shelf:
     taught = open_episodes([folder / "demonstrations"]).training + made.tried.training
 
     torch.manual_seed(0)
-    reward = SuccessClassifier(open_policy(made["base"]).shape.model_copy(update={"kernel": 3}))
+    reward = SuccessClassifier(open_policy(made["base"]).shape.model_copy(update={"kernel": 3}), success_rule=RULE)
     real, held_out = (LabelledFrames.of_episodes(some) for some in (taught, made.tried.held_out))
     fit(
         reward,
@@ -143,7 +144,7 @@ def shelf(tmp_path_factory) -> Shelf:
     with writing(made["reward"], Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
         save_reward(draft.folder, reward)
         honest = replay(made.dream(flawed=False), made.tried.held_out, generator=torch.Generator())
-        draft.summary |= {"threshold": 0.5, "imagined": outcomes(reward, honest, Judge()).summary()}
+        draft.summary |= {"threshold": 0.5, "imagined": outcomes(reward, honest).summary()}
     mine_keyframes(Keyframes(), TASK, episodes=[made["episodes"]], reward=made["reward"], out=made["keyframes"])
     return made
 

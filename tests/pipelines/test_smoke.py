@@ -49,7 +49,7 @@ def test_a_run_that_is_refused_and_then_is_killed_goes_on_where_it_was(tmp_path)
     assert not everything["improve-policy-2"]["reused"]
     assert "real success" in said and ("promote:" in said or "hold:" in said)
     report = (out / "report.html").read_text()
-    assert "false successes in dreams of held-out episodes the monitor leaves" in report
+    assert "false successes in dreams of held-out episodes the hallucination detector leaves" in report
     assert (out.parent / "mlflow.db").exists()
 
     config.write_text(SMOKE.read_text().replace("pace: {", "pace: {plateau: 1, "))

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys import SIDE, an_episode
+from tests.toys import RULE, SIDE, an_episode
 from wovr_core.artifacts import Kind, save_table, writing
 from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.reward.reliability import HallucinationDetector
+from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import Architecture, Reward, Task, WorldModel
 from wovr_core.steps.dreamer import new_world_model, save_world_model
 from wovr_core.steps.models import save_detector, save_policy, save_reward
@@ -55,8 +55,8 @@ def shelf(tmp_path_factory) -> Path:
     with writing(folder / "world_model", Kind.WORLD_MODEL, settings=settings) as draft:
         save_world_model(draft.folder, new_world_model(WORLD_MODEL, TASK))
     with writing(folder / "reward", Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
-        save_reward(draft.folder, SuccessClassifier(SHAPE))
-        save_detector(draft.folder, HallucinationDetector(threshold=0.7))
+        save_reward(draft.folder, SuccessClassifier(SHAPE, success_rule=RULE))
+        save_detector(draft.folder, FrameErrorClassifier(threshold=0.7))
     with writing(folder / "keyframes", Kind.KEYFRAMES, settings={}) as draft:
         save_table(draft.folder, "keyframes", [{"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}])
     with writing(folder / "evaluation", Kind.EVALUATION, settings={"evaluate": {"confidence": 0.95}}) as draft:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.steps.conftest import REWARD, SHAPE, TASK, WORLD_MODEL, collection
+from tests.toys import RULE
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_weights, read_manifest, save_weights, writing
 from wovr_core.envs.splits import Split
 from wovr_core.grpo.update import UpdateError
@@ -270,11 +271,11 @@ def test_dreams_that_come_to_agree_end_the_learning_and_lose_nothing(shelf, tmp_
     assert "no group of dreams was informative at update 1" in made.summary["stopped"]
 
 
-def test_learning_with_a_monitor_that_was_never_taught_is_refused(shelf, tmp_path):
+def test_learning_with_a_detector_that_was_never_taught_is_refused(shelf, tmp_path):
     with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
-        save_reward(draft.folder, SuccessClassifier(SHAPE))
+        save_reward(draft.folder, SuccessClassifier(SHAPE, success_rule=RULE))
     ports = {name: shelf / name for name in ("policy", "world_model", "keyframes")} | {"reward": tmp_path / "reward"}
-    with pytest.raises(ArtifactError, match=r"without a hallucination detector.*grpo.monitor: false"):
+    with pytest.raises(ArtifactError, match=r"without a hallucination detector.*grpo.detector: false"):
         improve_policy(GRPO, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)
-    without = GRPO.model_copy(update={"monitor": False})
+    without = GRPO.model_copy(update={"detector": False})
     assert improve_policy(without, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)

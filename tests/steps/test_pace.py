@@ -6,12 +6,13 @@ import torch
 from tests.steps.conftest import REWARD, SHAPE, TASK, WORLD_MODEL, collection
 from wovr_core.artifacts import Kind, load_weights, read_manifest, writing
 from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.reward.reliability import HallucinationDetector
+from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import Pace
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import save_policy
 from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.reward import train_reward
+from wovr_core.success_rule import SuccessRule
 
 LOOK = {
     "successes": 1,
@@ -137,28 +138,29 @@ def test_a_rounds_detector_is_not_the_one_that_the_policy_has_learnt_to_get_arou
 
 def test_a_threshold_is_set_by_several_dreams_of_an_episode_that_counts_once(shelf, tmp_path, monkeypatch):
     """All dreams but the first of each episode look like successes."""
-    given = []
+    calls = []
     first = torch.arange(12) < 4  # of the eight episodes four are held out
-    monkeypatch.setattr("wovr_core.steps.reward.rollout_score", lambda *_: torch.where(first, 0.1, 0.9))
-    monkeypatch.setattr("wovr_core.steps.reward.calibrate", lambda score, real, **_: given.append(real) or 0.5)
+    monkeypatch.setattr(SuccessRule, "score", lambda *_: torch.where(first, 0.1, 0.9))
+    monkeypatch.setattr("wovr_core.reward.calibrate.calibrate", lambda score, real, **_: calls.append(real) or 0.5)
     ports = {"episodes": [shelf / "episodes"], "world_model": shelf / "world_model"}
     told = train_reward(REWARD.model_copy(update={"replays": 3}), TASK, **ports, out=tmp_path / "out").summary
-    (real,) = given
+    (real,) = calls
     assert real.tolist() == 3 * real[:4].tolist() and 0 < real[:4].sum() < 4
     assert told["held_out_episodes"] == 4
-    for counts in (told["imagined"], told["monitored"]):
+    for counts in (told["imagined"], told["with_detector"]):
         assert counts["true_positives"] + counts["false_positives"] == 0
         assert counts["false_negatives"] + counts["true_negatives"] == 4
 
 
 @pytest.mark.parametrize(("enough", "replays", "asked"), [(0, 1, 2), (3, 1, 4), (4, 2, 4)])
-def test_doubt_is_measured_on_the_newest_dreams_if_there_are_enough(
+def test_the_detectors_threshold_is_set_on_the_newest_dreams_if_there_are_enough(
     enough, replays, asked, shelf, tmp_path, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr("wovr_core.steps.reward.ENOUGH", enough)
-    monkeypatch.setattr("wovr_core.steps.reward.calibrate", lambda *_, **__: 0.0)  # all dreams seem to succeed
-    monkeypatch.setattr("wovr_core.steps.reward.spare", lambda doubt, share: seen.append(len(doubt)) or 0.5)
+    room = "wovr_core.reward.calibrate"
+    monkeypatch.setattr(f"{room}.ENOUGH", enough)
+    monkeypatch.setattr(f"{room}.calibrate", lambda *_, **__: 0.0)  # all dreams seem to succeed
+    monkeypatch.setattr(f"{room}.threshold_for_recall", lambda score, recall: seen.append(len(score)) or 0.5)
     newest = collection(tmp_path / "newest", [True, False, False, False] * 2)  # every other one is held out
     cfg = REWARD.model_copy(update={"replays": replays})
     train_reward(
@@ -182,16 +184,15 @@ def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_
     assert look["gap"] == pytest.approx(0.9 - 0.25)
 
 
-@pytest.mark.parametrize(("spared", "left"), [(1.0, (2, 1)), (0.5, (1, 0))])
-def test_it_is_told_what_a_monitor_leaves_of_right_and_false_successes(spared, left, shelf, tmp_path, monkeypatch):
-    """All of four dreams look like successes; those of the first and third episode are. Each is doubted more."""
-    for where in ("evaluation.fidelity", "steps.reward"):
-        monkeypatch.setattr(f"wovr_core.{where}.probabilities", lambda _, frames, __: torch.ones(frames.shape[:2]))
-    doubts = iter([0.0, 0.1, 0.2, 0.3])
-    monkeypatch.setattr(HallucinationDetector, "doubt", lambda _, frames, __: torch.full((len(frames),), next(doubts)))
-    cfg = REWARD.model_copy(update={"spared": spared})
+@pytest.mark.parametrize(("recall", "left"), [(1.0, (2, 1)), (0.5, (1, 0))])
+def test_it_is_told_what_a_detector_leaves_of_right_and_false_successes(recall, left, shelf, tmp_path, monkeypatch):
+    """All of four dreams look like successes; those of the first and third episode are. Each scores higher."""
+    monkeypatch.setattr("wovr_core.steps.reward.probabilities", lambda _, frames, __: torch.ones(frames.shape[:2]))
+    scores = iter([0.0, 0.1, 0.2, 0.3])
+    monkeypatch.setattr(FrameErrorClassifier, "score", lambda _, frames, __: torch.full((len(frames),), next(scores)))
+    cfg = REWARD.model_copy(update={"keep_recall": recall})
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"]}
     told = train_reward(cfg, TASK, **ports, out=tmp_path / "out").summary
     kinds = ("true_positives", "false_positives")
     assert tuple(told["imagined"][kind] for kind in kinds) == (2, 2)
-    assert tuple(told["monitored"][kind] for kind in kinds) == left
+    assert tuple(told["with_detector"][kind] for kind in kinds) == left

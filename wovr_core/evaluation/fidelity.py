@@ -3,21 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wovr_core.chunk import CHUNK
-from wovr_core.imagination.masking import held_for
 from wovr_core.imagination.replay import Replay
-from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import RewardModel
-from wovr_core.reward.calibrate import Agreement
+from wovr_core.reward.calibrate import Agreement, probabilities
 
 
-def psnr(seen: UInt8[Tensor, "*b c h w"], truth: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b"]:
+def psnr(imagined: UInt8[Tensor, "*b c h w"], truth: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b"]:
     """Peak signal-to-noise ratio of each frame, in dB, at most 60."""
-    error = ((seen.float() - truth.float()) / 255).square().mean((-3, -2, -1))
+    error = ((imagined.float() - truth.float()) / 255).square().mean((-3, -2, -1))
     return -10 * error.clamp(min=1e-6).log10()
 
 
@@ -47,30 +44,22 @@ def by_depth(replay: Replay, shuffled: Replay | None = None) -> list[Depth]:
     return rows
 
 
-def probabilities(reward: RewardModel, frames: UInt8[Tensor, "b t c h w"], said: Sequence[str]) -> Float[Tensor, "b t"]:
-    """The reward model's reading of sequences of frames."""
-    words = [instruction for instruction in said for _ in range(frames.shape[1])]
-    return reward.probability(frames.flatten(0, 1), words).unflatten(0, frames.shape[:2])
-
-
-def outcomes(reward: RewardModel, replay: Replay, judge: Judge) -> Agreement:
-    """Did the dreams that looked like successes really succeed?"""
-    read = replay.imagined[:, judge.every - 1 :: judge.every]
-    seen = probabilities(reward, read, replay.instructions) >= reward.threshold
-    none = torch.zeros(len(seen), dtype=torch.long)
-    imagined = (held_for(seen, none) >= judge.hysteresis).any(1)
-    return Agreement.of(imagined, replay.success.any(1))
+def outcomes(reward: RewardModel, replay: Replay) -> Agreement:
+    """Did the dreams that look like successes really succeed? A replay must hold every frame."""
+    rule = reward.success_rule
+    probability = probabilities(reward, rule.judged(replay.imagined), replay.instructions)
+    return Agreement.of(rule.succeeds(probability), replay.success.any(1))
 
 
 def trustworthy(rows: Sequence[Depth], minimum_gain: float) -> tuple[bool, str]:
     """The gate before any learning in dreams: better than holding the last frame, at every depth."""
     worst = min(rows, key=lambda row: row.psnr - row.copy_last_frame)
     gain = worst.psnr - worst.copy_last_frame
-    said = (
+    reason = (
         f"PSNR {worst.psnr:.1f} dB against {worst.copy_last_frame:.1f} dB for holding the last frame, "
         f"at depth {worst.depth}, where the difference is smallest"
     )
-    return gain > minimum_gain, said
+    return gain > minimum_gain, reason
 
 
 def as_rows(rows: Sequence[Depth]) -> list[dict[str, float | None]]:

@@ -8,18 +8,16 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from wovr_core.chunk import CHUNK
-from wovr_core.evaluation.fidelity import probabilities, psnr
-from wovr_core.imagination.masking import held_for
+from wovr_core.evaluation.fidelity import psnr
 from wovr_core.imagination.replay import Replay, replay
-from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import RewardModel, WorldModel
-from wovr_core.reward.calibrate import Agreement
+from wovr_core.reward.calibrate import Agreement, probabilities
 from wovr_core.trajectory import Episode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """Dreams beside reality, and the frame from which each of them counts as a success."""
+    """Rollouts beside reality, and the frame from which each of them counts as a success."""
 
     replay: Replay
     really: Bool[Tensor, "episode frame"]  # the goal has held by this frame
@@ -38,15 +36,15 @@ class Replayed:
         real, dreamt = self.really[:, -1], self.seemingly[:, -1]
         quality = psnr(self.replay.imagined, self.replay.real).mean(1)
         chosen = []
-        for outcome, rows in (
+        for outcome, of_outcome in (
             ("success, dreamt as success", real & dreamt),
             ("failure, dreamt as failure", ~real & ~dreamt),
             ("failure, dreamt as success", ~real & dreamt),
             ("success, dreamt as failure", real & ~dreamt),
         ):
-            some = rows.nonzero()[:, 0]
-            order = (quality[some] - quality[some].median()).abs().argsort() if len(some) else some
-            chosen.append((outcome, len(some), some[order][:most].tolist()))
+            rows = of_outcome.nonzero()[:, 0]
+            order = (quality[rows] - quality[rows].median()).abs().argsort() if len(rows) else rows
+            chosen.append((outcome, len(rows), rows[order][:most].tolist()))
         return chosen
 
 
@@ -54,15 +52,12 @@ def watch(
     world_model: WorldModel,
     reward: RewardModel,
     episodes: Sequence[Episode],
-    judge: Judge,
     *,
     generator: torch.Generator,
 ) -> Replayed:
     """Dream the episodes' own actions from their first frames, and let the reward model watch."""
-    shown = replay(world_model, episodes, generator=generator)
-    read = shown.imagined[:, judge.every - 1 :: judge.every]
-    seen = probabilities(reward, read, shown.instructions) >= reward.threshold
-    holds = held_for(seen, torch.zeros(len(seen), dtype=torch.long)) >= judge.hysteresis
-    readings = (torch.arange(shown.imagined.shape[1]) + 1) // judge.every  # readings done by each frame
-    so_far = torch.cat([torch.zeros(len(holds), 1, dtype=torch.bool), holds.cumsum(1) > 0], 1)
-    return Replayed(replay=shown, really=shown.success.cumsum(1) > 0, seemingly=so_far[:, readings])
+    dreams, rule = replay(world_model, episodes, generator=generator), reward.success_rule
+    probability = probabilities(reward, rule.judged(dreams.imagined), dreams.instructions)
+    judged = (torch.arange(dreams.imagined.shape[1]) + 1) // rule.stride  # frames judged so far, at each frame
+    seemingly = rule.first_success(probability)[:, None] < judged
+    return Replayed(replay=dreams, really=dreams.success.cumsum(1) > 0, seemingly=seemingly)

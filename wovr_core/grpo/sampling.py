@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wovr_core.chunk import CHUNK
 from wovr_core.grpo.advantages import group_advantages, informative_groups, returns
-from wovr_core.imagination.rollout import Dreams, Judge, dream, together
+from wovr_core.imagination.rollout import Rollouts, dream, together
 from wovr_core.protocols import BrokenDreamError, Policy, Simulator
 from wovr_core.settings import Grpo
 from wovr_core.trajectory import InitState
@@ -37,13 +37,13 @@ class StartPool:
 class Harvest:
     """The informative groups of an update, and what all the groups drawn for it were like."""
 
-    dreams: Dreams
+    dreams: Rollouts
     advantages: Float[Tensor, " rollout"]
     group_rates: list[float]  # success rate of every group drawn, but for broken ones
     kept: int  # groups
     broken: int  # groups, dropped because the simulator answered with NaN or with no dream at all
     success: float  # of all dreams drawn from the starts of episodes
-    doubted: float  # of all dreams drawn, the share that the monitor ended
+    hallucinated: float  # of all dreams drawn, the share that the detector ended
     imagined_frames: int
 
 
@@ -53,7 +53,6 @@ def harvest(
     pool: StartPool,
     cfg: Grpo,
     *,
-    judge: Judge,
     generator: torch.Generator,
 ) -> Harvest | None:
     """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is.
@@ -61,23 +60,23 @@ def harvest(
     A group with a broken dream in it is dropped and counted. Raises `BrokenDreamError` when most groups were, for then
     what is left is no fair sample, and when nothing informative is left.
     """
-    parts: list[tuple[Dreams, Tensor]] = []
+    parts: list[tuple[Rollouts, Tensor]] = []
     rates: list[float] = []
     started: list[Tensor] = []
-    doubted: list[Tensor] = []
+    hallucinated: list[Tensor] = []
     kept = frames = broken = 0
     for _ in range(cfg.max_draws):
         starts = pool.draw(cfg.num_groups, cfg.kir_ratio, generator=generator)
         members = [start for start in starts for _ in range(cfg.group_size)]
         dreams = dream(
-            policy, simulator, members, temperature=cfg.temperature, judge=judge, generator=generator, mask=cfg.mask
+            policy, simulator, members, temperature=cfg.temperature, generator=generator, mask=cfg.mask
         )  # fmt: skip
         frames += int(dreams.valid.any(-1).sum()) * CHUNK
         success = dreams.success.unflatten(0, (-1, cfg.group_size))
         whole = ~dreams.broken.unflatten(0, (-1, cfg.group_size)).any(-1)
         broken += int((~whole).sum())
         rates += success[whole].float().mean(-1).tolist()
-        doubted.append(dreams.doubted)
+        hallucinated.append(dreams.hallucinated)
         started += [
             dreams.success[row]
             for row, start in enumerate(members)
@@ -102,6 +101,6 @@ def harvest(
     return Harvest(
         dreams=together([dreams for dreams, _ in parts]), advantages=torch.cat([values for _, values in parts]),
         group_rates=rates, kept=kept, broken=broken, imagined_frames=frames,
-        doubted=torch.cat(doubted).float().mean().item(),
+        hallucinated=torch.cat(hallucinated).float().mean().item(),
         success=torch.stack(started).float().mean().item() if started else float("nan"),
     )  # fmt: skip

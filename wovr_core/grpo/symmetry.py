@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wovr_core.embodiment import Mirror
-from wovr_core.imagination.rollout import Dreams, together
+from wovr_core.imagination.rollout import Rollouts, together
 from wovr_core.protocols import Policy
 from wovr_core.training.augmentation import mirror_frames, mirror_pose
 from wovr_core.trajectory import Observation
@@ -18,12 +18,12 @@ BATCH = 256  # chunks at a time
 
 def with_mirrored(
     policy: Policy,
-    dreams: Dreams,
+    dreams: Rollouts,
     advantages: Float[Tensor, " rollout"],
     mirrors: Sequence[Mirror],
     *,
     temperature: float,
-) -> tuple[Dreams, Float[Tensor, " more"]]:
+) -> tuple[Rollouts, Float[Tensor, " more"]]:
     """The dreams, and the mirror images of those that earned an advantage, each with that advantage.
 
     Only what is to become likelier is mirrored. The policy did not choose the mirrored actions, so they can be
@@ -36,7 +36,7 @@ def with_mirrored(
     return together([dreams, *images]), torch.cat([advantages, *[advantages[good]] * len(images)])
 
 
-def _mirrored(policy: Policy, dreams: Dreams, mirror: Mirror, temperature: float) -> Dreams:
+def _mirrored(policy: Policy, dreams: Rollouts, mirror: Mirror, temperature: float) -> Rollouts:
     frames = mirror_frames(dreams.frames.flatten(0, 1), mirror)
     tokens = policy.mirrored(dreams.tokens, torch.tensor(mirror.action))
     pose = mirror_pose(dreams.pose, mirror)

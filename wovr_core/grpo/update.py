@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wovr_core.embodiment import Mirror
 from wovr_core.grpo.loss import kl_penalty, policy_loss
 from wovr_core.grpo.symmetry import with_mirrored
-from wovr_core.imagination.rollout import Dreams
+from wovr_core.imagination.rollout import Rollouts
 from wovr_core.protocols import Policy
 from wovr_core.settings import Grpo
 from wovr_core.trajectory import Observation
@@ -33,7 +33,7 @@ class UpdateError(RuntimeError):
 def update_policy(
     policy: Policy,
     optimiser: torch.optim.Optimizer,
-    dreams: Dreams,
+    dreams: Rollouts,
     advantages: Float[Tensor, " rollout"],
     cfg: Grpo,
     *,

@@ -14,7 +14,7 @@ from wovr_core.trajectory import Episode, InitState
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """Dreams of real action sequences, frame by frame beside the truth."""
+    """Rollouts of real action sequences, frame by frame beside the truth."""
 
     instructions: tuple[str, ...]
     imagined: UInt8[Tensor, "episode frame c h w"]
@@ -43,33 +43,35 @@ def replay(
     generator: torch.Generator,
     start: int = 0,
     chunks: int | None = None,
-    every: int = 1,
+    frames: Sequence[int] = range(CHUNK),
     actions: Tensor | None = None,
     batch: int = 128,
 ) -> Replay:
-    """Dream the episodes' own actions from step `start` on, or other `actions` (episode, t, a) in their place."""
+    """Dream the episodes' own actions from step `start` on, or other `actions` (episode, t, a) in their place.
+
+    Of every chunk, `frames` are decoded and set beside the real ones.
+    """
     if not episodes:
         raise ValueError("nothing to replay: no episodes given")
     count = chunks if chunks is not None else (len(episodes[0].actions) - start) // CHUNK
-    read = list(range(every - 1, CHUNK, every))
     imagined, pose = [], []
     with torch.no_grad():
         for i in range(0, len(episodes), batch):
             part = episodes[i : i + batch]
-            begun = [init_state(e, start, index=0, steps_left=CHUNK, rule="replay") for e in part]
-            state, seen, path = world_model.begin(begun), [], []
+            starts = [init_state(e, start, index=0, steps_left=CHUNK, rule="replay") for e in part]
+            state, pictures, path = world_model.begin(starts), [], []
             done = torch.stack([e.actions for e in part]) if actions is None else actions[i : i + batch]
             for chunk in range(count):
                 at = start + chunk * CHUNK
                 state = world_model.imagine(state, done[:, at : at + CHUNK], generator=generator)
-                seen.append(world_model.look(state, read))
+                pictures.append(world_model.look(state, list(frames)))
                 path.append(state.pose[:, -MEMORY:])
-            imagined.append(torch.cat(seen, 1))
+            imagined.append(torch.cat(pictures, 1))
             pose.append(torch.stack(path, 1))
-    shown = [start + chunk * CHUNK + frame + 1 for chunk in range(count) for frame in read]
+    decoded = [start + chunk * CHUNK + frame + 1 for chunk in range(count) for frame in frames]
     return Replay(
         instructions=tuple(e.instruction for e in episodes), imagined=torch.cat(imagined),
-        real=torch.stack([e.frames[shown] for e in episodes]),
-        success=torch.stack([e.success[shown] for e in episodes]),
+        real=torch.stack([e.frames[decoded] for e in episodes]),
+        success=torch.stack([e.success[decoded] for e in episodes]),
         first=torch.stack([e.frames[start] for e in episodes]), pose=torch.cat(pose),
     )  # fmt: skip

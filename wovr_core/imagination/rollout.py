@@ -1,7 +1,7 @@
 """Imagined rollouts: the policy decides, the world model dreams, the reward model judges. Nothing here is real.
 
-This room sees protocols and init states only. It cannot reach an environment, and has nothing but pictures, words
-and the arm's own pose to decide by.
+This module sees protocols and init states only. It cannot reach an environment, and decides by pictures, words and the
+arm's own pose alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,21 +14,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.chunk import CHUNK
-from wovr_core.imagination.masking import held_for, valid_steps
-from wovr_core.protocols import BrokenDreamError, DreamState, Policy, Sight, Simulator
+from wovr_core.imagination.masking import valid_steps
+from wovr_core.protocols import BrokenDreamError, DreamState, Policy, Readout, Simulator
 from wovr_core.trajectory import InitState, Observation
 
 
-@dataclass(frozen=True)
-class Judge:
-    """How success is read off imagined frames."""
-
-    every: int = 2  # read every n-th frame
-    hysteresis: int = 2  # so many readings in a row must agree
-
-
 @dataclass(frozen=True, kw_only=True)
-class Dreams:
+class Rollouts:
     """A batch of imagined rollouts, padded to the longest; padding is not valid."""
 
     starts: tuple[InitState, ...]  # one per rollout
@@ -38,7 +30,7 @@ class Dreams:
     log_prob: Float[Tensor, "rollout chunk step a"]
     valid: Bool[Tensor, "rollout chunk step"]
     success: Bool[Tensor, " rollout"]
-    doubted: Bool[Tensor, " rollout"]  # the monitor stopped believing it before it succeeded
+    hallucinated: Bool[Tensor, " rollout"]  # the detector ended it before it succeeded
     broken: Bool[Tensor, " rollout"]  # the simulator answered with NaN or with no dream at all
 
     def __len__(self) -> int:
@@ -49,10 +41,10 @@ class Dreams:
         """T_valid."""
         return self.valid.flatten(1).sum(-1)
 
-    def __getitem__(self, rows: Tensor) -> "Dreams":
+    def __getitem__(self, rows: Tensor) -> "Rollouts":
         chosen = tuple(self.starts[row] for row in rows.tolist())
         tensors = {name: value[rows] for name, value in vars(self).items() if name != "starts"}
-        return Dreams(starts=chosen, **tensors)
+        return Rollouts(starts=chosen, **tensors)
 
 
 def dream(
@@ -61,26 +53,24 @@ def dream(
     starts: Sequence[InitState],
     *,
     temperature: float,
-    judge: Judge,
     generator: torch.Generator,
     mask: bool = True,
     batch: int = 64,
     watch: Callable[[Tensor, UInt8[Tensor, "b frames c h w"]], None] | None = None,
-) -> Dreams:
+) -> Rollouts:
     """One imagined rollout from each start, until success (if masked) or until its steps are used up.
 
-    A rollout is over at the first reading that the monitor does not believe, and is no success (masked or not); and
-    where the simulator's answer is not finite, or is no dream at all, which marks it as broken. Finished rollouts
-    leave the batch. `watch` is shown the rows and the judged frames of every dreamt chunk.
+    Masked or not, a rollout ends at the first judged frame that the hallucination detector does not believe, and is no
+    success. It also ends where the simulator's answer is not finite or is no dream at all: then it is broken. Finished
+    rollouts leave the batch. `watch` is called with the rows and the judged frames of every dreamt chunk.
     """
     firsts = range(0, len(starts), batch)
     seeds = torch.randint(2**62, (len(firsts),), generator=generator).tolist()  # so the order of batches is no matter
 
-    def part(first: int, seed: int) -> Dreams:
+    def part(first: int, seed: int) -> Rollouts:
         own = torch.Generator().manual_seed(seed)
-        some = starts[first : first + batch]
         with torch.no_grad():
-            return _dream(policy, simulator, some, temperature, judge, own, mask, first, watch)
+            return _dream(policy, simulator, starts[first : first + batch], temperature, own, mask, first, watch)
 
     with side_by_side() as pool:
         return together(list(pool.map(part, firsts, seeds)))
@@ -97,7 +87,7 @@ def side_by_side() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def together(parts: Sequence[Dreams]) -> Dreams:
+def together(parts: Sequence[Rollouts]) -> Rollouts:
     """Batches of rollouts as one, padded to the longest."""
     longest = max(part.valid.shape[1] for part in parts)
 
@@ -105,12 +95,17 @@ def together(parts: Sequence[Dreams]) -> Dreams:
         values = [getattr(part, name) for part in parts]
         return torch.cat([torch.cat([v, v.new_zeros(len(v), longest - v.shape[1], *v.shape[2:])], 1) for v in values])
 
-    return Dreams(
-        starts=tuple(start for part in parts for start in part.starts), frames=column("frames"), pose=column("pose"),
-        tokens=column("tokens"), log_prob=column("log_prob"), valid=column("valid"),
-        success=torch.cat([part.success for part in parts]), doubted=torch.cat([part.doubted for part in parts]),
+    return Rollouts(
+        starts=tuple(start for part in parts for start in part.starts),
+        frames=column("frames"),
+        pose=column("pose"),
+        tokens=column("tokens"),
+        log_prob=column("log_prob"),
+        valid=column("valid"),
+        success=torch.cat([part.success for part in parts]),
+        hallucinated=torch.cat([part.hallucinated for part in parts]),
         broken=torch.cat([part.broken for part in parts]),
-    )  # fmt: skip
+    )
 
 
 def _dream(
@@ -118,20 +113,19 @@ def _dream(
     simulator: Simulator,
     starts: Sequence[InitState],
     temperature: float,
-    judge: Judge,
     generator: torch.Generator,
     mask: bool,
     offset: int,
     watch: Callable[[Tensor, Tensor], None] | None,
-) -> Dreams:
+) -> Rollouts:
     n = len(starts)
     chunks = torch.tensor([start.steps_left // CHUNK for start in starts])
-    read = list(range(judge.every - 1, CHUNK, judge.every))
+    rule, judged = simulator.success_rule, list(simulator.success_rule.frames)
     state = simulator.begin(starts)
     sees = torch.stack([start.memory[-1] for start in starts])
     alive = torch.arange(n)
     streak, success = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
-    doubted, broken = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    hallucinated, broken = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob", "valid")}
 
     def scatter(values: Tensor) -> Tensor:
@@ -150,23 +144,23 @@ def _dream(
         decided = policy.act(seen, temperature=temperature, generator=generator)
         counted = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
         try:
-            state, sight = simulator.imagine(state, decided.actions, starts=now, read=read, generator=generator)
-            whole = _whole(state, sight, len(alive), len(read))
+            state, readout = simulator.imagine(state, decided.actions, starts=now, frames=judged, generator=generator)
+            whole = _whole(state, readout, len(alive), len(judged))
         except BrokenDreamError:
             whole = torch.zeros(len(alive), dtype=torch.bool)
         broken[alive[~whole]] = True
         if whole.any():
-            counts = held_for(sight.success >= simulator.threshold, streak[alive])
-            streak[alive] = counts[:, -1]
-            holds = counts >= judge.hysteresis  # (living, reading)
+            streaks = rule.streaks(readout.success, streak[alive])
+            streak[alive] = streaks[:, -1]
+            holds = rule.holds(streaks)  # (living, judged)
             lost = torch.zeros_like(holds)
-            if sight.doubt is not None and simulator.doubt_threshold is not None:
-                lost = (sight.doubt >= simulator.doubt_threshold).cumsum(1) > 0  # from the first doubt on
+            if readout.score is not None and simulator.detector_threshold is not None:
+                lost = (readout.score >= simulator.detector_threshold).cumsum(1) > 0  # from the first such frame on
                 holds = holds & ~lost
             success[alive[holds.any(1)]] = True
-            doubted[alive[lost.any(1)]] = ~success[alive[lost.any(1)]]
+            hallucinated[alive[lost.any(1)]] = ~success[alive[lost.any(1)]]
             ends = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
-            ends[:, read] = (holds | lost) if mask else lost
+            ends[:, judged] = (holds | lost) if mask else lost
             counted = valid_steps(ends) & whole[:, None]
         for name, values in (
             ("frames", seen.frames), ("pose", seen.pose), ("tokens", decided.tokens),
@@ -176,20 +170,22 @@ def _dream(
         if not whole.any():
             break
         if watch is not None:
-            watch(alive + offset, sight.frames)
+            watch(alive + offset, readout.frames)
         keep = (~ends.any(1) & whole).nonzero()[:, 0]
-        alive, state, sees = alive[keep], state[keep], sight.frames[keep, -1]
+        alive, state, sees = alive[keep], state[keep], readout.frames[keep, -1]
         if not len(alive):
             break
     stacked = {name: torch.stack(values, 1) for name, values in columns.items()}
-    return Dreams(starts=tuple(starts), success=success & ~broken, doubted=doubted, broken=broken, **stacked)
+    return Rollouts(
+        starts=tuple(starts), success=success & ~broken, hallucinated=hallucinated, broken=broken, **stacked
+    )
 
 
-def _whole(state: DreamState, sight: Sight, n: int, readings: int) -> Bool[Tensor, " b"]:
+def _whole(state: DreamState, readout: Readout, n: int, judged: int) -> Bool[Tensor, " b"]:
     """Which rows of an answer are a dream: numbers where there must be numbers, probabilities where those."""
-    judged = [sight.success] if sight.doubt is None else [sight.success, sight.doubt]
-    if len(state) != n or sight.frames.shape[:2] != (n, readings) or any(p.shape != (n, readings) for p in judged):
-        raise BrokenDreamError(f"asked for {n} dreams and {readings} readings of each, got something else")
+    answers = [readout.success] if readout.score is None else [readout.success, readout.score]
+    if len(state) != n or readout.frames.shape[:2] != (n, judged) or any(p.shape != (n, judged) for p in answers):
+        raise BrokenDreamError(f"asked for {n} dreams and {judged} frames of each, got something else")
     dreamt = [values.isfinite().flatten(1).all(1) for values in (state.memory, state.future, state.pose)]
-    believed = [((p >= 0) & (p <= 1)).all(1) for p in judged]  # false for NaN
+    believed = [((p >= 0) & (p <= 1)).all(1) for p in answers]  # false for NaN
     return torch.stack(dreamt + believed).all(0)

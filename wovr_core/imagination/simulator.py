@@ -1,4 +1,4 @@
-"""The learned simulator in this process: dream a chunk, look at it, judge what is seen."""
+"""The learned simulator in this process: dream a chunk, decode the frames to be judged, judge them."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,26 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from wovr_core.protocols import DreamState, Monitor, RewardModel, Sight, WorldModel
+from wovr_core.protocols import DreamState, HallucinationDetector, Readout, RewardModel, WorldModel
+from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import InitState
 
 
 class LearnedSimulator:
-    """World model, reward model and, if there is one, monitor (the `Simulator` protocol)."""
+    """World model, reward model and, if there is one, hallucination detector (the `Simulator` protocol)."""
 
-    def __init__(self, world_model: WorldModel, reward: RewardModel, monitor: Monitor | None = None) -> None:
-        self.world_model, self.reward, self.monitor = world_model, reward, monitor
-
-    @property
-    def threshold(self) -> float:
-        return self.reward.threshold
+    def __init__(
+        self, world_model: WorldModel, reward: RewardModel, detector: HallucinationDetector | None = None
+    ) -> None:
+        self.world_model, self.reward, self.detector = world_model, reward, detector
 
     @property
-    def doubt_threshold(self) -> float | None:
-        return None if self.monitor is None else self.monitor.threshold
+    def success_rule(self) -> SuccessRule:
+        return self.reward.success_rule
+
+    @property
+    def detector_threshold(self) -> float | None:
+        return None if self.detector is None else self.detector.threshold
 
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         return self.world_model.begin(starts)
@@ -33,21 +36,26 @@ class LearnedSimulator:
         actions: Float[Tensor, "b 8 a"],
         *,
         starts: Sequence[InitState],
-        read: Sequence[int],
+        frames: Sequence[int],
         generator: torch.Generator,
-    ) -> tuple[DreamState, Sight]:
+    ) -> tuple[DreamState, Readout]:
         state = self.world_model.imagine(state, actions, generator=generator)
-        said = [start.instruction for start in starts]
-        return state, self.see(state, said, torch.stack([start.reference for start in starts]), read)
+        instructions = [start.instruction for start in starts]
+        return state, self.read(state, instructions, torch.stack([start.reference for start in starts]), frames)
 
-    def see(
-        self, state: DreamState, said: Sequence[str], references: UInt8[Tensor, "b c h w"], read: Sequence[int]
-    ) -> Sight:
-        """What the chosen frames of the chunk just dreamt show; one instruction and one true first frame per dream."""
-        frames = self.world_model.look(state, read)
-        flat, shape = frames.flatten(0, 1), (-1, len(read))
-        success = self.reward.probability(flat, [words for words in said for _ in read]).unflatten(0, shape)
-        doubt = None
-        if self.monitor is not None:
-            doubt = self.monitor.doubt(flat, references.repeat_interleave(len(read), 0)).unflatten(0, shape)
-        return Sight(frames=frames, success=success, doubt=doubt)
+    def read(
+        self,
+        state: DreamState,
+        instructions: Sequence[str],
+        references: UInt8[Tensor, "b c h w"],
+        frames: Sequence[int],
+    ) -> Readout:
+        """The chosen frames of the chunk just dreamt, judged; one instruction and one true first frame per dream."""
+        pictures = self.world_model.look(state, frames)
+        flat, shape = pictures.flatten(0, 1), (-1, len(frames))
+        words = [instruction for instruction in instructions for _ in frames]
+        success = self.reward.probability(flat, words).unflatten(0, shape)
+        score = None
+        if self.detector is not None:
+            score = self.detector.score(flat, references.repeat_interleave(len(frames), 0)).unflatten(0, shape)
+        return Readout(frames=pictures, success=success, score=score)

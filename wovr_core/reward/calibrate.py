@@ -1,13 +1,19 @@
-"""Choosing the threshold at which an imagined rollout counts as a success."""
+"""Choosing the thresholds: when an imagined rollout counts as a success, and when it is not believed."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from wovr_core.protocols import RewardModel
+from wovr_core.settings import Reward
+from wovr_core.success_rule import SuccessRule
+
 SLACK = 0.03  # of F1
+ENOUGH = 10  # right dreams to set the detector's threshold by
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,14 @@ class Agreement:
     @property
     def precision(self) -> float:
         """Of the successes imagined, the share that were real; 1 when none was imagined."""
-        seen = self.true_positives + self.false_positives
-        return self.true_positives / seen if seen else 1.0
+        imagined = self.true_positives + self.false_positives
+        return self.true_positives / imagined if imagined else 1.0
 
     @property
     def recall(self) -> float:
         """Of the real successes, the share that were imagined; 1 when there was none."""
-        there = self.true_positives + self.false_negatives
-        return self.true_positives / there if there else 1.0
+        real = self.true_positives + self.false_negatives
+        return self.true_positives / real if real else 1.0
 
     @property
     def f1(self) -> float:
@@ -49,29 +55,84 @@ class Agreement:
         return {**vars(self), "precision": self.precision, "recall": self.recall, "f1": self.f1}
 
 
-def rollout_score(probability: Float[Tensor, "rollout frame"], hysteresis: int) -> Float[Tensor, " rollout"]:
-    """The highest threshold at which a rollout counts as a success: the best of its runs of `hysteresis` frames."""
-    return probability.unfold(1, hysteresis, 1).amin(-1).amax(-1)
+def probabilities(
+    reward: RewardModel, frames: UInt8[Tensor, "b t c h w"], instructions: Sequence[str]
+) -> Float[Tensor, "b t"]:
+    """The reward model's probability of success in each frame of sequences, one instruction a sequence."""
+    words = [instruction for instruction in instructions for _ in range(frames.shape[1])]
+    return reward.probability(frames.flatten(0, 1), words).unflatten(0, frames.shape[:2])
 
 
-def spare(doubt: Float[Tensor, " rollout"], share: float) -> float:
-    """From which doubt on a dream is not believed, when `share` of these rollouts are to be; 1 without any rollouts."""
-    if not len(doubt):
-        return 1.0
-    most = doubt.sort().values[math.ceil(share * len(doubt)) - 1] if share else torch.zeros(())
-    return float(torch.nextafter(most, torch.ones(())))
-
-
-def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, precision: float) -> float:
+def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, target_precision: float) -> float:
     """The highest threshold whose F1 is nearly the best of those that reach the precision and see half the successes.
 
     Nearly is within `SLACK`: some hundred rollouts cannot tell closer ones apart, and a higher threshold is the safer.
-    Where none does, the best F0.5, which counts precision twice: a threshold that sees nothing is precise and useless.
-    `score` is that of dreams whose real outcome is known and which nothing was trained on.
+    Where no threshold does, the best F0.5, which counts precision twice: a threshold that sees nothing is precise and
+    useless. `score` is that of dreams whose real outcome is known and which nothing was trained on.
     """
     judged = [(0.05 * k, Agreement.of(score >= 0.05 * k, real)) for k in range(1, 20)]
-    good = [pair for pair in judged if pair[1].precision >= precision and pair[1].recall >= 0.5]
+    good = [pair for pair in judged if pair[1].precision >= target_precision and pair[1].recall >= 0.5]
     if good:
         best = max(agreement.f1 for _, agreement in good)
         return max(threshold for threshold, agreement in good if agreement.f1 >= best - SLACK)
     return max(judged, key=lambda pair: pair[1].f_beta(0.5))[0]
+
+
+def threshold_for_recall(score: Float[Tensor, " rollout"], recall: float) -> float:
+    """The lowest threshold below which a share `recall` of these rollouts stays; 1 without any rollouts."""
+    if not len(score):
+        return 1.0
+    highest = score.sort().values[math.ceil(recall * len(score)) - 1] if recall else torch.zeros(())
+    return float(torch.nextafter(highest, torch.ones(())))
+
+
+def uncalibrated_rule(cfg: Reward) -> SuccessRule:
+    """Which frames are judged, before any threshold is set: with this one nothing but certainty is a success."""
+    return SuccessRule(threshold=1.0, stride=cfg.stride, hysteresis=cfg.hysteresis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayCalibration:
+    """Thresholds set by replays of held-out episodes, and how dreams and reality agree under them."""
+
+    success_rule: SuccessRule
+    agreement: Agreement  # by the success rule alone
+    detector_threshold: float | None
+    with_detector: Agreement | None  # where dreams that the detector does not believe count as failures
+
+
+def calibrate_on_replays(
+    probability: Float[Tensor, "replay judged"],
+    score: Float[Tensor, "replay judged"] | None,
+    real: Bool[Tensor, " replay"],
+    cfg: Reward,
+    *,
+    episodes: int,
+    newest: int,
+) -> ReplayCalibration:
+    """Set both thresholds by `probability` of success and detector `score` of the judged frames of replays.
+
+    The replays are those of all `episodes`, once or several times over; an episode's first one counts for the
+    agreements. The detector keeps `cfg.keep_recall` of the right successes in the `newest` of the episodes, the last
+    ones, for older policies dreamt otherwise; of all episodes where there are fewer than `ENOUGH`.
+    """
+    rule = uncalibrated_rule(cfg)
+    best = rule.score(probability)
+    rule = replace(rule, threshold=calibrate(best, real, target_precision=cfg.target_precision))
+    imagined = best >= rule.threshold
+    agreement = Agreement.of(imagined[:episodes], real[:episodes])
+    if score is None:
+        return ReplayCalibration(success_rule=rule, agreement=agreement, detector_threshold=None, with_detector=None)
+    right = imagined & real
+    of_newest = right & (torch.arange(len(right)) % episodes >= episodes - newest)
+    right = of_newest if of_newest.sum() >= ENOUGH else right
+    dreamt = torch.arange(score.shape[1]) <= rule.first_success(probability)[:, None]  # a dream ends with a success
+    highest = score.masked_fill(~dreamt, 0).amax(1)
+    threshold = threshold_for_recall(highest[right], cfg.keep_recall)
+    believed = imagined & (highest < threshold)
+    return ReplayCalibration(
+        success_rule=rule,
+        agreement=agreement,
+        detector_threshold=threshold,
+        with_detector=Agreement.of(believed[:episodes], real[:episodes]),
+    )

@@ -7,41 +7,34 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wovr_core.policy.tiny_vla import LanguageKeypoints, Shape
+from wovr_core.success_rule import SuccessRule
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import to_unit
 
 
 class SuccessClassifier(nn.Module):
-    """An ensemble of per-frame binary classifiers (the `RewardModel` protocol); its probability is their mean.
+    """The policy's language-queried trunk and a single logit for each frame (the `RewardModel` protocol).
 
-    A reading counts as success from `threshold` on, which is calibrated on frames the classifier never learnt from.
+    The threshold of its `success_rule` is calibrated on frames that the classifier never learnt from.
     """
 
-    def __init__(self, shape: Shape, *, members: int = 1, threshold: float = 0.5, precision: str = "float32") -> None:
+    def __init__(self, shape: Shape, *, success_rule: SuccessRule, dtype: str = "float32") -> None:
         super().__init__()
-        self.shape, self.threshold, self.precision = shape, threshold, precision
-        self.members = nn.ModuleList(Member(shape) for _ in range(members))
+        self.shape, self.success_rule, self.dtype = shape, success_rule, dtype
+        self.trunk = LanguageKeypoints(shape)
+        self.head = nn.Sequential(
+            nn.Linear(self.trunk.width, shape.hidden),
+            nn.GELU(),
+            nn.Linear(shape.hidden, shape.hidden),
+            nn.GELU(),
+            nn.Linear(shape.hidden, 1),
+        )
 
-    def logits(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, "member b"]:
-        with autocast(self.precision, frames.device):
-            return torch.stack([member(frames, instructions) for member in self.members]).float()
+    def logits(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:
+        with autocast(self.dtype, frames.device):
+            return self.head(self.trunk(frames, instructions))[:, 0].float()
 
     def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:
         """How likely each frame shows its instruction fulfilled, in [0, 1]."""
         with torch.no_grad():
-            return self.logits(to_unit(frames), instructions).sigmoid().mean(0)
-
-
-class Member(nn.Module):
-    """One classifier: the policy's language-queried trunk, and a single logit."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.trunk = LanguageKeypoints(shape)
-        self.head = nn.Sequential(
-            nn.Linear(self.trunk.width, shape.hidden), nn.GELU(), nn.Linear(shape.hidden, shape.hidden), nn.GELU(),
-            nn.Linear(shape.hidden, 1),
-        )  # fmt: skip
-
-    def forward(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:
-        return self.head(self.trunk(frames, instructions))[:, 0]
+            return self.logits(to_unit(frames), instructions).sigmoid()

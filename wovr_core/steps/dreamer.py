@@ -89,11 +89,11 @@ def _row(weights: dict[str, Tensor], statistic: str, path: Path) -> Tensor:
 
 
 def open_simulator(
-    world_model: Path, reward: Path, task: Task | None = None, *, monitor: bool = True
+    world_model: Path, reward: Path, task: Task | None = None, *, detector: bool = True
 ) -> LearnedSimulator:
-    """What a policy dreams in: the world model of one artifact, the reward model and the monitor of another."""
+    """What a policy dreams in: the world model of one artifact, reward model and detector of another."""
     dreams, sees_success = open_world_model(world_model, task), open_reward(reward, task)
-    return LearnedSimulator(dreams, sees_success, open_detector(reward) if monitor else None)
+    return LearnedSimulator(dreams, sees_success, open_detector(reward) if detector else None)
 
 
 def for_dreaming(model: DiffusionWorldModel) -> DiffusionWorldModel:

@@ -13,10 +13,11 @@ from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.success import Rate
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import Evaluate
+from wovr_core.success_rule import SuccessRule
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Imagined = tuple[Share | None, Share | None]  # success in dreams, before and after the learning
-Precision = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class KeyframeRow(Facts):
@@ -67,18 +68,23 @@ class UpdateRow(Facts):
 
 
 class Calibration(Facts):
-    """calibration.json: how the reward model is read."""
-
-    members: Annotated[int, Field(ge=1, le=64)]
-    threshold: Share
-    precision: Precision
-
-
-class Suspicion(Facts):
-    """doubt.json: how the hallucination detector is read."""
+    """calibration.json: how the reward model is used."""
 
     threshold: Share
-    precision: Precision
+    stride: Literal[1, 2, 4, 8]
+    hysteresis: PositiveInt
+    dtype: Dtype
+
+    @property
+    def success_rule(self) -> SuccessRule:
+        return SuccessRule(threshold=self.threshold, stride=self.stride, hysteresis=self.hysteresis)
+
+
+class DetectorCalibration(Facts):
+    """detector.json: how the hallucination detector is used."""
+
+    threshold: Share
+    dtype: Dtype
 
 
 class CollectedFacts(Facts):
@@ -119,7 +125,7 @@ class RewardFacts(Facts):
 
     threshold: Share
     imagined: Agreement
-    monitored: Agreement | None = None
+    with_detector: Agreement | None = None
 
 
 class KeyframesFacts(Facts):

@@ -22,10 +22,9 @@ from wovr_core.evaluation.fidelity import outcomes, psnr
 from wovr_core.evaluation.official import Official
 from wovr_core.evaluation.perceptual import Extractor, flolpips, frechet, lpips, motion_features
 from wovr_core.imagination.replay import replay
-from wovr_core.imagination.rollout import Judge
 from wovr_core.settings import Task
 from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_episodes, open_reward, reading_of
+from wovr_core.steps.models import open_episodes, open_reward
 from wovr_core.training.progress import counting
 
 FEWEST = 8  # episodes: two halves of four
@@ -70,10 +69,7 @@ def measure_fidelity(
     task = read_manifest(world_model, Kind.WORLD_MODEL).branch("task", Task, world_model)
     task = task.model_copy(update={"horizon": len(held_out[0].actions)})  # a dream may be longer than it learnt from
     check_episodes_fit(held_out, task, ", ".join(map(str, episodes)))
-    judge = None
-    if reward is not None:
-        reading, sees_success = reading_of(reward), open_reward(reward, task)
-        judge = Judge(every=reading.every, hysteresis=reading.hysteresis)
+    reward_model = None if reward is None else open_reward(reward, task)
     dreams, extractor = open_world_model(world_model, task), Extractor()
     shown = replay(dreams, held_out, generator=torch.Generator().manual_seed(seed))
     rows = []
@@ -88,8 +84,8 @@ def measure_fidelity(
         "extractor": {"name": extractor.name, "sha256": extractor.digest}, "official": published.digests,
         "looks": [asdict(row) for row in rows],
     }  # fmt: skip
-    if reward is not None and judge is not None:
-        facts |= {"reward": digest_at(reward), "outcomes": outcomes(sees_success, shown, judge).summary()}
+    if reward is not None and reward_model is not None:
+        facts |= {"reward": digest_at(reward), "outcomes": outcomes(reward_model, shown).summary()}
     out.mkdir(parents=True, exist_ok=True)
     for i, (real, imagined) in enumerate(zip(shown.real[:FILMS], shown.imagined, strict=False)):
         (out / f"real-imagined-difference-{i}.mp4").write_bytes(with_difference(real, imagined, fps=fps))

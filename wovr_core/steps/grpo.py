@@ -15,7 +15,6 @@ from wovr_core.chunk import CHUNK
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
-from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
 from wovr_core.settings import Grpo, Task
 from wovr_core.steps.dreamer import open_simulator
@@ -26,7 +25,6 @@ from wovr_core.steps.models import (
     named,
     open_episodes,
     open_policy,
-    reading_of,
     save_policy,
 )
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
@@ -60,9 +58,7 @@ def improve_policy(
     data = open_episodes(episodes, task)
     check_something_to_learn(data, cfg)
     actor = open_policy(policy, task)
-    dreamer = simulator or open_simulator(world_model, reward, task, monitor=cfg.monitor)
-    reading = reading_of(reward)
-    judge = Judge(every=reading.every, hysteresis=reading.hysteresis)
+    dreamer = simulator or open_simulator(world_model, reward, task, detector=cfg.detector)
     pool = start_pool(data, load_keyframes(keyframes, data, task), cfg, task)
     before = read_manifest(policy, Kind.POLICY)
     before.summarised(PolicyFacts, policy)
@@ -91,7 +87,7 @@ def improve_policy(
                 save_checkpoint(checkpoint, weights, (), optimiser, generator, update)
             begun = time.monotonic()
             try:
-                crop = harvest(actor, dreamer, pool, cfg, judge=judge, generator=generator)
+                crop = harvest(actor, dreamer, pool, cfg, generator=generator)
             except BrokenDreamError as error:
                 raise TrainingError(f"grpo: at update {update} {error}; nothing was learnt from them") from error
             if crop is None and update:
@@ -117,7 +113,7 @@ def improve_policy(
             )
             history.append(
                 {
-                    "update": update, "imagined_success": crop.success, "doubted": crop.doubted,
+                    "update": update, "imagined_success": crop.success, "hallucinated": crop.hallucinated,
                     "groups_kept": crop.kept, "groups_broken": crop.broken,
                     "group_rates": crop.group_rates, "imagined_frames": crop.imagined_frames,
                     "valid_steps": crop.dreams.length.float().mean().item(), **vars(outcome),

@@ -1,7 +1,7 @@
 """Opening and saving the models that artifacts hold. What is opened is checked against the task before any work."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,9 +25,9 @@ from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.reward.reliability import HallucinationDetector
-from wovr_core.settings import Reward, Task
-from wovr_core.steps.facts import Calibration, KeyframeRow, Suspicion
+from wovr_core.reward.detector import FrameErrorClassifier
+from wovr_core.settings import Task
+from wovr_core.steps.facts import Calibration, DetectorCalibration, KeyframeRow
 from wovr_core.trajectory import Episode
 
 FOR_TRAINING = (Split.DEMONSTRATION, Split.COLLECTION)
@@ -77,7 +77,7 @@ def save_reward(folder: Path, reward: SuccessClassifier) -> None:
     save_json(
         folder,
         "calibration",
-        {"members": len(reward.members), "threshold": reward.threshold, "precision": reward.precision},
+        {"dtype": reward.dtype, **asdict(reward.success_rule)},
     )
     save_weights(folder, "reward", reward.state_dict())
 
@@ -96,9 +96,7 @@ def open_reward(path: Path, task: Task | None = None) -> SuccessClassifier:
             )
 
     def build() -> SuccessClassifier:
-        return SuccessClassifier(
-            shape, members=calibration.members, threshold=calibration.threshold, precision=calibration.precision
-        )
+        return SuccessClassifier(shape, success_rule=calibration.success_rule, dtype=calibration.dtype)
 
     classifier = module_of(load_weights(path, "reward"), build, path).requires_grad_(False)
     _answers("reward model", path, lambda: classifier.logits(_grey(shape), ("",)))
@@ -120,28 +118,23 @@ def _answers(what: str, path: Path, ask: Callable[[], Tensor]) -> None:
         raise ArtifactError(f"the {what} at {path} answers with NaN, its weights are broken: make it again")
 
 
-def reading_of(reward: Path) -> Reward:
-    """The settings by which a reward model is read: how often, and how many readings must agree."""
-    return read_manifest(reward, Kind.REWARD_MODEL).branch("reward", Reward, reward)
-
-
-def save_detector(folder: Path, detector: HallucinationDetector) -> None:
-    save_json(folder, "doubt", {"threshold": detector.threshold, "precision": detector.precision})
+def save_detector(folder: Path, detector: FrameErrorClassifier) -> None:
+    save_json(folder, "detector", {"dtype": detector.dtype, "threshold": detector.threshold})
     save_weights(folder, "detector", detector.state_dict())
 
 
-def open_detector(path: Path) -> HallucinationDetector:
+def open_detector(path: Path) -> FrameErrorClassifier:
     """The hallucination detector beside a reward model."""
     read_manifest(path, Kind.REWARD_MODEL)
     if not (path / "detector.safetensors").exists():
         raise ArtifactError(
             f"{path} was made without a hallucination detector: make it again with reward.detector_steps above 0, or "
-            f"learn without one, grpo.monitor: false"
+            f"learn without one, grpo.detector: false"
         )
-    facts = load_json(path, "doubt", Suspicion)
+    facts = load_json(path, "detector", DetectorCalibration)
 
-    def build() -> HallucinationDetector:
-        return HallucinationDetector(threshold=facts.threshold, precision=facts.precision)
+    def build() -> FrameErrorClassifier:
+        return FrameErrorClassifier(threshold=facts.threshold, dtype=facts.dtype)
 
     return module_of(load_weights(path, "detector"), build, path).requires_grad_(False)
 

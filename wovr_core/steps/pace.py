@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, read_manifest, writing
+from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.fidelity import as_rows, psnr, trustworthy
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.imagination.replay import replay
@@ -148,5 +149,6 @@ def refit_world_model(
 
 def replay_psnr(model: DiffusionWorldModel, data: RealData, seed: int, limit: int = 64) -> torch.Tensor:
     """Mean PSNR of each held-out episode, dreamt from its first frame with its own actions."""
-    shown = replay(for_dreaming(model), data.held_out[:limit], generator=torch.Generator().manual_seed(seed), every=8)
-    return psnr(shown.imagined, shown.real).mean(1)
+    generator = torch.Generator().manual_seed(seed)
+    replays = replay(for_dreaming(model), data.held_out[:limit], generator=generator, frames=[CHUNK - 1])
+    return psnr(replays.imagined, replays.real).mean(1)

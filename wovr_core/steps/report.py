@@ -25,9 +25,8 @@ from wovr_core.evaluation.report import LIMIT, render
 from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict
-from wovr_core.imagination.rollout import Judge
 from wovr_core.protocols import RewardModel, WorldModel
-from wovr_core.settings import Grpo, Promote, Reward, Task
+from wovr_core.settings import Grpo, Promote, Task
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.facts import (
     ChampionFacts,
@@ -43,7 +42,7 @@ from wovr_core.steps.facts import (
     UpdateRow,
     WorldModelFacts,
 )
-from wovr_core.steps.models import RealData, collections_of, open_episodes, open_reward, reading_of
+from wovr_core.steps.models import RealData, collections_of, open_episodes, open_reward
 from wovr_core.trajectory import Episode
 
 T = TypeVar("T")
@@ -112,7 +111,7 @@ def write_report(
         for k in range(len(policies))
     ]
     with writing(out, Kind.REPORT, settings={"task": task.model_dump()}, made_from=made_from) as draft:
-        shown = replay_held_out(task, tried[-1].held_out, world_model, sees_success, reading_of(rewards[-1]))
+        shown = replay_held_out(task, tried[-1].held_out, world_model, sees_success)
         story = Story(
             verdict=judged.summarised(Verdict, verdict),
             minimum_gain=judged.branch("promote", Promote, verdict).minimum_gain,
@@ -194,10 +193,10 @@ def phase_of(made: dict[str, tuple[Path, Manifest]], held_out: int) -> Phase:
         notes.append(f"{world.drift_reason}; {world.refit_reason}")
     if policy.stopped:
         notes.append(f"stopped early: {policy.stopped}")
-    if left := reward.monitored:
+    if left := reward.with_detector:
         notes.append(
             f"of {reward.imagined.true_positives} right and {reward.imagined.false_positives} false successes in "
-            f"dreams of held-out episodes the monitor {'leaves' if grpo.monitor else 'would leave'} "
+            f"dreams of held-out episodes the hallucination detector {'leaves' if grpo.detector else 'would leave'} "
             f"{left.true_positives} and {left.false_positives}"
         )
     return Phase(
@@ -255,14 +254,11 @@ def settings_of(*manifests: Manifest) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
-def replay_held_out(
-    task: Task, held_out: list[Episode], world_model: WorldModel, reward: RewardModel, reading: Reward
-) -> Replayed:
+def replay_held_out(task: Task, held_out: list[Episode], world_model: WorldModel, reward: RewardModel) -> Replayed:
     return watch(
         world_model,
         reward,
         held_out[:REPLAYED],
-        Judge(every=reading.every, hysteresis=reading.hysteresis),
         generator=torch.Generator().manual_seed(task.seed),
     )
 

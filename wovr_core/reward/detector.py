@@ -1,7 +1,7 @@
 """Seeing hallucinations: a classifier of imagined frames, taught by replays of real actions whose truth is known.
 
-A dream that was wrong somewhere often shows it: a block that is half carried and half left behind, a smear. What the
-policy does next follows the dream, so a replay of real actions would never get that far; the look of the frame does.
+A dream that is wrong somewhere often shows it: a block that is half carried and half left behind, a smear. Actions do
+not show it, for the policy acts on what it sees in the dream. The picture does.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,29 +21,40 @@ from wovr_core.trajectory import to_unit
 CELL = 6  # pixels: the side of the neighbourhood in which an error is averaged
 
 
-class HallucinationDetector(nn.Module):
-    """How likely an imagined frame is wrong somewhere, given it and the true first frame (the `Monitor` protocol)."""
+class FrameErrorClassifier(nn.Module):
+    """Scores single imagined frames beside the true first frame (the `HallucinationDetector` protocol)."""
 
-    def __init__(self, *, threshold: float, precision: str = "float32") -> None:
+    def __init__(self, *, threshold: float, dtype: str = "float32") -> None:
         super().__init__()
-        self.threshold, self.precision = threshold, precision
+        self.threshold, self.dtype = threshold, dtype
         self.local = nn.Sequential(
-            nn.Conv2d(6, 24, 4, 2, 1), nn.SiLU(), nn.Conv2d(24, 48, 3, 2, 1), nn.SiLU(),
-            nn.Conv2d(48, 48, 3, 1, 1), nn.SiLU(), nn.Conv2d(48, 1, 3, 1, 1),
-        )  # fmt: skip
+            nn.Conv2d(6, 24, 4, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 3, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(48, 48, 3, 1, 1),
+            nn.SiLU(),
+            nn.Conv2d(48, 1, 3, 1, 1),
+        )
 
     def forward(self, frames: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Logits: the strongest evidence anywhere in the frame."""
-        with autocast(self.precision, frames.device):
+        with autocast(self.dtype, frames.device):
             evidence = self.local(torch.cat([frames, references], 1)).float()
         return evidence.flatten(1).logsumexp(-1) - 3
 
-    def doubt(self, frames: UInt8[Tensor, "b 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    def score(self, frames: UInt8[Tensor, "b 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """How likely each frame is wrong somewhere, in [0, 1]."""
         with torch.no_grad():
             return self(to_unit(frames), to_unit(references)).sigmoid()
 
+    def scores(self, frames: UInt8[Tensor, "b t 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b t"]:
+        """The scores of sequences of frames, one reference a sequence."""
+        pairs = zip(frames, references, strict=True)
+        return torch.stack([self.score(sequence, reference.expand_as(sequence)) for sequence, reference in pairs])
 
-def wrong(
+
+def frame_errors(
     imagined: UInt8[Tensor, "b t 3 h w"], real: UInt8[Tensor, "b t 3 h w"], *, tolerance: float
 ) -> Bool[Tensor, "b t"]:
     """Frames with a neighbourhood whose mean absolute error exceeds `tolerance`, a share of the pixel range."""
@@ -52,7 +63,7 @@ def wrong(
 
 
 def fit_detector(
-    detector: HallucinationDetector,
+    detector: FrameErrorClassifier,
     imagined: UInt8[Tensor, "b t 3 h w"],
     references: UInt8[Tensor, "b 3 h w"],
     label: Bool[Tensor, "b t"],
@@ -73,11 +84,17 @@ def fit_detector(
                 if len(kind)
             ]
         )
-        shown = torch.cat([to_unit(imagined[at[:, 0], at[:, 1]]), to_unit(references[at[:, 0]])])
-        frames, given = mirror_frames(shown, in_turn(mirrors, step)).chunk(2)
-        return F.binary_cross_entropy_with_logits(detector(frames, given), label[at[:, 0], at[:, 1]].float())
+        pairs = torch.cat([to_unit(imagined[at[:, 0], at[:, 1]]), to_unit(references[at[:, 0]])])
+        frames, first = mirror_frames(pairs, in_turn(mirrors, step)).chunk(2)
+        return F.binary_cross_entropy_with_logits(detector(frames, first), label[at[:, 0], at[:, 1]].float())
 
     return train(
-        detector, loss, name="hallucination detector", steps=cfg.detector_steps, learning_rate=2e-3,
-        generator=generator, weight_decay=1e-3, on_step=on_step,
-    )  # fmt: skip
+        detector,
+        loss,
+        name="hallucination detector",
+        steps=cfg.detector_steps,
+        learning_rate=2e-3,
+        generator=generator,
+        weight_decay=1e-3,
+        on_step=on_step,
+    )
