@@ -59,7 +59,7 @@ class Server:
             "next_extra": pack(after.extra, len(after)),
             "seen": readout.frames,
             "success": readout.success,
-            "doubt": torch.zeros_like(readout.success) if readout.doubt is None else readout.doubt,
+            "score": torch.zeros_like(readout.success) if readout.score is None else readout.score,
         }
 
     def begin(self, request: Rows) -> Rows:
