@@ -169,7 +169,9 @@ def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     served = triton.known_dream(client(stack, version, detector=False), starts)
     assert here.keys() == served.keys() and all(torch.equal(here[name], served[name]) for name in here)
     assert starts[0].pose.shape == (5, 6) and here["frames"].float().std() > 1
-    assert client(stack, version, detector=False).begin(starts).extra.keys() == world.begin(starts).extra.keys() != set()
+    assert (
+        client(stack, version, detector=False).begin(starts).extra.keys() == world.begin(starts).extra.keys() != set()
+    )
 
 
 def test_a_video_shows_what_the_rollout_saw(stack, minds):
