@@ -73,7 +73,7 @@ def look_for_change(
     from pathlib import Path
 
     from wovr_core import settings
-    from wovr_core.steps.pace import look_for_change as step
+    from wovr_core.steps.retrain import look_for_change as step
 
     change = step(
         settings.Retrain.model_validate(retrain),

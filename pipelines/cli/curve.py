@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.runner.record import RecordError, Run, read_made
-from wovr_core.artifacts import Kind, Manifest, load_json
+from wovr_core.artifacts import Kind, Manifest, load_json, load_lines
 from wovr_core.evaluation import curves
 from wovr_core.evaluation.charts import Axis, Chart, alone, between
 from wovr_core.evaluation.curves import Curve, CurveError, Phase, Point, Reference
+from wovr_core.grpo.advantages import is_informative
+from wovr_core.grpo.history import UpdateRecord
 from wovr_core.steps.facts import SnapshotRow
 
 REFERENCES = Path(__file__).parent / "reference_curves.json"
@@ -91,7 +93,7 @@ def read_run(folder: Path) -> tuple[Curve, dict[str, Any], list[str]]:
     phases = []
     for path, manifest in made.values():
         if (path / "history.jsonl").exists():
-            history = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
+            history = load_lines(path, "history", UpdateRecord)
             began = manifest.made_from["policy"]
             real = {update: (wins, n) for update, wins, n in shots.get(manifest.digest, [])}
             ends = {0: tried.get(same.get(began, began)), len(history): tried.get(manifest.digest)}
@@ -125,16 +127,15 @@ def artifacts_of(folder: Path) -> dict[str, tuple[Path, Manifest]]:
     return made
 
 
-def phase_of(history: Sequence[dict[str, Any]], grpo: dict[str, Any], real: dict[int, tuple[int, int]]) -> Phase:
-    low, high = grpo["informative"]
-    drawn = [row["group_rates"] for row in history]
-    teaching = [[low <= rate <= high and 0 < rate < 1 for rate in rates] for rates in drawn]
+def phase_of(history: Sequence[UpdateRecord], grpo: dict[str, Any], real: dict[int, tuple[int, int]]) -> Phase:
+    drawn = [record.group_rates for record in history]
+    teaching = [[is_informative(rate, grpo["informative"]) for rate in rates] for rates in drawn]
     from_starts = 1 - round(grpo["num_groups"] * grpo["kir_ratio"]) / grpo["num_groups"]
     return Phase(
-        imagined=tuple(short(row["imagined_success"]) for row in history),
+        imagined=tuple(short(record.imagined_success) for record in history),
         starts=tuple(round(len(rates) * from_starts) for rates in drawn),
         informative=tuple(short(sum(which) / len(which)) for which in teaching),
-        kl=tuple(short(row["kl"]) for row in history),
+        kl=tuple(short(record.kl) for record in history),
         real=tuple((update, wins, n) for update, (wins, n) in sorted(real.items())),
     )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.toys import an_episode
+from wovr_core.chunk import CHUNK
 from wovr_core.keyframes.mine import Keyframe, decision_before, in_turn, mine
 from wovr_core.keyframes.rules import (
     RULES,
@@ -168,7 +169,7 @@ def test_enough_steps_are_left_at_every_keyframe():
         chosen = keyframes_of([busy], min_steps_left=left, per_episode=9)
         assert chosen
         assert all(TASK.horizon - keyframe.step >= left for keyframe in chosen)
-        assert all(keyframe.step % TASK.chunk == 0 for keyframe in chosen)
+        assert all(keyframe.step % CHUNK == 0 for keyframe in chosen)
 
 
 def test_the_start_of_an_episode_is_no_keyframe():
@@ -183,5 +184,7 @@ def test_every_rule_has_its_turn_before_any_has_two():
 
 
 def test_a_rules_most_wanted_moment_comes_first():
-    faint, strong = (Keyframe(0, step, "reward_peak", score) for step, score in ((8, 0.2), (24, 0.9)))
+    faint, strong = (
+        Keyframe(episode=0, step=step, rule="reward_peak", score=score) for step, score in ((8, 0.2), (24, 0.9))
+    )
     assert in_turn([faint, strong]) == [strong, faint]

@@ -246,7 +246,9 @@ BAD = {
     "dreams of words": (
         "evaluation", manifest("summary", "imagined_success", value=["much", "more"]), "imagined_success.0 is 'much'",
     ),
-    "looks that are none": ("policy", manifest("summary", "looks", value=[{"rolled_back": "no"}]), "looks.0"),
+    "decisions that are none": (
+        "policy", manifest("summary", "decisions", value=[{"rolled_back": "no"}]), "decisions.0",
+    ),
     # manifests
     "a kind nobody knows": ("policy", manifest("kind", value="Song"), "manifest.json: kind is 'Song'"),
     "a format that is true": ("policy", manifest("format", value=True), "manifest.json: format is True"),

@@ -14,12 +14,15 @@ from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.reward import train_reward
 from wovr_core.success_rule import SuccessRule
 
-LOOK = {
+DECISION = {
+    "round": 1,
     "successes": 1,
     "n": 12,
     "held_out": 6,
     "imagined_success": [0.2, 0.9],
+    "gap": 0.8,
     "rolled_back": False,
+    "settled": False,
     "reason": "kept",
     "stands": [1, 12],
 }
@@ -49,9 +52,9 @@ def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back
     assert (
         f"real success {100 * after / 12:.1f} % (n = 12) after {100 * before / 12:.1f} %" in manifest.summary["reason"]
     )
-    (look,) = manifest.summary["looks"]
-    assert (look["successes"], look["n"], look["held_out"]) == (after, 12, 6)
-    assert look["gap"] is None, "a policy that learnt in no dream has none"
+    (decision,) = manifest.summary["decisions"]
+    assert (decision["successes"], decision["n"], decision["held_out"]) == (after, 12, 6)
+    assert decision["gap"] is None, "a policy that learnt in no dream has none"
     chosen, wanted = (load_weights(tmp_path / n, "policy") for n in ("out", "previous" if rolled_back else "evolved"))
     assert all(torch.equal(chosen[name], wanted[name]) for name in wanted)
 
@@ -78,7 +81,7 @@ def test_after_a_roll_back_the_next_policy_is_compared_with_the_one_that_stands(
     """Base 10 of 12, then 1 of 12 and rolled back, then 4 of 12: better than what was dropped, worse than the base."""
     with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
         save_policy(draft.folder, TinyVLA(SHAPE))
-        draft.summary["looks"] = [LOOK | {"rolled_back": True, "stands": [10, 12]}]
+        draft.summary["decisions"] = [DECISION | {"rolled_back": True, "stands": [10, 12]}]
     dropped = collection(tmp_path / "dropped", [True] + [False] * 11)
     episodes = collection(tmp_path / "new", [True] * 4 + [False] * 8)
     manifest = choose_policy(
@@ -86,7 +89,7 @@ def test_after_a_roll_back_the_next_policy_is_compared_with_the_one_that_stands(
         previous_episodes=dropped, out=tmp_path / "out",
     )  # fmt: skip
     assert manifest.summary["rolled_back"] and "after 83.3 %" in manifest.summary["reason"]
-    assert manifest.summary["looks"][-1]["stands"] == [10, 12]
+    assert manifest.summary["decisions"][-1]["stands"] == [10, 12]
 
 
 def test_without_drift_the_world_model_stays_as_it_was(shelf, tmp_path):
@@ -172,16 +175,16 @@ def test_the_detectors_threshold_is_set_on_the_newest_dreams_if_there_are_enough
 def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_path):
     with writing(tmp_path / "evolved", Kind.POLICY, settings={}) as draft:
         save_policy(draft.folder, TinyVLA(SHAPE))
-        draft.summary |= {"imagined_success": [0.2, 0.9], "looks": [LOOK]}
+        draft.summary |= {"imagined_success": [0.2, 0.9], "decisions": [DECISION]}
     episodes = collection(tmp_path / "new", [True] * 3 + [False] * 9)
     manifest = choose_policy(
         Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
         previous_episodes=shelf / "episodes", out=tmp_path / "out",
     )  # fmt: skip
-    before, look = manifest.summary["looks"]
-    assert before == LOOK and look["round"] == 2
-    assert look["imagined_success"] == [0.2, 0.9]
-    assert look["gap"] == pytest.approx(0.9 - 0.25)
+    before, decision = manifest.summary["decisions"]
+    assert before == DECISION and decision["round"] == 2
+    assert decision["imagined_success"] == [0.2, 0.9]
+    assert decision["gap"] == pytest.approx(0.9 - 0.25)
 
 
 @pytest.mark.parametrize(("recall", "left"), [(1.0, (2, 1)), (0.5, (1, 0))])

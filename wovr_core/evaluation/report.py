@@ -17,6 +17,7 @@ from wovr_core.evaluation.charts import Axis, Chart, Interval, between, interval
 from wovr_core.evaluation.story import Phase, Story, Thumbnail
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison
+from wovr_core.grpo.advantages import is_informative
 from wovr_core.keyframes.rules import RULES
 from wovr_core.reward.calibrate import Agreement
 
@@ -260,7 +261,6 @@ def contact(story: Story) -> Markup | None:
 def groups(story: Story) -> Markup:
     """How many members of a group succeeded, over all groups drawn."""
     size = story.phases[-1].group_size
-    low, high = story.phases[-1].informative
     counts = Counter(
         round(rate * phase.group_size)
         for phase in story.phases if phase.group_size == size for update in phase.updates for rate in update.group_rates
@@ -273,7 +273,7 @@ def groups(story: Story) -> Markup:
     )  # fmt: skip
     for wins in range(size + 1):
         part = counts[wins] / total
-        informative = low <= wins / size <= high and 0 < wins < size
+        informative = is_informative(wins / size, story.phases[-1].informative)
         chart.bar(wins, part, "imagined" if informative else "soft", about(part) if part >= 0.005 else "")
     return chart.svg()
 
@@ -282,7 +282,7 @@ def waste(story: Story) -> Markup:
     chart = over_updates(story, "groups", "Share of groups that teach nothing, by update")
     for begin, phase in zip(starts(story), story.phases, strict=False):
         line = [
-            (begin + i, 1 - fmean(teaches(rate, phase) for rate in update.group_rates))
+            (begin + i, 1 - fmean(is_informative(rate, phase.informative) for rate in update.group_rates))
             for i, update in enumerate(phase.updates)
             if update.group_rates
         ]
@@ -290,14 +290,9 @@ def waste(story: Story) -> Markup:
     return chart.svg()
 
 
-def teaches(rate: float, phase: Phase) -> bool:
-    low, high = phase.informative
-    return low <= rate <= high and 0 < rate < 1
-
-
 def share_uninformative(phase: Phase) -> float | None:
     rates_ = [rate for update in phase.updates for rate in update.group_rates]
-    return 1 - fmean(teaches(rate, phase) for rate in rates_) if rates_ else None
+    return 1 - fmean(is_informative(rate, phase.informative) for rate in rates_) if rates_ else None
 
 
 def gallery(story: Story) -> list[tuple[str, str, int, list[Thumbnail]]]:

@@ -28,6 +28,14 @@ def group_advantages(
 
 
 def informative_groups(success: Bool[Tensor, "group member"], bounds: tuple[float, float]) -> Bool[Tensor, " group"]:
-    """Groups whose success rate lies within bounds, ends included; the others carry little or no signal."""
+    """Groups whose success rate lies within bounds, ends included; the others carry little or no signal.
+
+    Bounds of 0 and 1 let groups pass whose members agree. Their advantages are zero: see `is_informative`.
+    """
     rate = success.float().mean(-1)
     return (rate >= bounds[0]) & (rate <= bounds[1])
+
+
+def is_informative(rate: float, bounds: tuple[float, float]) -> bool:
+    """Whether a group of this success rate teaches: it lies within bounds, and the members disagree."""
+    return bounds[0] <= rate <= bounds[1] and 0 < rate < 1

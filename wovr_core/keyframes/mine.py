@@ -2,8 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from pydantic import FiniteFloat, NonNegativeInt
+
+from wovr_core.artifacts.manifest import Facts
 from wovr_core.chunk import CHUNK
 from wovr_core.keyframes.rules import RULES, Evidence, nearest_success, thumbnails
 from wovr_core.protocols import RewardModel
@@ -13,14 +15,13 @@ from wovr_core.trajectory import Episode
 QUOTA = 400  # keyframes of one rule and of one task, at most: the loudest rule must not drown the others
 
 
-@dataclass(frozen=True)
-class Keyframe:
-    """A reference into the episodes: never a copy of pixels."""
+class Keyframe(Facts):
+    """A row of keyframes.parquet: a reference into the episodes, never a copy of pixels."""
 
-    episode: int
-    step: int
+    episode: NonNegativeInt  # of all collections together, in order
+    step: NonNegativeInt
     rule: str
-    score: float
+    score: FiniteFloat  # how strongly the rule wants it
 
 
 def mine(
@@ -53,7 +54,7 @@ def mine(
             features=features[index],
         )
         proposals = [
-            Keyframe(index, decision_before(moment.step, task, cfg), name, moment.score)
+            Keyframe(episode=index, step=decision_before(moment.step, task, cfg), rule=name, score=moment.score)
             for name, rule in RULES.items()
             if name in cfg.rules
             for moment in rule(given)

@@ -20,15 +20,6 @@ Imagined = tuple[Share | None, Share | None]  # success in dreams, before and af
 Dtype = Literal["float32", "bfloat16"]
 
 
-class KeyframeRow(Facts):
-    """keyframes.parquet: a moment of an episode."""
-
-    episode: NonNegativeInt
-    step: NonNegativeInt
-    rule: str
-    score: float
-
-
 class Trial(Facts):
     """trials.parquet: did each of the policies reach the goal from this initial state?"""
 
@@ -57,14 +48,6 @@ class SnapshotRate(SnapshotRow):
     @property
     def rate(self) -> Rate:
         return Rate(self.successes, self.n, self.low, self.high)
-
-
-class UpdateRow(Facts):
-    """history.jsonl: one update of GRPO."""
-
-    imagined_success: Share | None
-    group_rates: tuple[Share, ...]
-    kl: float | None = None
 
 
 class Calibration(Facts):
@@ -134,14 +117,17 @@ class KeyframesFacts(Facts):
     by_rule: dict[str, NonNegativeInt]
 
 
-class LookFacts(Facts):
-    """One look of PACE at reality."""
+class PaceDecision(Facts):
+    """What PACE found when it tried an evolved policy for real, and what it decided."""
 
+    round: NonNegativeInt = 0
     successes: NonNegativeInt
     n: PositiveInt
-    held_out: NonNegativeInt
-    imagined_success: Imagined
-    rolled_back: bool
+    held_out: NonNegativeInt  # of the n episodes, those that are never trained on
+    imagined_success: Imagined  # in the dreams that the policy had learnt in
+    gap: float | None = None  # imagined minus real, after the learning
+    rolled_back: bool  # the learning goes on from the policy before
+    settled: bool = False  # the learning ends
     reason: str
     stands: tuple[NonNegativeInt, PositiveInt]  # successes and trials of the policy gone on with
 
@@ -149,7 +135,7 @@ class LookFacts(Facts):
 class PolicyFacts(Facts):
     """Of a Policy artifact; most of it is of policies that learnt in dreams."""
 
-    looks: tuple[LookFacts, ...] = ()
+    decisions: tuple[PaceDecision, ...] = ()  # of PACE so far, oldest first
     imagined_success: Imagined = (None, None)
     stopped: str = ""
     imagined_frames: NonNegativeInt = 0

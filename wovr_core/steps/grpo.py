@@ -5,20 +5,24 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, read_manifest, save_weights, writing
 from wovr_core.chunk import CHUNK
+from wovr_core.embodiment import Mirror
+from wovr_core.grpo.history import History, UpdateRecord
 from wovr_core.grpo.sampling import StartPool, harvest
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
+from wovr_core.keyframes.mine import Keyframe
+from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
 from wovr_core.settings import Grpo, Task
 from wovr_core.steps.dreamer import open_simulator
-from wovr_core.steps.facts import KeyframeRow, PolicyFacts
+from wovr_core.steps.facts import PolicyFacts
 from wovr_core.steps.models import (
     RealData,
     load_keyframes,
@@ -58,91 +62,129 @@ def improve_policy(
     data = open_episodes(episodes, task)
     check_something_to_learn(data, cfg)
     actor = open_policy(policy, task)
-    dreamer = simulator or open_simulator(world_model, reward, task, detector=cfg.detector)
-    pool = start_pool(data, load_keyframes(keyframes, data, task), cfg, task)
-    before = read_manifest(policy, Kind.POLICY)
-    before.summarised(PolicyFacts, policy)
-    generator = torch.Generator().manual_seed(task.seed)
-    reference = open_policy(policy, task) if cfg.kl else None
-    optimiser = torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
+    learner = Learner(
+        cfg=cfg,
+        policy=actor,
+        simulator=simulator or open_simulator(world_model, reward, task, detector=cfg.detector),
+        pool=start_pool(data, load_keyframes(keyframes, data, task), cfg, task),
+        optimiser=torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99)),
+        generator=torch.Generator().manual_seed(task.seed),
+        mirrors=task.embodiment.mirrors,
+        reference=open_policy(policy, task) if cfg.kl else None,
+    )
+    past = read_manifest(policy, Kind.POLICY).summarised(PolicyFacts, policy)
     made_from = {"policy": policy, "world_model": world_model, "reward": reward, "keyframes": keyframes}
     made_from |= named(episodes)
     count = updates if updates is not None else cfg.updates
     settings = {"grpo": cfg.model_dump(), "task": task.model_dump(), "updates": count}
-    stopped = ""
     with (
         writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft,
-        scratch("grpo", json.dumps(settings), *draft.made_from.values()) as kept,
-        ExitStack() as progress,
+        scratch("grpo", json.dumps(settings), *draft.made_from.values()) as folder,
     ):
-        checkpoint, told, weights = kept / "checkpoint.safetensors", kept / "history.jsonl", list(actor.parameters())
-        begin = load_checkpoint(checkpoint, weights, (), optimiser, generator)
-        earlier = told.read_text().splitlines(keepends=True)[:begin] if begin else []
-        told.write_text("".join(earlier))
-        history: list[dict[str, object]] = [json.loads(line) for line in earlier]
-        advance = progress.enter_context(counting("grpo in dreams", count, unit="update", done=begin))
-        for update in range(begin, count):
-            if update % cfg.snapshot_every == 0:
-                save_weights(kept, f"snapshot-{update:04d}", actor.state_dict())
-                save_checkpoint(checkpoint, weights, (), optimiser, generator, update)
-            begun = time.monotonic()
-            try:
-                crop = harvest(actor, dreamer, pool, cfg, generator=generator)
-            except BrokenDreamError as error:
-                raise TrainingError(f"grpo: at update {update} {error}; nothing was learnt from them") from error
-            if crop is None and update:
-                stopped = f"no group of dreams was informative at update {update}: all members agree"
-                break
-            if crop is None:
-                raise TrainingError(
-                    f"grpo: none of {cfg.num_groups * cfg.max_draws} groups of dreams was informative at "
-                    f"update {update} (all members of each succeeded or all failed); raise grpo.group_size or "
-                    f"grpo.temperature, or start nearer to success with grpo.kir_ratio"
-                )
-            for part in optimiser.param_groups:
-                part["lr"] = cfg.learning_rate * min(1.0, (update + 1) / cfg.warmup)
-            outcome = update_policy(
-                actor,
-                optimiser,
-                crop.dreams,
-                crop.advantages,
-                cfg,
-                generator=generator,
-                mirrors=task.embodiment.mirrors,
-                reference=reference,
-            )
-            history.append(
-                {
-                    "update": update, "imagined_success": crop.success, "hallucinated": crop.hallucinated,
-                    "groups_kept": crop.kept, "groups_broken": crop.broken,
-                    "group_rates": crop.group_rates, "imagined_frames": crop.imagined_frames,
-                    "valid_steps": crop.dreams.length.float().mean().item(), **vars(outcome),
-                }
-            )  # fmt: skip
-            with told.open("a") as lines:
-                lines.write(json.dumps({name: _number(value) for name, value in history[-1].items()}) + "\n")
-            if tracker is not None:  # alone knows the clock: what is written down here is hashed
-                measured = {"groups_drawn": len(crop.group_rates), "seconds": time.monotonic() - begun}
-                tracker.log(_numbers(history[-1] | measured), step=update)
-            rate = "unknown, all began at keyframes" if math.isnan(crop.success) else f"{100 * crop.success:.0f} %"
-            advance(note=f"imagined success {rate}")
-            first = history[0]["imagined_success"]
-            if isinstance(first, float) and crop.success - first > cfg.max_imagined_gain:
-                stopped = f"imagined success rose by {100 * (crop.success - first):.0f} points: time to look at reality"
-                break
+        history, stopped = learner.learn(count, folder, tracker)
         save_policy(draft.folder, actor)
-        for file in (told, *kept.glob("snapshot-*")):
+        for file in (history.file, *folder.glob("snapshot-*")):
             shutil.copy(file, draft.folder)
         draft.summary |= {
-            "updates": len(history), "stopped": stopped,
-            "imagined_frames": sum(int(str(row["imagined_frames"])) for row in history),
-            "groups_broken": sum(int(str(row.get("groups_broken", 0))) for row in history),
-            "imagined_success": [_number(history[0]["imagined_success"]), _number(history[-1]["imagined_success"])],
+            "updates": len(history.records),
+            "stopped": stopped,
+            "imagined_frames": sum(record.imagined_frames for record in history.records),
+            "groups_broken": sum(record.groups_broken for record in history.records),
+            "imagined_success": list(history.imagined_success),
             "real_success_before": data.success_rate,
-            "looks": before.summary.get("looks", []),  # at reality, of PACE so far
-            "starts": len(pool.initial), "keyframes": len(pool.keyframes),
-        }  # fmt: skip
+            "decisions": [decision.model_dump(mode="json") for decision in past.decisions],
+            "starts": len(learner.pool.initial),
+            "keyframes": len(learner.pool.keyframes),
+        }
     return draft.manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A policy, and all that it takes to improve it in dreams."""
+
+    cfg: Grpo
+    policy: TinyVLA
+    simulator: Simulator
+    pool: StartPool
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    mirrors: tuple[Mirror, ...]
+    reference: TinyVLA | None  # of the KL penalty
+
+    def learn(self, count: int, folder: Path, tracker: Tracker | None) -> tuple[History, str]:
+        """Up to `count` updates, and why there were fewer. Goes on from the checkpoint in `folder`, if there is one."""
+        checkpoint, weights = folder / "checkpoint.safetensors", list(self.policy.parameters())
+        done = load_checkpoint(checkpoint, weights, (), self.optimiser, self.generator)
+        history = History.resume(folder / "history.jsonl", done)
+        with counting("grpo in dreams", count, unit="update", done=done) as advance:
+            for update in range(done, count):
+                if update % self.cfg.snapshot_every == 0:
+                    save_weights(folder, f"snapshot-{update:04d}", self.policy.state_dict())
+                    save_checkpoint(checkpoint, weights, (), self.optimiser, self.generator, update)
+                start = time.monotonic()
+                record = self.update(update)
+                if record is None:
+                    return history, f"no group of dreams was informative at update {update}: all members agree"
+                history.append(record)
+                if tracker is not None:  # alone knows the clock: what is written down is hashed
+                    tracker.log(metrics_of(record, seconds=time.monotonic() - start), step=update)
+                success = record.imagined_success
+                rate = "unknown, all began at keyframes" if success is None else f"{100 * success:.0f} %"
+                advance(note=f"imagined success {rate}")
+                if history.gain > self.cfg.max_imagined_gain:
+                    points = f"{100 * history.gain:.0f} points"
+                    return history, f"imagined success rose by {points}: time to look at reality"
+        return history, ""
+
+    def update(self, number: int) -> UpdateRecord | None:
+        """Sample groups and learn from them. None when no group was informative; the very first update must find one.
+
+        Raises `TrainingError` when the simulator's answers were broken, or when there was nothing to begin with.
+        """
+        cfg = self.cfg
+        try:
+            batch = harvest(self.policy, self.simulator, self.pool, cfg, generator=self.generator)
+        except BrokenDreamError as error:
+            raise TrainingError(f"grpo: at update {number} {error}; nothing was learnt from them") from error
+        if batch is None and number == 0:
+            raise TrainingError(
+                f"grpo: none of {cfg.num_groups * cfg.max_draws} groups of dreams was informative at update 0 "
+                f"(all members of each succeeded or all failed); raise grpo.group_size or grpo.temperature, "
+                f"or start nearer to success with grpo.kir_ratio"
+            )
+        if batch is None:
+            return None
+        for part in self.optimiser.param_groups:
+            part["lr"] = cfg.learning_rate * min(1.0, (number + 1) / cfg.warmup)
+        outcome = update_policy(
+            self.policy,
+            self.optimiser,
+            batch.dreams,
+            batch.advantages,
+            cfg,
+            generator=self.generator,
+            mirrors=self.mirrors,
+            reference=self.reference,
+        )
+        return UpdateRecord(
+            update=number,
+            imagined_success=None if math.isnan(batch.success) else batch.success,
+            hallucinated=batch.hallucinated,
+            groups_kept=batch.kept,
+            groups_broken=batch.broken,
+            group_rates=tuple(batch.group_rates),
+            imagined_frames=batch.imagined_frames,
+            valid_steps=batch.dreams.length.float().mean().item(),
+            **vars(outcome),
+        )
+
+
+def metrics_of(record: UpdateRecord, *, seconds: float) -> dict[str, float]:
+    """The numbers of a record, by the names that a tracker shows."""
+    numbers = record.model_dump(exclude={"update", "group_rates"}, exclude_none=True)
+    numbers |= {"groups_drawn": len(record.group_rates), "seconds": seconds}
+    return {f"grpo/{name}": float(value) for name, value in numbers.items()}
 
 
 def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
@@ -159,7 +201,7 @@ def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
         )
 
 
-def start_pool(data: RealData, keyframes: Sequence[KeyframeRow], cfg: Grpo, task: Task) -> StartPool:
+def start_pool(data: RealData, keyframes: Sequence[Keyframe], cfg: Grpo, task: Task) -> StartPool:
     """Init states of the dreams; those at keyframes are short."""
     initial = [
         init_state(episode, 0, index=i, steps_left=task.horizon, rule="initial")
@@ -168,17 +210,6 @@ def start_pool(data: RealData, keyframes: Sequence[KeyframeRow], cfg: Grpo, task
     return StartPool(initial, [keyframe_start(data, row, cfg, task) for row in keyframes])
 
 
-def keyframe_start(data: RealData, row: KeyframeRow, cfg: Grpo, task: Task) -> InitState:
+def keyframe_start(data: RealData, row: Keyframe, cfg: Grpo, task: Task) -> InitState:
     left = min(task.horizon - row.step, cfg.keyframe_horizon) // CHUNK * CHUNK
     return init_state(data.episodes[row.episode], row.step, index=row.episode, steps_left=left, rule=row.rule)
-
-
-def _numbers(row: dict[str, object]) -> dict[str, float]:
-    """A row of history as metrics; what is no number is left out."""
-    numbers = {f"grpo/{name}": value for name, value in row.items() if isinstance(value, int | float)}
-    return {name: float(value) for name, value in numbers.items() if name != "grpo/update" and math.isfinite(value)}
-
-
-def _number(value: object) -> object:
-    """JSON knows no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value

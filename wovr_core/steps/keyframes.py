@@ -18,8 +18,8 @@ def mine_keyframes(cfg: Keyframes, task: Task, *, episodes: Sequence[Path], rewa
     settings = {"keyframes": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.KEYFRAMES, settings=settings, made_from=made_from) as draft:
         chosen = mine(newest, reward_model, cfg, task)
-        rows = [{**vars(keyframe), "episode": keyframe.episode + before} for keyframe in chosen]
-        save_table(draft.folder, "keyframes", rows)
+        rows = [keyframe.model_copy(update={"episode": keyframe.episode + before}) for keyframe in chosen]
+        save_table(draft.folder, "keyframes", [row.model_dump() for row in rows])
         by_rule = Counter(keyframe.rule for keyframe in chosen)
         draft.summary |= {"keyframes": len(rows), "by_rule": dict(by_rule), "from_episodes": len(newest)}
     return draft.manifest

@@ -23,11 +23,12 @@ from wovr_core.artifacts import (
 from wovr_core.artifacts.episodes import read_episodes
 from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
+from wovr_core.keyframes.mine import Keyframe
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import Task
-from wovr_core.steps.facts import Calibration, DetectorCalibration, KeyframeRow
+from wovr_core.steps.facts import Calibration, DetectorCalibration
 from wovr_core.trajectory import Episode
 
 FOR_TRAINING = (Split.DEMONSTRATION, Split.COLLECTION)
@@ -208,10 +209,10 @@ def collections_of(manifest: Manifest) -> list[str]:
     return [manifest.made_from[role] for role in roles if role in manifest.made_from]
 
 
-def load_keyframes(path: Path, data: RealData, task: Task) -> list[KeyframeRow]:
+def load_keyframes(path: Path, data: RealData, task: Task) -> list[Keyframe]:
     """Keyframes of these very episodes, each with time for a dream after it."""
     manifest = read_manifest(path, Kind.KEYFRAMES)
-    rows = load_table(path, "keyframes", KeyframeRow)
+    rows = load_table(path, "keyframes", Keyframe)
     if len({(row.episode, row.step) for row in rows}) < len(rows):
         raise ArtifactError(f"{path} has a keyframe twice, so dreams would begin there twice as often: mine them again")
     for i, row in enumerate(rows):

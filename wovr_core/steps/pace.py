@@ -1,8 +1,7 @@
-"""pace: look at what the evolved policy really does, keep it or roll it back, and refit the world model to it."""
+"""pace: keep the evolved policy or roll it back, by what it really does, and refit the world model to it."""
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +9,13 @@ import torch
 from wovr_core.artifacts import Kind, Manifest, read_manifest, writing
 from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.fidelity import as_rows, psnr, trustworthy
-from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.imagination.replay import replay
 from wovr_core.pace.drift import drift, worse
 from wovr_core.pace.mixture import episode_shares
 from wovr_core.protocols import Tracker
-from wovr_core.settings import Pace, Retrain, Task
+from wovr_core.settings import Pace, Task
 from wovr_core.steps.dreamer import for_dreaming, open_world_model, save_world_model
-from wovr_core.steps.facts import EvaluationFacts, PolicyFacts
+from wovr_core.steps.facts import PaceDecision, PolicyFacts
 from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
 from wovr_core.steps.world_model import fit_world_model, measure
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -30,16 +28,36 @@ def choose_policy(
     """The evolved policy, unless its own real episodes say that it is worse than the one before.
 
     Says too whether learning is `settled`: real success is enough, or rises no more. A policy rolled back has another
-    try in dreams that are refitted to what fooled it. The summary tells every look at reality so far, oldest first.
+    try in dreams that are refitted to what fooled it. The summary has every decision so far, oldest first.
     """
     new, old = open_episodes([evolved_episodes], task), open_episodes([previous_episodes], task)
     evolved_policy, previous_policy = open_policy(evolved, task), open_policy(previous, task)
-    learnt = read_manifest(evolved, Kind.POLICY)
-    facts, looks = learnt.summarised(PolicyFacts, evolved), learnt.summary.get("looks", [])
-    wins, n = sum(episode.succeeded for episode in new.episodes), len(new.episodes)
+    past = read_manifest(evolved, Kind.POLICY).summarised(PolicyFacts, evolved)
     before = sum(episode.succeeded for episode in old.episodes), len(old.episodes)
-    if facts.looks and facts.looks[-1].rolled_back:  # those episodes are of a policy that was not kept
-        before = facts.looks[-1].stands
+    if past.decisions and past.decisions[-1].rolled_back:  # those episodes are of a policy that was not kept
+        before = past.decisions[-1].stands
+    decision = decide(cfg, new, before=before, past=past)
+    made_from = {
+        "evolved": evolved,
+        "evolved_episodes": evolved_episodes,
+        "previous": previous,
+        "previous_episodes": previous_episodes,
+    }
+    settings = {"pace": cfg.model_dump(), "task": task.model_dump()}
+    with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
+        save_policy(draft.folder, previous_policy if decision.rolled_back else evolved_policy)
+        draft.summary |= decision.model_dump(include={"rolled_back", "settled", "reason"})
+        draft.summary["decisions"] = [one.model_dump(mode="json") for one in (*past.decisions, decision)]
+    return draft.manifest
+
+
+def decide(cfg: Pace, new: RealData, *, before: tuple[int, int], past: PolicyFacts) -> PaceDecision:
+    """Keep the evolved policy, which collected `new`, or roll it back; and whether to go on learning.
+
+    `before`: successes and trials of the policy that it has to stand against. `past`: what the evolved policy's own
+    artifact says, success in its dreams and earlier decisions.
+    """
+    wins, n = sum(episode.succeeded for episode in new.episodes), len(new.episodes)
     was = before[0] / before[1]
     back = worse(wins, n, *before, confidence=cfg.rollback_confidence)
     reason = (
@@ -50,55 +68,19 @@ def choose_policy(
     settled = not back and (new.success_rate > cfg.enough or level)
     if settled:
         reason += ", and that is enough" if new.success_rate > cfg.enough else ", and it rises no more"
-    imagined = facts.imagined_success  # before and after
-    look = {
-        "round": len(looks) + 1,
-        "successes": wins, "n": n, "held_out": len(new.held_out),
-        "imagined_success": imagined, "gap": None if imagined[-1] is None else imagined[-1] - new.success_rate,
-        "rolled_back": back, "settled": settled, "reason": reason,
-        "stands": before if back else [wins, n],  # successes and trials of the policy gone on with
-    }  # fmt: skip
-    made_from = {
-        "evolved": evolved, "evolved_episodes": evolved_episodes,
-        "previous": previous, "previous_episodes": previous_episodes,
-    }  # fmt: skip
-    settings = {"pace": cfg.model_dump(), "task": task.model_dump()}
-    with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
-        save_policy(draft.folder, previous_policy if back else evolved_policy)
-        draft.summary |= {"rolled_back": back, "settled": settled, "reason": reason}
-        draft.summary["looks"] = [*looks, look]
-    return draft.manifest
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a look at a champion in service has found."""
-
-    drifted: bool
-    reason: str
-    decibels: float  # how much worse its newest episodes are dreamt than older ones
-    success: Rate  # real, on the newest episodes
-
-
-def look_for_change(
-    cfg: Retrain, task: Task, *, episodes: Path, newest: Path, evaluation: Path, world_model: Path
-) -> Change:
-    """Has the champion's world changed, or does it do worse there? `evaluation` is the one that made it champion."""
-    older, new = open_episodes([episodes], task), open_episodes([newest], task)
-    for part in (older, new):
-        part.need_held_out()
-    model = open_world_model(world_model, task)
-    moved = drift(*(replay_psnr(model, part, task.seed) for part in (older, new)))
-    then = read_manifest(evaluation, Kind.EVALUATION).summarised(EvaluationFacts, evaluation).candidate
-    success = success_rate(sum(episode.succeeded for episode in new.episodes), len(new.episodes))
-    fell = worse(success.successes, success.n, then.successes, then.n, confidence=cfg.confidence)
-    strange = moved.decibels > cfg.drift
-    reason = (
-        f"real success {success}, {100 * then.successes / then.n:.1f} % (n = {then.n}) when it was promoted: "
-        f"{'surely' if fell else 'not surely'} worse; its episodes are dreamt at {moved.new:.1f} dB, older ones at "
-        f"{moved.old:.1f} dB: {'above' if strange else 'not above'} retrain.drift {cfg.drift:g}"
+    imagined = past.imagined_success[-1]
+    return PaceDecision(
+        round=len(past.decisions) + 1,
+        successes=wins,
+        n=n,
+        held_out=len(new.held_out),
+        imagined_success=past.imagined_success,
+        gap=None if imagined is None else imagined - new.success_rate,
+        rolled_back=back,
+        settled=settled,
+        reason=reason,
+        stands=before if back else (wins, n),
     )
-    return Change(fell or strange, reason, moved.decibels, success)
 
 
 def refit_world_model(

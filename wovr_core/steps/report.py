@@ -25,6 +25,8 @@ from wovr_core.evaluation.report import LIMIT, render
 from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict
+from wovr_core.grpo.history import UpdateRecord
+from wovr_core.keyframes.mine import Keyframe
 from wovr_core.protocols import RewardModel, WorldModel
 from wovr_core.settings import Grpo, Promote, Task
 from wovr_core.steps.dreamer import open_world_model
@@ -33,13 +35,11 @@ from wovr_core.steps.facts import (
     CollectedFacts,
     DemonstrationFacts,
     EvaluationFacts,
-    KeyframeRow,
     KeyframesFacts,
-    LookFacts,
+    PaceDecision,
     PolicyFacts,
     RewardFacts,
     SnapshotRate,
-    UpdateRow,
     WorldModelFacts,
 )
 from wovr_core.steps.models import RealData, collections_of, open_episodes, open_reward
@@ -93,10 +93,10 @@ def write_report(
     made_from = {"evaluation": evaluation, "verdict": verdict, "demonstrations": demonstrations}
     for name, paths in columns.items():
         made_from |= {f"{name}_{i}": path for i, path in enumerate(paths)}
-    looks: tuple[LookFacts, ...] = ()
+    looks: tuple[PaceDecision, ...] = ()
     if chosen is not None:
         made_from["chosen"] = chosen
-        looks = read_manifest(chosen, Kind.POLICY).summarised(PolicyFacts, chosen).looks
+        looks = read_manifest(chosen, Kind.POLICY).summarised(PolicyFacts, chosen).decisions
     outcome = trials.summarised(EvaluationFacts, evaluation)
     shown_how = taught.summarised(DemonstrationFacts, demonstrations)
     play = opened["world_models"][0].summarised(WorldModelFacts, world_models[0]).backbone
@@ -185,7 +185,7 @@ def phase_of(made: dict[str, tuple[Path, Manifest]], held_out: int) -> Phase:
     policy, world = facts("policies", PolicyFacts), facts("world_models", WorldModelFacts)
     reward, collected = facts("rewards", RewardFacts), facts("episodes", CollectedFacts)
     where, learnt = made["policies"]
-    grpo, rows = learnt.branch("grpo", Grpo, where), load_lines(where, "history", UpdateRow)
+    grpo, rows = learnt.branch("grpo", Grpo, where), load_lines(where, "history", UpdateRecord)
     if not rows:
         raise ArtifactError(f"{where} has learnt nothing, its history is empty: give a policy that grpo wrote")
     notes = []
@@ -286,7 +286,7 @@ def thumbnails_of(keyframes: Path, collected: dict[str, RealData]) -> list[Thumb
         raise ArtifactError(f"the keyframes at {keyframes} were mined from other episodes than these: give those too")
     real = [episode for digest in digests for episode in collected[digest].episodes]  # what they refer to
     by_rule: dict[str, dict[int, int]] = defaultdict(dict)  # step by episode
-    for row in load_table(keyframes, "keyframes", KeyframeRow):
+    for row in load_table(keyframes, "keyframes", Keyframe):
         if row.episode >= len(real) or row.step >= len(real[row.episode].frames):
             raise ArtifactError(f"{keyframes} names step {row.step} of episode {row.episode}, which there is not")
         by_rule[row.rule].setdefault(row.episode, row.step)

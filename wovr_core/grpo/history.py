@@ -1,0 +1,59 @@
+"""What every update of GRPO has done: a line of history.jsonl each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+
+from wovr_core.artifacts.manifest import Facts, checked
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class UpdateRecord(Facts):
+    """One update of GRPO. What is optional, a reader of the curve can do without."""
+
+    update: NonNegativeInt = 0
+    imagined_success: Share | None  # of all rollouts from starts of episodes; None where all began at keyframes
+    hallucinated: Share = 0.0  # of all rollouts, those that the hallucination detector ended
+    groups_kept: NonNegativeInt = 0  # informative ones, which the update learnt from
+    groups_broken: NonNegativeInt = 0  # dropped, because the simulator answered with NaN
+    group_rates: tuple[Share, ...]  # success rate of every group drawn, but for broken ones
+    imagined_frames: NonNegativeInt = 0
+    valid_steps: NonNegativeFloat = 0.0  # of a rollout, in the mean
+    loss: float = 0.0
+    kl: float | None = None  # from the policy that dreamt
+    clipped: Share = 0.0  # of choices, those whose ratio left the clip range
+    gradient_norm: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
+class History:
+    """The updates so far, in memory and in `file`, a line each."""
+
+    file: Path
+    records: list[UpdateRecord]
+
+    @classmethod
+    def resume(cls, file: Path, updates: int) -> Self:
+        """The first `updates` lines. What a killed run wrote after its last checkpoint is dropped: it is done again."""
+        lines = file.read_text().splitlines(keepends=True)[:updates] if updates else []
+        file.write_text("".join(lines))
+        return cls(file, [checked(UpdateRecord, line, file) for line in lines])
+
+    def append(self, record: UpdateRecord) -> None:
+        self.records.append(record)
+        with self.file.open("a") as lines:
+            lines.write(record.model_dump_json() + "\n")
+
+    @property
+    def imagined_success(self) -> tuple[float | None, float | None]:
+        """Before the first update, and before the last one."""
+        return self.records[0].imagined_success, self.records[-1].imagined_success
+
+    @property
+    def gain(self) -> float:
+        """By how much imagined success has risen; 0 where it was not measured."""
+        first, last = self.imagined_success
+        return 0.0 if first is None or last is None else last - first
