@@ -33,13 +33,13 @@ def render_fast(sim: Any, image_size: int) -> None:
 
 def _only_looked_at(model: Any) -> list[int]:
     """Meshes that no colliding geometry uses."""
-    seen: set[int] = set()
+    visible: set[int] = set()
     touched: set[int] = set()
     for geom in range(model.ngeom):
         if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
             collides = model.geom_contype[geom] or model.geom_conaffinity[geom]
-            (touched if collides else seen).add(int(model.geom_dataid[geom]))
-    return sorted(seen - touched)
+            (touched if collides else visible).add(int(model.geom_dataid[geom]))
+    return sorted(visible - touched)
 
 
 def _simplify(model: Any, mesh: int) -> None:
@@ -48,14 +48,14 @@ def _simplify(model: Any, mesh: int) -> None:
     if faces <= TRIANGLES:
         return
     vertices, triangles = model.mesh_vert[first : first + count], model.mesh_face[face : face + faces]
-    moved, kept, corners = _simplified(vertices.tobytes(), triangles.tobytes())
-    if len(kept) < FEWEST:
+    moved, simplified, corners = _simplified(vertices.tobytes(), triangles.tobytes())
+    if len(simplified) < FEWEST:
         return
     vertices[:] = moved
     for rows in (model.mesh_facenormal, model.mesh_facetexcoord):
-        rows[face : face + len(kept)] = rows[face : face + faces][kept]
-    triangles[: len(kept)] = corners
-    model.mesh_facenum[mesh] = len(kept)
+        rows[face : face + len(simplified)] = rows[face : face + faces][simplified]
+    triangles[: len(simplified)] = corners
+    model.mesh_facenum[mesh] = len(simplified)
 
 
 @cache
@@ -81,10 +81,10 @@ def _simplified(vertices: bytes, triangles: bytes) -> tuple[np.ndarray, np.ndarr
     slot[goes_to] = first  # the place in storage of each vertex that is left
     corners = np.zeros_like(faces)
     corners[source] = slot[goes_to[welded[source]]]
-    kept = source[_proper(corners[source])]
+    simplified = source[_proper(corners[source])]
     moved = points.copy()
     moved[slot] = left
-    return moved, kept, corners[kept]
+    return moved, simplified, corners[simplified]
 
 
 def _proper(faces: np.ndarray) -> np.ndarray:

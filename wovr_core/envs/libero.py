@@ -81,11 +81,11 @@ class Libero:
         self.suite, self.tasks, self.image_size = suite, tuple(tasks), image_size
         self._shape = (processes, image_size, image_size, 3)
         self._shared = SharedMemory(create=True, size=int(np.prod(self._shape)))
-        self._told = (suite, image_size, rendering, self._shared.name, self._shape)
+        self._arguments = (suite, image_size, rendering, self._shared.name, self._shape)
         self._workers: list[_Worker] = []
         self._active: list[_Worker] = []
         try:
-            self._workers = [_Worker(self._told, slot) for slot in range(processes)]
+            self._workers = [_Worker(self._arguments, slot) for slot in range(processes)]
         except BaseException:
             self.close()
             raise
@@ -118,8 +118,8 @@ class Libero:
     def observe(self) -> Observation:
         """What the camera and the arm's own encoders report."""
         pose = torch.tensor(np.stack(self._all("pose")), dtype=torch.float32)
-        seen = np.ndarray(self._shape, np.uint8, self._shared.buf)[: len(self._active)]
-        frames = torch.from_numpy(seen.copy()).permute(0, 3, 1, 2).contiguous()
+        pictures = np.ndarray(self._shape, np.uint8, self._shared.buf)[: len(self._active)]
+        frames = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).contiguous()
         return Observation(frames=frames, instructions=self._instructions, pose=pose)
 
     def step(self, actions: Float[Tensor, "env 7"]) -> Bool[Tensor, " env"]:
@@ -131,12 +131,12 @@ class Libero:
         """The simulator's own state of each environment; for tests and experts, never for a policy."""
         return self._all("state")
 
-    def call(self, function: Callable[..., Any], *given: Sequence[Any]) -> list[Any]:
+    def call(self, function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
         """Let `function(environment, memory, ...)` look at each environment in its own process, as an expert must.
 
         The memory is a dictionary that lasts until the next reset.
         """
-        each = zip(*given, strict=True) if given else [()] * len(self._active)
+        each = zip(*arguments, strict=True) if arguments else [()] * len(self._active)
         return self._all("call", [(function, *one) for one in each])
 
     def close(self) -> None:
@@ -153,19 +153,19 @@ class Libero:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _all(self, word: str, given: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+    def _all(self, word: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Ask every environment at once, and wait for all answers; the dead are replaced, and that is told."""
-        for worker, one in zip(self._active, given or [()] * len(self._active), strict=True):
+        for worker, one in zip(self._active, arguments or [()] * len(self._active), strict=True):
             worker.ask(word, *one)
         answers = [worker.answer() for worker in self._active]
         lost = [worker for worker in self._active if not worker.alive]
         if lost:
             codes = ", ".join(str(worker.process.exitcode) for worker in lost)
-            self._workers = [_Worker(self._told, w.slot) if w in lost else w for w in self._workers]
+            self._workers = [_Worker(self._arguments, w.slot) if w in lost else w for w in self._workers]
             raise EnvironmentLostError(f"LIBERO's process {lost[0].slot} died (exit code {codes}) and was replaced")
-        for said in answers:
-            if isinstance(said, Exception):
-                raise said
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
         return answers
 
 
@@ -185,17 +185,17 @@ def open_libero(task: Task) -> Libero:
 class _Worker:
     """The near end of one environment's process."""
 
-    def __init__(self, told: tuple[Any, ...], slot: int) -> None:
+    def __init__(self, arguments: tuple[Any, ...], slot: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.slot, (self._pipe, far) = slot, context.Pipe()
-        self.process = context.Process(target=_serve, args=(far, slot, *told), daemon=True, name=f"libero-{slot}")
+        self.process = context.Process(target=_serve, args=(far, slot, *arguments), daemon=True, name=f"libero-{slot}")
         self.process.start()
         far.close()
         self.alive = True
 
-    def ask(self, word: str, *given: Any) -> None:
+    def ask(self, word: str, *arguments: Any) -> None:
         try:
-            self._pipe.send((word, given))
+            self._pipe.send((word, arguments))
         except OSError:
             self._bury()
 
@@ -230,13 +230,13 @@ def _serve(pipe: Connection, slot: int, suite: str, image_size: int, rendering: 
     env = _Environment(suite, image_size, rendering, frame)
     while True:
         try:
-            word, given = pipe.recv()
+            word, arguments = pipe.recv()
         except EOFError:  # the parent is gone
             break
         if word == "close":
             break
         try:
-            answer = getattr(env, word)(*given)
+            answer = getattr(env, word)(*arguments)
         except Exception as error:
             answer = LiberoError(f"{suite}: {type(error).__name__}: {error}")
         pipe.send(answer)
@@ -269,13 +269,13 @@ class _Environment:
             robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
         self.memory = {}
         for _ in range(SETTLE):
-            seen, *_ = self.env.step(np.array([0.0] * 6 + [-1.0]))
-        self._show(seen)
+            observed, *_ = self.env.step(np.array([0.0] * 6 + [-1.0]))
+        self._show(observed)
         return str(self.instruction)
 
     def step(self, action: np.ndarray) -> bool:
-        seen, _, holds, _ = self.env.step(action)
-        self._show(seen)
+        observed, _, holds, _ = self.env.step(action)
+        self._show(observed)
         return bool(holds)
 
     def pose(self) -> np.ndarray:
@@ -284,30 +284,32 @@ class _Environment:
     def state(self) -> np.ndarray:
         return np.array(self.env.get_sim_state())
 
-    def call(self, function: Callable[..., Any], *given: Any) -> Any:
-        return function(self.env, self.memory, *given)
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.env, self.memory, *arguments)
 
     def close(self) -> None:
         if self.env is not None:
             self.env.close()
             self.env = None
 
-    def _show(self, seen: dict[str, np.ndarray]) -> None:
+    def _show(self, observed: dict[str, np.ndarray]) -> None:
         if self.rendering != "none":
-            self.frame[:] = seen[f"{CAMERA}_image"][::-1]  # MuJoCo's pictures arrive upside down
-        self._pose = np.concatenate([seen["robot0_eef_pos"], from_down(Rotation.from_quat(seen["robot0_eef_quat"]))])
+            self.frame[:] = observed[f"{CAMERA}_image"][::-1]  # MuJoCo's pictures arrive upside down
+        self._pose = np.concatenate(
+            [observed["robot0_eef_pos"], from_down(Rotation.from_quat(observed["robot0_eef_quat"]))]
+        )
 
     def _open(self, task: int) -> None:
         self.close()
-        told = task_of(self.suite, task)
-        self.instruction, self.init_states = told.instruction, told.init_states
+        found = task_of(self.suite, task)
+        self.instruction, self.init_states = found.instruction, found.init_states
         with redirect_stdout(None):
             from libero.libero.envs.env_wrapper import ControlEnv
 
         random.seed(0)
         draws = self.rendering != "none"
         env = ControlEnv(
-            bddl_file_name=str(told.scene), camera_names=[CAMERA], horizon=10**9, camera_heights=self.image_size,
+            bddl_file_name=str(found.scene), camera_names=[CAMERA], horizon=10**9, camera_heights=self.image_size,
             camera_widths=self.image_size, use_camera_obs=draws, has_offscreen_renderer=draws, has_renderer=False,
         )  # fmt: skip
         env.seed(0)

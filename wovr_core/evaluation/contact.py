@@ -41,12 +41,12 @@ def contact_curve(
     scenes = task_scenes(Split.KEYFRAMES.ids(tries, start=900_000))
     scenes = Scenes(**{name: torch.cat([value] * offsets) for name, value in vars(scenes).items()})
     episodes, block = approach(scenes, scale, generator=generator, image_size=image_size)
-    shown = replay(world_model, episodes, generator=generator)
+    replayed = replay(world_model, episodes, generator=generator)
     colour = scenes.block_colour[torch.arange(len(scale)), scenes.task // 2]
     at_rest = block * image_size
     gripper = torch.stack([episode.pose[-1] for episode in episodes]) * image_size
-    real = travelled(shown.real[:, -1], colour, at_rest, gripper)
-    imagined = travelled(shown.imagined[:, -1], colour, at_rest, gripper)
+    real = travelled(replayed.real[:, -1], colour, at_rest, gripper)
+    imagined = travelled(replayed.imagined[:, -1], colour, at_rest, gripper)
     half = float(scenes.block_size[0, 0]) * image_size
     return [
         Contact(
@@ -76,8 +76,8 @@ def approach(
     back = torch.where(block.mean(-1, keepdim=True) > 0.5, -1.0, 1.0) * torch.tensor([0.707, 0.707])
     scenes = replace(scenes, gripper=(target + 0.9 * APPROACH * STEP * back).clamp(0.05, 0.95))
     env = Tabletop(image_size=image_size)
-    seen = env.lay(scenes)
-    frames, pose, success = [seen.frames], [seen.pose], [torch.zeros(n, dtype=torch.bool)]
+    observation = env.lay(scenes)
+    frames, pose, success = [observation.frames], [observation.pose], [torch.zeros(n, dtype=torch.bool)]
     done = []
     for step in range(APPROACH + CLOSE + LEAVE):
         if step < APPROACH:
@@ -89,14 +89,14 @@ def approach(
         grip = torch.full((n, 1), -1.0 if step < APPROACH else 1.0)
         action = torch.cat([motion, grip], 1).clamp(-1, 1)
         success.append(env.step(action))
-        seen = env.observe()
-        frames.append(seen.frames)
-        pose.append(seen.pose)
+        observation = env.observe()
+        frames.append(observation.frames)
+        pose.append(observation.pose)
         done.append(action)
     columns = (torch.stack(values, 1) for values in (frames, pose, success, done))
     episodes = [
-        Episode(instruction=said, init_state=Split.KEYFRAMES.ids(1)[0], frames=f, pose=p, success=s, actions=a)
-        for said, f, p, s, a in zip(seen.instructions, *columns, strict=True)
+        Episode(instruction=instruction, init_state=Split.KEYFRAMES.ids(1)[0], frames=f, pose=p, success=s, actions=a)
+        for instruction, f, p, s, a in zip(observation.instructions, *columns, strict=True)
     ]
     return episodes, block
 

@@ -69,11 +69,11 @@ def decide(
     success in dreams before and after the learning. It has no vote, but it tells why a policy is held.
     """
     c = comparison
-    said = f"candidate {c.candidate} against base {_paired(c)}"
+    reason = f"candidate {c.candidate} against base {_paired(c)}"
     if champion is not None:
-        said += f"; against the champion {_paired(champion)}"
+        reason += f"; against the champion {_paired(champion)}"
     if c.low > minimum_gain and (champion is None or champion.low > minimum_gain):
-        return Verdict(True, said)
+        return Verdict(True, reason)
     if imagined is not None and exploits(c, imagined):
         dreamt, real = (" to ".join(f"{100 * share:.0f} %" for share in pair)
                         for pair in (imagined, (c.baseline.value, c.candidate.value)))  # fmt: skip
@@ -85,7 +85,7 @@ def decide(
         )
     wanted = "0" if minimum_gain == 0 else f"{100 * minimum_gain:+.1f} points"
     which = "the interval" if c.low <= minimum_gain else "the interval over the champion"
-    return Verdict(False, f"{said}: {which} does not lie above {wanted}")
+    return Verdict(False, f"{reason}: {which} does not lie above {wanted}")
 
 
 def _paired(c: Comparison) -> str:

@@ -80,13 +80,13 @@ class LanguageKeypoints(nn.Module):
 
     def forward(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, "b width"]:
         features = self.look(frames).flatten(2)  # (b, c, places)
-        said = self.language(self.embedding(self.tokens(instructions)).flatten(1))
-        heat = 2 * torch.bmm(self.query(said).unflatten(1, (self.shape.keypoints, -1)), features)
+        words = self.language(self.embedding(self.tokens(instructions)).flatten(1))
+        heat = 2 * torch.bmm(self.query(words).unflatten(1, (self.shape.keypoints, -1)), features)
         with torch.autocast(frames.device.type, enabled=False):  # places want more digits than bfloat16 has
             weight = heat.float().softmax(-1)
             point = weight @ self.places
             spread = (weight @ self.places.square() - point.square()).sum(-1).clamp(min=1e-4).sqrt()
-        return torch.cat([3 * point.flatten(1), 3 * spread, 0.1 * heat.amax(-1), said], -1)
+        return torch.cat([3 * point.flatten(1), 3 * spread, 0.1 * heat.amax(-1), words], -1)
 
 
 class TinyVLA(nn.Module):
@@ -129,10 +129,10 @@ class TinyVLA(nn.Module):
         logits = -((CENTRES - middle[..., None]) ** 2) / (2 * width[..., None] ** 2)
         return logits, torch.cat([torch.zeros_like(gripper), 2 * gripper], -1)
 
-    def act(self, seen: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
         """Draw a chunk; temperature 0 takes the likeliest choices (with log-probabilities at temperature 1)."""
         with torch.no_grad():
-            motion, gripper = self(to_unit(seen.frames), seen.instructions, seen.pose)
+            motion, gripper = self(to_unit(observation.frames), observation.instructions, observation.pose)
             if temperature == 0:
                 tokens = torch.cat([motion.argmax(-1), gripper.argmax(-1, keepdim=True)], -1)
             else:
@@ -147,10 +147,10 @@ class TinyVLA(nn.Module):
         return to_tokens(from_tokens(tokens) * signs)
 
     def log_prob(
-        self, seen: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
+        self, observation: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
     ) -> Float[Tensor, "b chunk a"]:
         """Exact log-probability of each choice."""
-        motion, gripper = self(to_unit(seen.frames), seen.instructions, seen.pose)
+        motion, gripper = self(to_unit(observation.frames), observation.instructions, observation.pose)
         return _gather(motion, gripper, tokens, temperature)
 
 

@@ -59,8 +59,8 @@ def collect_episodes(
     with writing(out, Kind.EPISODES, settings=settings, made_from={"policy": policy}) as draft:
         episodes = []
         with open_environment(task) as env, counting("collect", sum(map(len, ids.values())), unit="episode") as watch:
-            for split, some in ids.items():
-                episodes += run_trials(env, decide, some, split, steps=task.horizon, watch=watch).episodes
+            for split, states in ids.items():
+                episodes += run_trials(env, decide, states, split, steps=task.horizon, watch=watch).episodes
         _write(draft, episodes, task, round=round)
     return draft.manifest
 

@@ -67,19 +67,19 @@ def evaluate_policies(
         for path, name, *_ in between:
             open_policy(path, task, weights=name)  # what cannot be opened is refused before anything is tried
         wins: dict[str, Tensor] = {}
-        said: tuple[str, ...] = ()
+        instructions: tuple[str, ...] = ()
         curve = []
         total = len(policies) * len(ids) + len(between) * len(few)
         with open_environment(task) as env, counting("evaluate for real", total, unit="episode") as watch:
             for role, policy in policies.items():
-                _, wins[role], said = trials(policy, cfg, task, ids, env=env, watch=watch)
+                _, wins[role], instructions = trials(policy, cfg, task, ids, env=env, watch=watch)
             for path, name, phase, update in between:
                 _, won, _ = trials(open_policy(path, task, weights=name), cfg, task, few, env=env, watch=watch)
                 rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
                 curve.append({"phase": phase, "update": update, **vars(rate)})
         rows = [
             {"init_state": i, "instruction": words} | {role: bool(won[row]) for role, won in wins.items()}
-            for row, (i, words) in enumerate(zip(ids, said, strict=True))
+            for row, (i, words) in enumerate(zip(ids, instructions, strict=True))
         ]
         save_table(draft.folder, "trials", rows)
         save_json(draft.folder, "curve", curve)
@@ -89,8 +89,8 @@ def evaluate_policies(
         for role, won in wins.items():
             rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
             by_task = {
-                words: vars(success_rate(sum(bool(r[role]) for r in some), len(some), confidence=cfg.confidence))
-                for words, some in sorted(tasks.items())
+                words: vars(success_rate(sum(bool(r[role]) for r in group), len(group), confidence=cfg.confidence))
+                for words, group in sorted(tasks.items())
             }
             draft.summary[role] = {**vars(rate), "success_rate": rate.value, "by_task": by_task}
         learnt = snapshots or (candidate,)

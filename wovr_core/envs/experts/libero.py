@@ -45,8 +45,8 @@ def demonstrate(env: Libero, *, noise: float, seed: int) -> Tensor:
 
     `noise` is added to every motion, in actions. Both are heard at the first step of an episode.
     """
-    told = [noise] * len(env), range(seed, seed + len(env))
-    return torch.from_numpy(np.stack(env.call(_next, *told))).float()[:, None]
+    arguments = [noise] * len(env), range(seed, seed + len(env))
+    return torch.from_numpy(np.stack(env.call(_next, *arguments))).float()[:, None]
 
 
 def play(env: Libero, *, seed: int) -> Tensor:
@@ -307,8 +307,8 @@ def surface(scene: Any, body: str) -> np.ndarray:
     for geom in _geoms(scene, body):
         if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
             mesh = model.geom_dataid[geom]
-            some = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
-            found.append(_in_the_world(data, geom, some[:: max(1, len(some) // 3000)]))
+            vertices = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
+            found.append(_in_the_world(data, geom, vertices[:: max(1, len(vertices) // 3000)]))
     return np.concatenate(found) if found else data.xpos[scene.sim.model.body_name2id(body)][None].copy()
 
 
