@@ -8,7 +8,6 @@ Stopped and started again, it goes on where it was.
 """
 
 import argparse
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -23,13 +22,14 @@ from wovr_core.settings import Settings, WorldModel
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
+from wovr_core.world_model.flow import Draws
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage, Window, WindowSampler, window_at
+from wovr_core.world_model.windows import EpisodeBatch, Window, WindowSampler, window_at
 
 CHUNKS = 6
 
 
-def play_footage(first: int, count: int, generator: torch.Generator) -> Footage:
+def play_footage(first: int, count: int, generator: torch.Generator) -> EpisodeBatch:
     """Play episodes `first` .. `first + count`, recorded."""
     env = Tabletop()
     seen = env.reset(Split.PLAY.ids(count, start=first), Split.PLAY)
@@ -41,7 +41,7 @@ def play_footage(first: int, count: int, generator: torch.Generator) -> Footage:
             frames.append(seen.frames)
             pose.append(seen.pose)
             actions.append(action)
-    return Footage(torch.stack(frames, 1), torch.stack(actions, 1), torch.stack(pose, 1))
+    return EpisodeBatch(torch.stack(frames, 1), torch.stack(actions, 1), torch.stack(pose, 1))
 
 
 class Stream:
@@ -49,9 +49,9 @@ class Stream:
 
     def __init__(self, pool: int, fresh: int, every: int, first: int) -> None:
         self.pool, self.fresh, self.every, self.next = pool, fresh, every, first
-        self.footage: Footage | None = None
+        self.footage: EpisodeBatch | None = None
 
-    def at(self, step: int) -> Footage:
+    def at(self, step: int) -> EpisodeBatch:
         if self.footage is None or step % self.every == 0:
             count = self.pool if self.footage is None else self.fresh
             new = play_footage(self.next, count, torch.Generator().manual_seed(self.next))
@@ -60,10 +60,10 @@ class Stream:
         return self.footage
 
 
-def renewed(old: Footage, new: Footage) -> Footage:
+def renewed(old: EpisodeBatch, new: EpisodeBatch) -> EpisodeBatch:
     """The pool with its oldest episodes replaced."""
-    names = [field.name for field in dataclasses.fields(Footage)]
-    return Footage(*(torch.cat([getattr(old, name)[len(new) :], getattr(new, name)]) for name in names))
+    names = ("frames", "actions", "pose")
+    return EpisodeBatch(*(torch.cat([getattr(old, name)[len(new) :], getattr(new, name)]) for name in names))
 
 
 def train_codec(codec: PatchAutoencoder, steps: int, checkpoint: Path, log: Path) -> int:
@@ -107,13 +107,13 @@ class Walk:
     """
 
     def __init__(
-        self, footage: Footage, cfg: WorldModel, count: int, generator: torch.Generator, *, steps: int = CHUNKS * 8
+        self, footage: EpisodeBatch, cfg: WorldModel, count: int, generator: torch.Generator, *, steps: int = CHUNKS * 8
     ) -> None:
         self.cfg, self.generator, self.steps = cfg, generator, steps
         self.episode, self.step = torch.zeros(count, dtype=torch.long), torch.full((count,), steps)
         self.over(footage)
 
-    def over(self, footage: Footage, shifted: int = 0) -> None:
+    def over(self, footage: EpisodeBatch, shifted: int = 0) -> None:
         """Go on over this footage, in which episodes have moved `shifted` rows forward."""
         self.sampler = WindowSampler(footage, self.cfg, generator=self.generator)
         self.episode = self.episode - shifted
@@ -144,9 +144,8 @@ def train_transformer(
             walk.over(footage, shifted=stream.fresh)
         window, goes_on, _ = walk.draw()
         own = goes_on & (torch.rand(len(goes_on), generator=generator) < OWN_DREAMS)
-        value, dreamt = model.learn(
-            model.encode(window), window.actions, window.pose, generator=generator, dreamt=dreamt, own=own
-        )
+        draws = Draws(generator, len(window))
+        value, dreamt = model.learn(model.encode(window), window, draws=draws, dreamt=dreamt, own=own)
         return value
 
     recent: list[float] = []
@@ -157,7 +156,7 @@ def train_transformer(
             entry = {"transformer": step + 1, "loss": sum(recent[-100:]) / 100, "time": time.time()}
             log.open("a").write(json.dumps(entry) + "\n")
 
-    train(model.transformer, loss, name="transformer", steps=steps, learning_rate=rate, generator=generator, ema=0.999,
+    train(model.trained, loss, name="transformer", steps=steps, learning_rate=rate, generator=generator, ema=0.999,
           warmup=200, checkpoint=checkpoint, checkpoint_every=250, on_step=note)  # fmt: skip
     return stream.next
 

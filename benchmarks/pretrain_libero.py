@@ -35,15 +35,14 @@ from wovr_core.training.loop import train
 from wovr_core.training.precision import autocast
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode, to_unit
-from wovr_core.world_model.advection import fit_grasp
 from wovr_core.world_model.autoencoder import Autoencoder, ComponentAutoencoder, PatchAutoencoder, tiny_autoencoder
-from wovr_core.world_model.body import fit_body
-from wovr_core.world_model.kinematics import fit_kinematics
+from wovr_core.world_model.flow import Draws
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage, Window
+from wovr_core.world_model.pixels.mixer import FitSteps
+from wovr_core.world_model.windows import EpisodeBatch
 
 ROWS: dict[str, dict[str, object]] = {  # what a dream is given, and the paper's ablations of it; see `architecture`
-    "all": {}, "no-anchor": {}, "single-frame": {"context": "frame"}, "no-noise": {"memory_noise": 0.0}
+    "all": {}, "no-anchor": {}, "no-noise": {"memory_noise": 0.0}
 }  # fmt: skip
 CROP = 64  # pixels, of the pictures a codec learns from
 
@@ -78,11 +77,13 @@ def record(given: argparse.Namespace) -> None:
             watch(len(rows))
 
 
-def recorded(work: Path) -> Footage:
+def recorded(work: Path) -> EpisodeBatch:
     """All play there is, oldest first."""
     files = sorted((work / "play").glob("*[0-9].npz"), key=lambda file: int(file.stem))
     made = [np.load(file) for file in files]
-    return Footage(*(torch.from_numpy(np.stack([one[name] for one in made])) for name in ("frames", "actions", "pose")))
+    return EpisodeBatch(
+        *(torch.from_numpy(np.stack([one[name] for one in made])) for name in ("frames", "actions", "pose"))
+    )
 
 
 def train_codec(given: argparse.Namespace) -> None:
@@ -135,7 +136,7 @@ def train_codec(given: argparse.Namespace) -> None:
     keep_codec(given, codec, footage)
 
 
-def fit_components(given: argparse.Namespace, footage: Footage) -> None:
+def fit_components(given: argparse.Namespace, footage: EpisodeBatch) -> None:
     """In closed form, from all but the newest play."""
     codec = ComponentAutoencoder(channels=given.channels)
     codec.fit(to_unit(footage.frames[: -given.held_out, 8::12].flatten(0, 1)))
@@ -143,7 +144,7 @@ def fit_components(given: argparse.Namespace, footage: Footage) -> None:
 
 
 @torch.no_grad()
-def keep_codec(given: argparse.Namespace, codec: Autoencoder, footage: Footage) -> None:
+def keep_codec(given: argparse.Namespace, codec: Autoencoder, footage: EpisodeBatch) -> None:
     """And say what it loses of the newest play: of the last frame of every four, and there where something moves."""
     some = to_unit(footage.frames[-given.held_out :])
     shown = torch.cat([codec.decode_future(codec.encode(film[None]), (len(film) - 1) // 4) for film in some])[:, 3::4]
@@ -214,23 +215,9 @@ def train_transformer(given: argparse.Namespace) -> None:
         model.autoencoder.load_state_dict(load_file(given.work / "codec.safetensors"))
         model.statistics.fit(footage)
         model.statistics.camera.copy_(torch.from_numpy(np.load(given.work / "camera.npy")))
-        fit_kinematics(
-            model.kinematics, model.statistics.share(training.pose), training.actions, steps=20_000,
-            generator=torch.Generator().manual_seed(3),
-        )  # fmt: skip
-        if (advection := model.transformer.advection) is not None:
-            seen = model.statistics.in_picture(training.pose)
-            fit_body(
-                advection.body, training.frames, seen, training.gripper, steps=given.body_steps,
-                generator=torch.Generator().manual_seed(4),
-            )  # fmt: skip
-            advection.fit_background(training.frames[:, ::16].flatten(0, 1))
-    training = model.with_grasps(training)
-    if (advection := model.transformer.advection) is not None:
-        fit_grasp(
-            advection, model.autoencoder, training, model.statistics.in_picture(training.pose),
-            steps=given.grasp_steps, generator=torch.Generator().manual_seed(5),
-        )  # fmt: skip
+    fresh = given.start is None  # else the parts before the transformer are as good as they were
+    steps = FitSteps(kinematics=20_000 * fresh, body=given.body_steps * fresh, grasp=given.grasp_steps)
+    training = model.prepare(training, steps, seed=3)
     begun, latents = time.time(), Latents(model.autoencoder, training.frames)
     walk = Walk(training, model.cfg, given.batch, generator, steps=training.actions.shape[1])
     dreamt, recent = torch.zeros(()), list[float]()
@@ -241,10 +228,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         share = given.own * step / given.steps  # at first its own dreams have lost what it is to learn to carry
         own = goes_on & (torch.rand(len(goes_on), generator=generator) < share)
         seen = latents.at(*places)
-        if model.cfg.context == "frame":
-            seen[:, :, :2] = model.encode(Window(window.frames[:, :5], window.actions, window.pose))
-        told = window.actions, window.pose, window.held, window.shut_at
-        value, dreamt = model.learn(seen, *told, generator=generator, dreamt=dreamt, own=own)
+        value, dreamt = model.learn(seen, window, draws=Draws(generator, len(window)), dreamt=dreamt, own=own)
         return value
 
     def note(step: int, value: float) -> None:
@@ -252,7 +236,7 @@ def train_transformer(given: argparse.Namespace) -> None:
         if step % 100 == 99:
             tell(given.work, transformer=step + 1, loss=sum(recent[-100:]) / 100)
 
-    train(model.transformer, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
+    train(model.trained, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
           generator=generator, ema=0.999, warmup=200, checkpoint=given.work / "transformer-checkpoint.safetensors",
           checkpoint_every=250, on_step=note)  # fmt: skip
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
@@ -262,7 +246,7 @@ def train_transformer(given: argparse.Namespace) -> None:
     provenance = {
         "command": f"python benchmarks/pretrain_libero.py {shlex.join(sys.argv[1:])}",
         "seeds": {
-            "initialisation": 0, "transformer": 2, "kinematics": 3, "body": 4, "grasp": 5, "play": "ids of Split.PLAY",
+            "initialisation": 0, "transformer": 2, "mixer": 3, "play": "ids of Split.PLAY",
         },
         "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
         "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
@@ -289,7 +273,7 @@ def measure_play(given: argparse.Namespace) -> None:
         print({name: round(value, 1) for name, value in row.items()}, flush=True)
 
 
-def as_episodes(footage: Footage) -> list[Episode]:
+def as_episodes(footage: EpisodeBatch) -> list[Episode]:
     """Play as episodes, in which nothing was to be achieved."""
     none = torch.zeros(footage.frames.shape[1], dtype=torch.bool)
     return [

@@ -262,7 +262,6 @@ class WorldModel(Section):
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
     contact_weight: Weight = 5.0  # how much likelier a window with a gripper event is drawn
-    context: Literal["latent", "reencode", "frame"] = "latent"  # carried from chunk to chunk; frame: only the last one
     checkpoint_every: Count = 100
     minimum_psnr_gain: Decibels = 0.0  # gate: dB above holding the last frame, at every depth
 

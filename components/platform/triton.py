@@ -33,7 +33,7 @@ from wovr_core.settings import Serve
 from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
-from wovr_core.world_model.model import ActionStatistics
+from wovr_core.world_model.statistics import ActionStatistics
 
 LOADING = 600.0  # seconds that loading or unloading a version may take
 SOON_ENOUGH = 10.0  # seconds for an answer about how it is

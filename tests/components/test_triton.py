@@ -38,7 +38,8 @@ from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.models import save_detector, save_policy, save_reward
 from wovr_core.training.loop import TrainingError
 from wovr_core.trajectory import InitState
-from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.statistics import ActionStatistics
 
 CHECKOUT = Path(__file__).parents[2]
 ONE = Serve(instances=1)

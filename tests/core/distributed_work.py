@@ -14,7 +14,7 @@ from wovr_core.settings import Architecture, WorldModel
 from wovr_core.training.distributed import local
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage
+from wovr_core.world_model.windows import EpisodeBatch
 
 
 class Losses:
@@ -41,11 +41,11 @@ def main(folder: Path, steps: int) -> None:
     for parameter in model.transformer.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     g = torch.Generator().manual_seed(1)
-    footage = Footage(
+    episodes = EpisodeBatch(
         frames=torch.randint(0, 255, (4, 17, 3, 16, 16), dtype=torch.uint8, generator=g),
         actions=2 * torch.rand(4, 16, 3, generator=g) - 1, pose=torch.rand(4, 17, 2, generator=g),
     )  # fmt: skip
-    model.statistics.fit(footage)
+    model.statistics.fit(episodes)
     step.tell_loss = lambda tracker, metric: Losses(folder)
     share_out = step.share_out
 
@@ -56,7 +56,7 @@ def main(folder: Path, steps: int) -> None:
         (folder / "share.json").write_text(json.dumps(mine / whole))
 
     step.share_out = and_say_how_much
-    step.fit_world_model(model, footage, steps=steps, name="small", seed=0, data=[])
+    step.fit_world_model(model, episodes, steps=steps, name="small", seed=0, data=[])
     save_file(model.transformer.state_dict(), folder / "weights.safetensors")
 
 

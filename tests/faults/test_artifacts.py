@@ -33,8 +33,8 @@ from wovr_core.steps.models import open_policy
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.world_model import train_world_model
 from wovr_core.training.loop import TrainingError
-from wovr_core.world_model.model import ActionStatistics
-from wovr_core.world_model.windows import Footage
+from wovr_core.world_model.statistics import ActionStatistics
+from wovr_core.world_model.windows import EpisodeBatch
 
 NAN = float("nan")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -433,7 +433,7 @@ def test_a_motion_that_is_never_used_reaches_nowhere():
     actions[..., 0] = 0.5
     pose = torch.cat([torch.zeros(2, 1, 2), actions[..., :2].cumsum(1) / 10], 1)
     statistics = ActionStatistics(3, 2)
-    statistics.fit(Footage(torch.zeros(2, 17, 3, 8, 8, dtype=torch.uint8), actions, pose))
+    statistics.fit(EpisodeBatch(torch.zeros(2, 17, 3, 8, 8, dtype=torch.uint8), actions, pose))
     assert statistics.reach.tolist() == pytest.approx([0.1, 0])
 
 

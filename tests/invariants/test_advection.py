@@ -1,6 +1,7 @@
 """A future put together from what was seen, where it was or where the hand took it."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ import torch
 from wovr_core.chunk import MEMORY
 from wovr_core.settings import Architecture, WorldModel
 from wovr_core.trajectory import InitState, to_unit
-from wovr_core.world_model.advection import LAST, SHARPER, Advection, Sources, fit_grasp
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
-from wovr_core.world_model.grasp import GOES, STAYS, UNTOLD
+from wovr_core.world_model.conditioning import Conditions
+from wovr_core.world_model.flow import Draws
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage, Window, window_at
+from wovr_core.world_model.pixels.advection import LAST, SHARPER, Advection, Sources, fit_grasp
+from wovr_core.world_model.pixels.grasp import GOES, STAYS, UNKNOWN, gripper_commands
+from wovr_core.world_model.windows import EpisodeBatch, Window, window_at
 
 SIDE = 32  # pixels
 REFERENCE, REMEMBERED, MOVED_REFERENCE, MOVED_MEMORY = range(4)
@@ -46,7 +49,7 @@ def test_each_source_is_seen_where_it_was_or_where_the_hand_has_gone(source, rol
     codec = lossless(frames)
     reference, memory = codec.encode(frames[:, None])[:, :, 0][:, None]
     pose = hand(right=3, down=2)
-    sources = Sources.of(reference, memory, pose, torch.rand(1, 13, 3), pose[:, 0], codec)
+    sources = Sources.of(reference, memory, Conditions(torch.rand(1, 13, 3), pose), pose[:, 0], codec)
     advection = Advection(12, patch=1, pose_dim=2)
     advection.decide.bias.data[: advection.SOURCES] = torch.where(
         torch.arange(advection.SOURCES) == source, 30.0, -30.0
@@ -65,7 +68,7 @@ def test_what_is_held_is_seen_as_in_the_first_frame_moved_from_where_the_hand_sh
     codec, pose = lossless(frames), hand(right=3, down=2)
     reference, memory = codec.encode(frames[:, None])[:, :, 0][:, None]
     shut_at = pose[:, 0] - torch.tensor([[2, 1]]) / SIDE
-    sources = Sources.of(reference, memory, pose, torch.rand(1, 13, 3), shut_at, codec)
+    sources = Sources.of(reference, memory, Conditions(torch.rand(1, 13, 3), pose), shut_at, codec)
     advection = Advection(12, patch=1, pose_dim=2)
     gates = torch.arange(advection.SOURCES)
     advection.decide.bias.data[: advection.SOURCES] = torch.where(gates == CARRIED, 30.0, -30.0)
@@ -90,17 +93,23 @@ def a_model(*, patch: int = 1, channels: int = 24) -> DiffusionWorldModel:
     return DiffusionWorldModel(cfg, codec, action_dim=3)
 
 
+def mixing(model: DiffusionWorldModel) -> Advection:
+    assert model.mixer is not None and model.mixer.advection is not None
+    return model.mixer.advection
+
+
 def a_window() -> Window:
     g = torch.Generator().manual_seed(2)
     frames = torch.randint(0, 256, (4, 13, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
     actions, pose = torch.rand(4, 13, 3, generator=g), torch.rand(4, 13, 2, generator=g)
-    return Window(frames, actions, pose, torch.tensor([STAYS, GOES, UNTOLD, GOES]), pose[:, 2])
+    labels = {"held": torch.tensor([STAYS, GOES, UNKNOWN, GOES]), "shut_at": pose[:, 2]}
+    return Window(frames, actions, pose, labels)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_dream_goes_on_from_what_it_put_together(precision, generator):
     model, window = a_model(), a_window()
-    model.transformer.to(precision)
+    model.trained.to(precision)
     starts = [
         InitState(
             reference=window.frames[i, 0], memory=window.frames[i, 1:5], actions=window.actions[i, 1:5],
@@ -120,21 +129,13 @@ def test_untrained_the_memory_stays_and_in_a_dream_that_holds_something_even_mor
     model, window = a_model(patch=patch), a_window()
     latents = model.encode(window)
     conditions = model._conditions(window.actions, window.pose)
-    advection = model.transformer.advection
-    assert advection is not None
-    given = (
-        latents[:, :, 0],
-        latents[:, :, 1],
-        conditions.pose,
-        conditions.actions,
-        window.pose[:, 0],
-        model.autoencoder,
-    )
+    advection = mixing(model)
+    clean = latents[:, :, 0], latents[:, :, 1], conditions, window.pose[:, 0], model.autoencoder
     real = model.autoencoder.decode_future(latents[:, :, :2], 1, frames=[3])[:, 0]
     off = []
     for sharpness in (1.0, SHARPER):
         tokens = torch.rand(4, 2, (SIDE // 8 // patch) ** 2, 24)
-        future = advection(tokens, Sources.of(*given, sharpness=sharpness), torch.tensor([STAYS, STAYS, GOES, GOES]))
+        future = advection(tokens, Sources.of(*clean, sharpness=sharpness), torch.tensor([STAYS, STAYS, GOES, GOES]))
         shown = model.autoencoder.decode_future(future, 1, frames=[3])[:, 0]
         off.append((shown - real).square().mean((1, 2, 3)).unflatten(0, (2, 2)).mean(1))
     unlike = (to_unit(window.frames[:, 0]) - real).square().mean()
@@ -144,21 +145,20 @@ def test_untrained_the_memory_stays_and_in_a_dream_that_holds_something_even_mor
 
 def test_every_weight_of_it_learns(generator):
     model = a_model()
-    for parameter in model.transformer.parameters():
+    for parameter in model.trained.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    assert model.transformer.advection is not None
     model.loss(a_window(), generator=generator).backward()
-    weights = model.transformer.named_parameters()
+    weights = model.trained.named_parameters()
     silent = {name for name, p in weights if p.grad is None or not p.grad.any()}
-    before = {name for name, _ in model.transformer.named_parameters() if "body" in name or "grasp." in name}
+    before = {name for name, _ in model.trained.named_parameters() if "body" in name or "grasp." in name}
+    assert before
     assert silent == before  # learnt
 
 
 def test_a_moving_picture_is_learnt_from_the_hand_alone(generator):
     """Everything moves with the hand, by another way in every window: only what looks at the hand can tell."""
     model = a_model()
-    assert model.transformer.advection is not None
-    advection = model.transformer.advection
+    advection = mixing(model)
     before = advection.decide.bias.detach().clone()
     optimiser = torch.optim.Adam(advection.parameters(), lr=0.05)
     frames = to_unit(a_window().frames[:, MEMORY])
@@ -168,8 +168,9 @@ def test_a_moving_picture_is_learnt_from_the_hand_alone(generator):
         film = [frames] * (MEMORY + 1)
         film += [frames.roll((s * down, s * right), (2, 3)) for s in (1, 2) for _ in range(4)]
         latents = model.autoencoder.encode(torch.stack(film, 1))
-        told = torch.rand(4, 13, 3), pose, torch.full((4,), UNTOLD), pose[:, 0]
-        loss, _ = model.learn(latents, *told, generator=generator)
+        labels = {"held": torch.full((4,), UNKNOWN), "shut_at": pose[:, 0]}
+        window = Window(a_window().frames, torch.rand(4, 13, 3), pose, labels)
+        loss, _ = model.learn(latents, window, draws=Draws(generator, 4))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -177,22 +178,17 @@ def test_a_moving_picture_is_learnt_from_the_hand_alone(generator):
     assert rose[MOVED_MEMORY] > 0.2 > -0.2 > rose[REMEMBERED]
 
 
-def test_without_its_sources_there_is_no_dream():
-    model, window = a_model(), a_window()
-    latents = model.encode(window)
-    conditions = model._conditions(window.actions, window.pose)
-    context = model.transformer.context(latents[:, :, 0], latents[:, :, 1], conditions, memory_noise=torch.zeros(4))
-    with pytest.raises(AssertionError, match="give the context its sources"):
-        model.transformer(latents[:, :, 2:], torch.ones(4), context)
+def test_without_labels_there_is_no_learning(generator):
+    with pytest.raises(AssertionError, match="labelled with the outcome of grasps"):
+        a_model().loss(replace(a_window(), labels={}), generator=generator)
 
 
 def test_what_is_told_to_go_along_goes_and_what_is_told_to_stay_stays(generator):
     """Nothing before it says whether the picture goes with the hand or stays; what it is told does."""
     model = a_model(channels=192)  # which lose nothing
-    advection = model.transformer.advection
-    assert advection is not None
+    advection = mixing(model)
     advection.body.out.bias.data[3] = -10.0  # no arm hides anything
-    optimiser = torch.optim.Adam(model.transformer.parameters(), lr=0.002)
+    optimiser = torch.optim.Adam(model.trained.parameters(), lr=0.002)
     frames, pose = to_unit(a_window().frames[:, MEMORY]), hand(right=3, down=0).expand(4, -1, -1)
     actions = torch.rand(4, 13, 3, generator=generator)
 
@@ -202,22 +198,24 @@ def test_what_is_told_to_go_along_goes_and_what_is_told_to_stay_stays(generator)
 
     for _ in range(150):
         goes = torch.arange(4) % 2
-        loss, _ = model.learn(film(goes == GOES), actions, pose, goes, pose[:, 0], generator=generator)
+        window = Window(a_window().frames, actions, pose, {"held": goes, "shut_at": pose[:, 0]})
+        loss, _ = model.learn(film(goes == GOES), window, draws=Draws(generator, 4))
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.transformer.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.trained.parameters(), 1.0)
         optimiser.step()
     real = [film(torch.full((4,), goes)) for goes in (False, True)]
-    given = real[0][:, :, 0], real[0][:, :, 1]
+    clean = real[0][:, :, 0], real[0][:, :, 1]
     conditions = model._conditions(actions, pose)
     with torch.no_grad():
-        sources = model._sources(*given, conditions, pose[:, 0], sharpness=1.0)
-        context = model.transformer.context(*given, conditions, memory_noise=torch.zeros(4), sources=sources)
+        sources = Sources.of(*clean, conditions, model.statistics.in_picture(pose[:, 0]), model.autoencoder)
         noise = torch.randn(real[0][:, :, 2:].shape, generator=generator)
-        for told in (STAYS, GOES):
-            shown = noise - model.transformer(noise, torch.ones(4), context, torch.full((4,), told))
+        for outcome in (STAYS, GOES):
+            mix = partial(advection, sources=sources, held=torch.full((4,), outcome))
+            context = model.transformer.context(*clean, conditions, memory_noise=torch.zeros(4), mix=mix)
+            shown = noise - model.transformer(noise, torch.ones(4), context)
             off = [(shown - one[:, :, 2:]).square().mean() for one in real]
-            assert off[told] < 0.7 * off[1 - told]
+            assert off[outcome] < 0.7 * off[1 - outcome]
 
 
 def test_a_background_is_what_is_mostly_seen():
@@ -229,7 +227,7 @@ def test_a_background_is_what_is_mostly_seen():
     assert torch.allclose(advection.background, to_unit(frames[:1, :, -1:, -1:]).expand(-1, -1, 128, 128)[0])
 
 
-def grasping(*, episodes: int = 8) -> tuple[Footage, torch.Tensor]:
+def grasping(*, episodes: int = 8) -> tuple[EpisodeBatch, torch.Tensor]:
     """Hands that shut after four steps and then go right, and what they shut around, which goes along every other time.
 
     Half of them shut above a thing, half beside it. Also their poses in the picture.
@@ -245,7 +243,7 @@ def grasping(*, episodes: int = 8) -> tuple[Footage, torch.Tensor]:
             left = int(x[step]) if above else 9
             frames[episode, step, :, 15:19, left - 1 : left + 2] = 255
     pose = torch.stack([x / SIDE, torch.full((24,), 0.5)], -1).expand(episodes, -1, -1)
-    return Footage(frames, actions, pose), pose
+    return EpisodeBatch(frames, actions, pose), pose
 
 
 def test_a_hand_that_shut_around_a_thing_is_foreseen_to_take_it_along(generator):
@@ -253,34 +251,33 @@ def test_a_hand_that_shut_around_a_thing_is_foreseen_to_take_it_along(generator)
     torch.manual_seed(0)
     advection = Advection(12, patch=1, pose_dim=2)
     advection.body.out.bias.data[3] = -10.0  # no arm hides anything
-    footage, pose = grasping()
-    held = advection.follow(footage.frames, pose, footage.gripper)
+    episodes, pose = grasping()
+    held = advection.follow(episodes.frames, pose, gripper_commands(episodes.actions))
     assert held[:, 4:].tolist() == [[episode % 2] * 20 for episode in range(8)]
     assert held[:, :4].eq(STAYS).all()
-    told, codec = replace(footage, held=held), ComponentAutoencoder(channels=24)
-    losses = fit_grasp(advection, codec, told, pose, steps=60, generator=generator)
+    labelled, codec = replace(episodes, labels={"held": held}), ComponentAutoencoder(channels=24)
+    losses = fit_grasp(advection, codec, labelled, pose, steps=60, generator=generator)
     assert sum(losses[-5:]) / 5 < 0.2 < 0.5 < losses[0]
-    nothing = replace(footage, held=torch.full_like(held, UNTOLD))
+    nothing = replace(episodes, labels={"held": torch.full_like(held, UNKNOWN)})
     assert fit_grasp(advection, codec, nothing, pose, steps=60, generator=generator) == []
 
 
 def test_a_window_says_what_is_held_and_where_the_hand_shut():
     model = a_model()
-    assert model.transformer.advection is not None
-    model.transformer.advection.body.out.bias.data[3] = -10.0  # no arm hides anything
-    footage, _ = grasping()
-    told = model.with_grasps(footage)
-    window = window_at(told, torch.tensor([1, 0, 1]), torch.tensor([12, 12, 2]))
-    assert window.held is not None and window.held.tolist() == [GOES, STAYS, STAYS]
-    assert torch.equal(window.shut_at, footage.pose[0, [4, 4, 2]])
-    assert window_at(footage, torch.tensor([1]), torch.tensor([12])).held is None
+    mixing(model).body.out.bias.data[3] = -10.0  # no arm hides anything
+    episodes, _ = grasping()
+    assert model.mixer is not None
+    labelled = model.mixer.label(episodes, model.statistics)
+    window = window_at(labelled, torch.tensor([1, 0, 1]), torch.tensor([12, 12, 2]))
+    assert window.labels["held"].tolist() == [GOES, STAYS, STAYS]
+    assert torch.equal(window.labels["shut_at"], episodes.pose[0, [4, 4, 2]])
+    assert window_at(episodes, torch.tensor([1]), torch.tensor([12])).labels == {}
 
 
 def test_a_dream_decides_once_a_grasp(generator):
     """And remembers what; another time that the hand shuts, it decides again."""
     model, window = a_model(), a_window()
-    advection = model.transformer.advection
-    assert advection is not None
+    advection = mixing(model)
     odds = torch.tensor([[-30.0, 30.0]])  # it goes along
     advection.foresee = lambda sources: odds.expand(len(sources.pose), -1)
     starts = [
@@ -299,7 +296,7 @@ def test_a_dream_decides_once_a_grasp(generator):
         state = model.imagine(state, actions, generator=generator)
         told.append(int(state.extra["held"]))
         places.append(state.extra["shut_at"])
-    assert told == [UNTOLD, GOES, GOES, UNTOLD, UNTOLD, STAYS, STAYS]
+    assert told == [UNKNOWN, GOES, GOES, UNKNOWN, UNKNOWN, STAYS, STAYS]
     assert torch.equal(places[1], places[2])  # where it shut
     assert not torch.equal(places[2], places[5])
     assert torch.equal(places[5], places[6])

@@ -3,7 +3,7 @@
 import torch
 
 from wovr_core.trajectory import to_unit
-from wovr_core.world_model.body import Body, fit_body
+from wovr_core.world_model.pixels.body import Body, fit_body
 
 SIDE = 16
 

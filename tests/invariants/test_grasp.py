@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from wovr_core.world_model.grasp import GOES, STAYS, UNTOLD, Grasp, decided, drawn, grasps, hindsight, went
+from wovr_core.world_model.pixels.grasp import (
+    GOES,
+    STAYS,
+    UNKNOWN,
+    Grasp,
+    decide,
+    grasps,
+    hindsight,
+    sample_outcome,
+    went,
+)
 
 SIDE = 64
 BACKGROUND = torch.zeros(3, SIDE, SIDE)
@@ -23,9 +33,9 @@ def picture(*, thing: tuple[int, int] | None) -> torch.Tensor:
     [
         ((32, 33), (40, 25), (40, 24), GOES),
         ((32, 33), (32, 33), (40, 24), STAYS),
-        ((32, 33), (32, 33), (33, 33), UNTOLD),  # a hand that hardly moves takes nothing along, and leaves nothing
-        (None, None, (40, 24), UNTOLD),
-        ((52, 33), (60, 25), (40, 24), UNTOLD),  # that is not at the hand
+        ((32, 33), (32, 33), (33, 33), UNKNOWN),  # a hand that hardly moves takes nothing along, and leaves nothing
+        (None, None, (40, 24), UNKNOWN),
+        ((52, 33), (60, 25), (40, 24), UNKNOWN),  # that is not at the hand
     ],
 )
 def test_what_became_of_a_thing_is_read_off_the_pictures(before, after, to, became):
@@ -34,15 +44,15 @@ def test_what_became_of_a_thing_is_read_off_the_pictures(before, after, to, beca
     arm = torch.zeros(1, 2, 1, SIDE, SIDE)
     assert went(frames, hand, arm, BACKGROUND).item() == became
     arm[:, 0] = 1.0  # all hidden
-    assert went(frames, hand, arm, BACKGROUND).item() == UNTOLD
+    assert went(frames, hand, arm, BACKGROUND).item() == UNKNOWN
 
 
 def test_it_is_drawn_as_often_as_the_odds_say(generator):
     logits = torch.tensor([[0.3, 0.7]]).log().expand(20_000, -1)
-    share = (drawn(logits, torch.randn(20_000, generator=generator)) == GOES).float().mean()
+    share = (sample_outcome(logits, torch.randn(20_000, generator=generator)) == GOES).float().mean()
     assert abs(share - 0.7) < 0.015
     sure = torch.tensor([[30.0, 0.0], [0.0, 30.0]])
-    assert drawn(sure, torch.tensor([3.0, -3.0])).tolist() == [STAYS, GOES]
+    assert sample_outcome(sure, torch.tensor([3.0, -3.0])).tolist() == [STAYS, GOES]
 
 
 def test_the_grasp_is_foreseen_at_the_hand_and_nowhere_else():
@@ -59,13 +69,13 @@ def test_the_grasp_is_foreseen_at_the_hand_and_nowhere_else():
 
 def test_in_hindsight_a_grasp_has_one_answer_and_an_open_hand_none():
     shut = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 1, 1, 1]] * 2).bool()
-    became = torch.full((2, 10), UNTOLD)
+    became = torch.full((2, 10), UNKNOWN)
     became[0, [1, 3, 4]] = torch.tensor([STAYS, GOES, GOES])  # mostly
     became[0, 6] = STAYS  # of an open hand
     became[1, 8] = STAYS
     told = hindsight(became, shut)
-    assert told[0].tolist() == [STAYS, GOES, GOES, GOES, GOES, STAYS, STAYS, UNTOLD, UNTOLD, UNTOLD]
-    assert told[1].tolist() == [STAYS, UNTOLD, UNTOLD, UNTOLD, UNTOLD, STAYS, STAYS, STAYS, STAYS, STAYS]
+    assert told[0].tolist() == [STAYS, GOES, GOES, GOES, GOES, STAYS, STAYS, UNKNOWN, UNKNOWN, UNKNOWN]
+    assert told[1].tolist() == [STAYS, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, STAYS, STAYS, STAYS, STAYS, STAYS]
     begun, since = grasps(shut)
     assert begun[0, shut[0]].tolist() == [1, 1, 1, 1, 7, 7, 7]
     assert since[0, shut[0]].tolist() == [1, 2, 3, 4, 1, 2, 3]
@@ -73,7 +83,7 @@ def test_in_hindsight_a_grasp_has_one_answer_and_an_open_hand_none():
 
 
 def test_what_was_decided_holds_for_as_long_as_the_hand_is_shut():
-    before = torch.tensor([UNTOLD, UNTOLD, STAYS, GOES, GOES])
+    before = torch.tensor([UNKNOWN, UNKNOWN, STAYS, GOES, GOES])
     foreseen = torch.tensor([STAYS, GOES, GOES, STAYS, GOES])
     shut = torch.tensor([True, True, True, True, False])
-    assert decided(before, foreseen, shut).tolist() == [STAYS, GOES, STAYS, GOES, STAYS]
+    assert decide(before, foreseen, shut).tolist() == [STAYS, GOES, STAYS, GOES, STAYS]

@@ -13,10 +13,11 @@ from wovr_core.steps.dreamer import new_world_model
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
-from wovr_core.world_model.autoencoder import Autoencoder, ComponentAutoencoder, PatchAutoencoder, tiny_autoencoder
-from wovr_core.world_model.kinematics import Kinematics, fit_kinematics
-from wovr_core.world_model.model import ActionStatistics, DiffusionWorldModel
-from wovr_core.world_model.windows import Footage, WindowSampler, window_at
+from wovr_core.world_model.autoencoder import ComponentAutoencoder, PatchAutoencoder, tiny_autoencoder
+from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.pixels.kinematics import Kinematics, fit_kinematics
+from wovr_core.world_model.statistics import ActionStatistics
+from wovr_core.world_model.windows import EpisodeBatch, WindowSampler, window_at
 
 
 def a_state(model: DiffusionWorldModel, b: int = 3, side: int = 4) -> DreamState:
@@ -33,10 +34,12 @@ def dream_of(model: DiffusionWorldModel, state: DreamState, actions: torch.Tenso
     return model.imagine(state, actions, generator=torch.Generator().manual_seed(seed))
 
 
-def some_footage(episodes: int = 6) -> Footage:
+def some_episodes(episodes: int = 6) -> EpisodeBatch:
     g = torch.Generator().manual_seed(3)
     frames = torch.randint(0, 256, (episodes, 49, 3, 16, 16), generator=g, dtype=torch.uint8)
-    return Footage(frames, torch.rand(episodes, 48, 3, generator=g) * 2 - 1, torch.rand(episodes, 49, 2, generator=g))
+    return EpisodeBatch(
+        frames, torch.rand(episodes, 48, 3, generator=g) * 2 - 1, torch.rand(episodes, 49, 2, generator=g)
+    )
 
 
 def test_cached_and_uncached_sampling_agree(tiny_world_model):
@@ -64,7 +67,7 @@ def test_a_dream_depends_on_its_actions_reference_memory_and_pose(tiny_world_mod
 
 
 def test_the_loss_is_of_the_future_only_and_of_every_mechanism_that_is_on(tiny_world_model, generator):
-    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    window = window_at(some_episodes(), torch.arange(4), torch.full((4,), 10))
     tiny_world_model.loss(window, generator=generator).backward()
     silent = [
         name
@@ -79,12 +82,12 @@ def test_a_window_leaves_as_memory_what_a_dream_would_leave_and_goes_on_from_a_g
     """One step from pure noise is the sampler; self-rollout training hands its prediction to the next window."""
     cfg = tiny_world_model.cfg.model_copy(update={"lowest_noise": 1.0, "sampler_steps": 1, "memory_noise": 0.0})
     model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
-    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    window = window_at(some_episodes(), torch.arange(4), torch.full((4,), 10))
     given = model.autoencoder.encode(to_unit(window.frames[:, :5]))[:, :, 1]
 
     def learn(dreamt, own):
-        told, dice = (window.actions, window.pose), torch.Generator().manual_seed(3)
-        return model.learn(model.encode(window), *told, generator=dice, dreamt=dreamt, own=own)
+        draws = flow.Draws(torch.Generator().manual_seed(3), len(window))
+        return model.learn(model.encode(window), window, draws=draws, dreamt=dreamt, own=own)
 
     everyone, nobody = torch.ones(4).bool(), torch.zeros(4).bool()
     loss, left = learn(None, None)
@@ -102,14 +105,14 @@ def test_an_arm_that_lags_behind_its_commands_is_learnt(generator):
     for told in actions[..., :2].unbind(1):
         speed = 0.7 * speed + 0.004 * told
         hand.append(hand[-1] + speed)
-    footage = Footage(torch.zeros(64, 41, 3, 16, 16, dtype=torch.uint8), actions, torch.stack(hand, 1))
+    episodes = EpisodeBatch(torch.zeros(64, 41, 3, 16, 16, dtype=torch.uint8), actions, torch.stack(hand, 1))
     model = a_model_that_knows_its_arm()
-    model.statistics.fit(footage)
-    share = model.statistics.share(footage.pose)
-    fit_kinematics(model.kinematics, share, actions, steps=200, generator=generator)
-    window = window_at(footage, torch.arange(64), torch.full((64,), 20))
+    model.statistics.fit(episodes)
+    share = model.statistics.share(episodes.pose)
+    fit_kinematics(model.mixer.kinematics, share, actions, steps=200, generator=generator)
+    window = window_at(episodes, torch.arange(64), torch.full((64,), 20))
     with torch.no_grad():
-        path = model.kinematics(share[:, 17:21], window.actions[:, 1:5], window.actions[:, 5:])
+        path = model.mixer.kinematics(share[:, 17:21], window.actions[:, 1:5], window.actions[:, 5:])
     missed = (model.statistics.pose_of(path) - window.pose[:, 5:]).norm(dim=-1)
     added_up = model.statistics.integrate(window.pose[:, 4], window.actions[:, 5:])
     assert missed.mean() < 0.2 * (added_up - window.pose[:, 5:]).norm(dim=-1).mean()
@@ -134,12 +137,12 @@ def test_a_dream_is_where_the_kinematics_say(generator):
     state, actions = a_state(model), torch.rand(3, 8, 3, generator=generator)
     after = dream_of(model, state, actions)
     with torch.no_grad():
-        share = model.kinematics(model.statistics.share(state.pose[:, 1:]), state.actions, actions)
+        share = model.mixer.kinematics(model.statistics.share(state.pose[:, 1:]), state.actions, actions)
     assert torch.allclose(after.pose[:, 1:], model.statistics.pose_of(share.clamp(0, 1))[:, -4:], atol=1e-5)
     assert torch.equal(after.pose[:, 0], state.pose[:, 0])
-    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    window = window_at(some_episodes(), torch.arange(4), torch.full((4,), 10))
     model.loss(window, generator=generator).backward()
-    assert all(p.grad is None for p in model.kinematics.parameters()), "it was learnt before"
+    assert all(p.grad is None for p in model.mixer.kinematics.parameters()), "it was learnt before"
 
 
 def a_model_that_knows_its_arm() -> DiffusionWorldModel:
@@ -196,7 +199,7 @@ def test_every_mechanism_can_be_switched_off(tiny_world_model, off, generator):
     shape = tiny_world_model.cfg.architecture.model_dump() | {off: False}
     cfg = tiny_world_model.cfg.model_copy(update={"architecture": Architecture(**shape)})
     model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
-    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
+    window = window_at(some_episodes(), torch.arange(4), torch.full((4,), 10))
     assert torch.isfinite(model.loss(window, generator=generator))
     state = a_state(model)
     assert dream_of(model, state, torch.rand(3, 8, 3)).future.shape == (3, 8, 2, 4, 4)
@@ -206,40 +209,8 @@ def test_every_mechanism_can_be_switched_off(tiny_world_model, off, generator):
         assert torch.equal(dream_of(model, state, actions).future, dream_of(model, other, actions).future)
 
 
-class LosslessCodec(Autoencoder):
-    """Sixteen pixels square, four frames to a latent: every pixel is a channel of the one latent they share."""
-
-    channels = 4 * 3 * 16
-
-    def encode(self, frames):
-        first = frames[:, :1].repeat_interleave(4, 1)
-        groups = torch.cat([first, frames[:, 1:]], 1).unflatten(1, (-1, 4))  # (b, latent, 4, 3, h, w)
-        packed = torch.nn.functional.pixel_unshuffle(groups.flatten(0, 2), 4)
-        return packed.unflatten(0, groups.shape[:3]).flatten(2, 3).transpose(1, 2)
-
-    def decode_future(self, window, count=2, *, frames=None):
-        latents = window[:, :, -count:].transpose(1, 2).unflatten(2, (4, -1))
-        seen = torch.nn.functional.pixel_shuffle(latents.flatten(0, 2), 4).unflatten(0, latents.shape[:3]).flatten(1, 2)
-        return seen if frames is None else seen[:, frames]
-
-
-def test_latent_resident_and_reencoding_rollouts_agree_for_a_lossless_codec(tiny_world_model):
-    shape = tiny_world_model.cfg.architecture.model_dump() | {"latent_channels": LosslessCodec.channels}
-    futures = []
-    for context in ("latent", "reencode"):
-        torch.manual_seed(0)
-        cfg = tiny_world_model.cfg.model_copy(update={"architecture": Architecture(**shape), "context": context})
-        model = DiffusionWorldModel(cfg, LosslessCodec(), action_dim=3)
-        state = a_state(model)
-        g = torch.Generator().manual_seed(2)
-        for _ in range(3):
-            state = model.imagine(state, torch.full((3, 8, 3), 0.3), generator=g)
-        futures.append(state.future)
-    assert torch.allclose(*futures, atol=1e-4)
-
-
 def test_components_keep_the_last_of_every_four_frames_and_all_of_it_where_there_are_enough():
-    frames = to_unit(some_footage().frames[:, :13])
+    frames = to_unit(some_episodes().frames[:, :13])
     codec = ComponentAutoencoder(channels=192)
     codec.fit(frames.flatten(0, 1))
     latents = codec.encode(frames)
@@ -252,7 +223,7 @@ def test_components_keep_the_last_of_every_four_frames_and_all_of_it_where_there
 
 
 def test_of_fewer_components_those_are_kept_that_tell_most():
-    frames = to_unit(some_footage().frames[:, :9])
+    frames = to_unit(some_episodes().frames[:, :9])
     errors = []
     for channels in (4, 16, 64):
         codec = ComponentAutoencoder(channels=channels)
@@ -272,29 +243,14 @@ def test_the_tiny_codec_is_the_one_asked_for(codec, kind):
     assert made.encode(torch.rand(2, 5, 3, 16, 16)).shape == (2, 12, 2, 2, 2)
 
 
-def test_a_single_frame_is_remembered_as_if_nothing_had_moved_before(tiny_world_model, generator):
-    cfg = tiny_world_model.cfg.model_copy(update={"context": "frame"})
-    model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
-    window = window_at(some_footage(), torch.arange(4), torch.full((4,), 10))
-    latents = model.encode(window)
-    still = model.autoencoder.encode(to_unit(window.frames[:, 4:5]))
-    assert torch.allclose(latents[:, :, 1], still[:, :, 0], atol=1e-5)
-    assert not torch.allclose(latents[:, :, 1], tiny_world_model.encode(window)[:, :, 1], atol=1e-2)
-    assert torch.equal(latents[:, :, 2:], tiny_world_model.encode(window)[:, :, 2:])
-    assert torch.isfinite(model.loss(window, generator=generator))
-    after = dream_of(model, a_state(model), torch.rand(3, 8, 3))
-    last = model.autoencoder.decode_future(torch.cat([after.before[:, :, None], after.future], 2))[:, -1:]
-    assert torch.allclose(after.memory, model.autoencoder.encode(last)[:, :, 0], atol=1e-4)
-
-
 def test_train_stop_resume_is_train(tiny_world_model, tmp_path):
-    footage = some_footage()
+    episodes = some_episodes()
     start = {name: value.clone() for name, value in tiny_world_model.state_dict().items()}
     ends = []
 
     def run(checkpoint, stop_at=None):
         g = torch.Generator().manual_seed(9)
-        sampler = WindowSampler(footage, tiny_world_model.cfg, generator=g)
+        sampler = WindowSampler(episodes, tiny_world_model.cfg, generator=g)
 
         def loss(step):
             if step == stop_at:
@@ -333,10 +289,10 @@ def test_a_perfect_velocity_lands_on_the_future_in_any_number_of_steps():
 
 
 def test_a_window_is_one_reference_four_remembered_eight_to_come():
-    footage = some_footage(1)
-    window = window_at(footage, torch.tensor([0, 0]), torch.tensor([0, 20]))
-    assert torch.equal(window.frames[0, :5], footage.frames[0, :1].expand(5, -1, -1, -1)), "the start is repeated"
+    episodes = some_episodes(1)
+    window = window_at(episodes, torch.tensor([0, 0]), torch.tensor([0, 20]))
+    assert torch.equal(window.frames[0, :5], episodes.frames[0, :1].expand(5, -1, -1, -1)), "the start is repeated"
     assert window.actions[0, :5].eq(0).all(), "and nothing led to it"
-    assert torch.equal(window.frames[1, 1:], footage.frames[0, 17:29])
-    assert torch.equal(window.actions[1, 1:], footage.actions[0, 16:28]), "an action leads to its frame"
-    assert torch.equal(window.frames[1, 0], footage.frames[0, 0])
+    assert torch.equal(window.frames[1, 1:], episodes.frames[0, 17:29])
+    assert torch.equal(window.actions[1, 1:], episodes.actions[0, 16:28]), "an action leads to its frame"
+    assert torch.equal(window.frames[1, 0], episodes.frames[0, 0])

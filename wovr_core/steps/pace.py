@@ -19,7 +19,7 @@ from wovr_core.steps.facts import PaceDecision, PolicyFacts
 from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
 from wovr_core.steps.world_model import fit_world_model, measure
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage
+from wovr_core.world_model.windows import EpisodeBatch
 
 
 def choose_policy(
@@ -105,7 +105,7 @@ def refit_world_model(
             refit = open_world_model(world_model, task, dreaming=False)
             refit.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
             fit_world_model(
-                refit, Footage.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
+                refit, EpisodeBatch.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
                 data=episodes, share=episode_shares(data.sizes, cfg.new_share), tracker=tracker,
             )  # fmt: skip
             after = float(replay_psnr(deepcopy(refit), newest, task.seed).mean())

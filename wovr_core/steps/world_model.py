@@ -17,12 +17,11 @@ from wovr_core.training.checkpoint import scratch
 from wovr_core.training.distributed import gathered, put_together, share_out
 from wovr_core.training.loop import tell_loss, train
 from wovr_core.trajectory import Episode
-from wovr_core.world_model.advection import fit_grasp
-from wovr_core.world_model.kinematics import fit_kinematics
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.windows import Footage, WindowSampler
+from wovr_core.world_model.pixels.mixer import FitSteps
+from wovr_core.world_model.windows import EpisodeBatch, WindowSampler
 
-GRASP_STEPS, GRASP_RATE = 60, 1e-4  # to learn on, from a policy's few grasps: soon it knows them by heart
+GRASP_STEPS, GRASP_LEARNING_RATE = 60, 1e-4  # few and small: a policy's few grasps are soon known by heart
 
 
 def train_world_model(
@@ -35,11 +34,11 @@ def train_world_model(
     model = new_world_model(cfg, task)
     settings = {"world_model": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=named(episodes)) as draft:
-        footage = Footage.of(data.training)
+        training = EpisodeBatch.of(data.training)
         if cfg.pretrained == "none":
-            model.statistics.fit(footage)
+            model.statistics.fit(training)
         fit_world_model(
-            model, footage, steps=cfg.steps, name="world model", seed=task.seed, data=episodes, tracker=tracker
+            model, training, steps=cfg.steps, name="world model", seed=task.seed, data=episodes, tracker=tracker
         )
         save_world_model(draft.folder, model)
         rows = measure(model, data.held_out, seed=task.seed)
@@ -53,7 +52,7 @@ def train_world_model(
 
 def fit_world_model(
     model: DiffusionWorldModel,
-    footage: Footage,
+    episodes: EpisodeBatch,
     *,
     steps: int,
     name: str,
@@ -69,24 +68,15 @@ def fit_world_model(
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
     with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as kept, gathered() as team:
-        footage = model.with_grasps(footage)
-        sampler = WindowSampler(footage, cfg, generator=generator, share=share)
-        if (advection := model.transformer.advection) is not None:
-            fit_grasp(
-                advection, model.autoencoder, footage, model.statistics.in_picture(footage.pose), steps=GRASP_STEPS,
-                learning_rate=GRASP_RATE, generator=torch.Generator().manual_seed(seed),
-            )  # fmt: skip
-        if model.kinematics is not None:
-            fit_kinematics(
-                model.kinematics, model.statistics.share(footage.pose), footage.actions, steps=cfg.kinematics_steps,
-                generator=torch.Generator().manual_seed(seed),
-            )  # fmt: skip
+        first = FitSteps(kinematics=cfg.kinematics_steps, grasp=GRASP_STEPS, grasp_learning_rate=GRASP_LEARNING_RATE)
+        episodes = model.prepare(episodes, first, seed=seed)
+        sampler = WindowSampler(episodes, cfg, generator=generator, share=share)
         learner, rows = model, team.rows(cfg.batch)
         if team.size > 1:
             learner = deepcopy(model)
             share_out(learner, learns="learn", whole=[learner.autoencoder])
         train(
-            learner.transformer, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
+            learner.trained, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
             name=name, steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
             checkpoint=kept / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
             on_step=tell_loss(tracker, "world_model/loss"), team=team,

@@ -1,6 +1,7 @@
 """How actions reach the world model: as modulation, as tokens to attend to, and (tiny profile) as a map of poses."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,14 @@ from wovr_core.chunk import WINDOW
 
 LATENTS = 4  # reference, memory, two of future
 CONTEXT = 2  # of which these are given
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a window is conditioned on, per frame of its 13."""
+
+    actions: Float[Tensor, "b 13 a"]  # normalised; the first is the null action
+    pose: Float[Tensor, "b 13 p"]  # of the gripper at each frame: where in the picture, and what that does not say
 
 
 class ActionModulation(nn.Module):

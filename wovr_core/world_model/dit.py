@@ -4,28 +4,20 @@ The reference and memory latents are clean context: they attend to each other on
 computed once per chunk and reused at every denoising step. The future attends to them and to itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.settings import Architecture
-from wovr_core.world_model.advection import Advection, Sources
-from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, PoseMap
+from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, Conditions, PoseMap
 
 Heads = tuple[Tensor, Tensor]  # keys and values, (b, heads, tokens, head_dim)
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a window is conditioned on, per frame of its 13."""
-
-    actions: Float[Tensor, "b 13 a"]  # normalised; the first is the null action
-    pose: Float[Tensor, "b 13 p"]  # of the gripper at each frame: where in the picture, and what that does not say
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class Context:
     cross_attention: list[Heads | None]  # per block, of the action tokens
     modulation: Tensor  # (b, 4, d), from actions
     poses: Tensor | None  # (b, 2, tokens, d), of the future
-    sources: Sources | None
+    mix: Callable[[Tensor], Tensor] | None  # what the output is added to, from the tokens of the future
 
     @property
     def batch(self) -> int:
@@ -62,7 +54,6 @@ class WorldModelTransformer(nn.Module):
         self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
         self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
         self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
-        self.advection = Advection(width, cfg.patch, pose_dim) if cfg.advection else None
         self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates and not cfg.advection else None
         if self.keep_gates is not None:
             nn.init.zeros_(self.keep_gates.weight)
@@ -78,7 +69,7 @@ class WorldModelTransformer(nn.Module):
         conditions: Conditions,
         *,
         memory_noise: Float[Tensor, " b"],
-        sources: Sources | None = None,
+        mix: Callable[[Tensor], Tensor] | None = None,
     ) -> Context:
         """Run the given latents through the blocks once. `memory_noise` is the noise level the memory carries."""
         cfg = self.cfg
@@ -108,14 +99,13 @@ class WorldModelTransformer(nn.Module):
             x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
             kept.append(own)
         future_poses = None if poses is None else poses[:, CONTEXT:]
-        return Context(reference, memory, kept, cross, modulation, future_poses, sources)
+        return Context(reference, memory, kept, cross, modulation, future_poses, mix)
 
     def forward(
         self,
         noisy: Float[Tensor, "b c 2 y x"],
         noise_level: Float[Tensor, " b"],
         context: Context,
-        held: Int64[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c 2 y x"]:
         """The velocity `noise - future` at `noisy = (1 - s) future + s noise`, with s the noise level in (0, 1]."""
         x = self._embed(noisy, context.poses)
@@ -135,10 +125,8 @@ class WorldModelTransformer(nn.Module):
         if self.keep_gates is not None:
             gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
             output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
-        if self.advection is not None:
-            assert context.sources is not None, "advection mixes what was seen: give the context its sources"
-            assert held is not None, "advection is told what becomes of that which is at the hand: say it"
-            output = output + self.advection(x, context.sources, held)
+        if context.mix is not None:
+            output = output + context.mix(x)
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 
     @property

@@ -1,5 +1,7 @@
 """Rectified flow: noise levels, the straight path between a latent and noise, and the loss on its velocity."""
 
+from dataclasses import dataclass, field
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,3 +32,21 @@ def dream_noise(memory: Float[Tensor, "b c y x"], *, generator: torch.Generator)
     """
     b, c, y, x = memory.shape
     return torch.randn(b, c, 2, y, x, generator=generator)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a training step, for some rows of a batch.
+
+    They are drawn for the whole batch, so processes that share one draw what a single process would.
+    """
+
+    generator: torch.Generator
+    batch: int
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    def uniform(self) -> Float[Tensor, " b"]:
+        return torch.rand(self.batch, generator=self.generator)[self.rows]
+
+    def normal(self, like: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
+        return torch.randn(self.batch, *like.shape[1:], generator=self.generator)[self.rows]

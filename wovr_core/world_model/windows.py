@@ -1,44 +1,41 @@
 """Thirteen-frame windows out of episodes: one reference, four to remember, eight to predict (METHOD section 2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int, Int64, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.settings import WorldModel
 from wovr_core.trajectory import Episode
-from wovr_core.world_model.grasp import grasps
 
 
 @dataclass(frozen=True)
-class Footage:
+class EpisodeBatch:
     """Episodes of equal length, stacked: what the world model learns from."""
 
     frames: UInt8[Tensor, "episode t+1 c h w"]
     actions: Float[Tensor, "episode t a"]
     pose: Float[Tensor, "episode t+1 p"]
-    held: Int64[Tensor, "episode t+1"] | None = None  # what goes with the hand (grasp.py); only `advection` asks for it
+    labels: dict[str, Tensor] = field(default_factory=dict)  # one row per frame; for the world model's own use
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode]) -> "Footage":
+    def of(cls, episodes: Sequence[Episode]) -> "EpisodeBatch":
         return cls(
-            *(torch.stack([getattr(episode, name) for episode in episodes]) for name in ("frames", "actions", "pose"))
+            frames=torch.stack([episode.frames for episode in episodes]),
+            actions=torch.stack([episode.actions for episode in episodes]),
+            pose=torch.stack([episode.pose for episode in episodes]),
         )
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, episodes: slice) -> "Footage":
-        return Footage(**{name: value[episodes] for name, value in vars(self).items() if value is not None})
-
-    @property
-    def gripper(self) -> Float[Tensor, "episode t+1"]:
-        """As told before each frame; before the first one as before the second."""
-        return torch.cat([self.actions[:, :1, -1], self.actions[..., -1]], 1)
+    def __getitem__(self, episodes: slice) -> "EpisodeBatch":
+        labels = {name: value[episodes] for name, value in self.labels.items()}
+        return EpisodeBatch(self.frames[episodes], self.actions[episodes], self.pose[episodes], labels)
 
 
 @dataclass(frozen=True)
@@ -48,23 +45,23 @@ class Window:
     frames: UInt8[Tensor, "b 13 c h w"]
     actions: Float[Tensor, "b 13 a"]
     pose: Float[Tensor, "b 13 p"]
-    held: Int64[Tensor, " b"] | None = None  # what goes with the hand, when the remembered frames end
-    shut_at: Float[Tensor, "b p"] | None = None  # where it shut, if it is
+    labels: dict[str, Tensor] = field(default_factory=dict)  # those of the last remembered frame
 
     def __getitem__(self, rows: slice) -> "Window":
-        return Window(**{name: value[rows] for name, value in vars(self).items() if value is not None})
+        labels = {name: value[rows] for name, value in self.labels.items()}
+        return Window(self.frames[rows], self.actions[rows], self.pose[rows], labels)
+
+    def __len__(self) -> int:
+        return len(self.frames)
 
 
-def window_at(footage: Footage, episode: Int[Tensor, " b"], step: Int[Tensor, " b"]) -> Window:
+def window_at(episodes: EpisodeBatch, episode: Int[Tensor, " b"], step: Int[Tensor, " b"]) -> Window:
     """Windows whose last remembered frame is `step`; before the start, the first frame repeated with null actions."""
     frame = torch.cat([torch.zeros_like(step)[:, None], step[:, None] + torch.arange(1 - MEMORY, CHUNK + 1)], 1)
-    row, shown = episode[:, None], frame.clamp(min=0)
-    action = footage.actions[row, (shown - 1).clamp(min=0)] * (frame > 0)[..., None]
-    held = shut_at = None
-    if footage.held is not None:
-        begun = grasps(footage.gripper[episode] > 0)[0].gather(1, step[:, None])[:, 0]
-        held, shut_at = footage.held[episode, step], footage.pose[episode, torch.minimum(begun, step)]
-    return Window(footage.frames[row, shown], action, footage.pose[row, shown], held, shut_at)
+    row, within = episode[:, None], frame.clamp(min=0)
+    action = episodes.actions[row, (within - 1).clamp(min=0)] * (frame > 0)[..., None]
+    labels = {name: value[episode, step] for name, value in episodes.labels.items()}
+    return Window(episodes.frames[row, within], action, episodes.pose[row, within], labels)
 
 
 def stand_still(window: Window, still: Tensor) -> Window:
@@ -88,17 +85,17 @@ class WindowSampler:
 
     def __init__(
         self,
-        footage: Footage,
+        episodes: EpisodeBatch,
         cfg: WorldModel,
         *,
         generator: torch.Generator,
         share: Float[Tensor, " episode"] | None = None,
     ) -> None:
-        self.footage, self.cfg, self.generator = footage, cfg, generator
-        steps = footage.actions.shape[1]
+        self.episodes, self.cfg, self.generator = episodes, cfg, generator
+        steps = episodes.actions.shape[1]
         self.starts = steps - CHUNK + 1
-        closes = footage.actions[..., -1] > 0
-        event = torch.zeros(len(footage), steps)
+        closes = episodes.actions[..., -1] > 0
+        event = torch.zeros(len(episodes), steps)
         event[:, 1:] = (closes[:, 1:] != closes[:, :-1]).float()
         ahead = F.max_pool1d(event[:, None], CHUNK, stride=1)[:, 0]  # (episode, start): an event among the 8 to predict
         weight = 1 + (cfg.contact_weight - 1) * ahead
@@ -111,6 +108,6 @@ class WindowSampler:
         return flat // self.starts, torch.where(at_start, 0, flat % self.starts)
 
     def draw(self, count: int) -> Window:
-        window = window_at(self.footage, *self.places(count))
+        window = window_at(self.episodes, *self.places(count))
         still = torch.rand(count, generator=self.generator) < self.cfg.static_windows
         return stand_still(window, still)

@@ -17,10 +17,21 @@ from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import Autoencoder
-from wovr_core.world_model.body import Body
-from wovr_core.world_model.grasp import AWAY, GOES, STAYS, UNTOLD, Grasp, grasps, hindsight, went
-from wovr_core.world_model.picture import advected, places
-from wovr_core.world_model.windows import Footage
+from wovr_core.world_model.conditioning import Conditions
+from wovr_core.world_model.pixels.body import Body
+from wovr_core.world_model.pixels.grasp import (
+    AWAY,
+    GOES,
+    STAYS,
+    UNKNOWN,
+    Grasp,
+    grasps,
+    gripper_commands,
+    hindsight,
+    went,
+)
+from wovr_core.world_model.pixels.warp import advected, places
+from wovr_core.world_model.windows import EpisodeBatch
 
 LAST = (MEMORY + CHUNK // 2, MEMORY + CHUNK)  # frames of a window: the last one of each future latent
 FLOW = 0.1  # of the picture: what a flow of one stands for
@@ -46,16 +57,16 @@ class Sources:
         cls,
         reference: Float[Tensor, "b c y x"],
         memory: Float[Tensor, "b c y x"],
-        pose: Float[Tensor, "b 13 p"],
-        actions: Float[Tensor, "b 13 a"],
+        conditions: Conditions,
         shut_at: Float[Tensor, "b 2"],
         codec: Autoencoder,
         *,
         sharpness: float = 1.0,
     ) -> "Sources":
-        """`pose` says first where in the picture the hand is at each frame of the window, in shares of it."""
+        """Out of the clean latents and the conditions of a window."""
         frames = codec.decode_future(torch.stack([reference, memory], 2), 2, frames=[3, 7])
-        return cls(frames, pose[:, (0, MEMORY, *LAST)], actions[:, (MEMORY, *LAST), -1], shut_at, codec, sharpness)
+        pose, gripper = conditions.pose[:, (0, MEMORY, *LAST)], conditions.actions[:, (MEMORY, *LAST), -1]
+        return cls(frames, pose, gripper, shut_at, codec, sharpness)
 
 
 class Advection(nn.Module):
@@ -118,7 +129,7 @@ class Advection(nn.Module):
         left = place - place.gather(1, begun[..., None].expand_as(place))
         away = left[:, CHUNK:].norm(dim=-1) > AWAY
         stays_shut = shut[:, :-CHUNK] & shut[:, CHUNK:] & (since[:, CHUNK:] > CHUNK + CLOSING)
-        became = torch.full_like(begun, UNTOLD)
+        became = torch.full_like(begun, UNKNOWN)
         episode, at = torch.nonzero(away & stays_shut & (since[:, :-CHUNK] % 2 == 0), as_tuple=True)
         size = frames.shape[-2], frames.shape[-1]
         for some in torch.arange(len(at)).split(128):
@@ -183,7 +194,7 @@ class Advection(nn.Module):
 def fit_grasp(
     advection: Advection,
     codec: Autoencoder,
-    footage: Footage,
+    episodes: EpisodeBatch,
     pose: Float[Tensor, "episode t+1 p"],
     *,
     steps: int,
@@ -195,10 +206,9 @@ def fit_grasp(
     After the body and the background. `pose` is as seen in the picture. The sooner after it shut, the likelier a moment
     is drawn: there it is decided.
     """
-    assert footage.held is not None, "footage must say what went with the hand: `with_grasps` finds it out"
-    frames, gripper, held = footage.frames, footage.gripper, footage.held
+    frames, gripper, held = episodes.frames, gripper_commands(episodes.actions), episodes.labels["held"]
     shut = gripper > 0
-    weight = ((shut & (held != UNTOLD)) / grasps(shut)[1])[:, :-CHUNK]
+    weight = ((shut & (held != UNKNOWN)) / grasps(shut)[1])[:, :-CHUNK]
     if not weight.any():
         return []  # nothing was ever grasped at
 

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.world_model.picture import advected, places
+from wovr_core.world_model.pixels.warp import advected, places
 
-STAYS, GOES, UNTOLD = 0, 1, -1  # what is at the hand stays; it goes with the hand; the pictures do not tell
+STAYS, GOES, UNKNOWN = 0, 1, -1  # what is at the hand stays; it goes with the hand; the pictures do not tell
 ASIDE, ABOVE, BELOW = 0.08, 0.05, 0.14  # of the picture, around the hand: where one would see what it holds
 MOVED = 0.04  # of the picture: a hand that moves less takes nothing along
 AWAY = 0.1  # of the range of a pose: so far from where it shut, a hand has left what it has not got hold of
@@ -49,7 +49,7 @@ def went(
     count = seen.sum((1, 2, 3))
     evidence = ((stayed - followed) * seen).sum((1, 2, 3)) / count.clamp(min=1)
     told = (evidence.abs() > CLEAR) & (by.norm(dim=1) > MOVED) & (count > FEW * near.sum((1, 2, 3)))
-    return torch.where(told, torch.where(evidence > 0, GOES, STAYS), UNTOLD)
+    return torch.where(told, torch.where(evidence > 0, GOES, STAYS), UNKNOWN)
 
 
 def grasps(shut: Bool[Tensor, "episode t"]) -> tuple[Int64[Tensor, "episode t"], Int64[Tensor, "episode t"]]:
@@ -65,12 +65,12 @@ def grasps(shut: Bool[Tensor, "episode t"]) -> tuple[Int64[Tensor, "episode t"],
 def hindsight(became: Int64[Tensor, "episode t"], shut: Bool[Tensor, "episode t"]) -> Int64[Tensor, "episode t"]:
     """What is true of a hand at each step, for as long as it is shut: what mostly became of that which is at it.
 
-    `UNTOLD` where no step of that time told; where it is open, nothing goes with it.
+    `UNKNOWN` where no step of that time told; where it is open, nothing goes with it.
     """
     begun, _ = grasps(shut)
-    told = torch.where(became == UNTOLD, 0, 2 * became - 1) * shut
+    told = torch.where(became == UNKNOWN, 0, 2 * became - 1) * shut
     votes = torch.zeros_like(told).scatter_add(1, begun, told).gather(1, begun)
-    answer = torch.where(votes > 0, GOES, torch.where(votes < 0, STAYS, UNTOLD))
+    answer = torch.where(votes > 0, GOES, torch.where(votes < 0, STAYS, UNKNOWN))
     return torch.where(shut, answer, STAYS)
 
 
@@ -100,13 +100,18 @@ class Grasp(nn.Module):
         return self.tell(torch.cat([self.see(seen.to(kind)), told.to(kind)], 1)).float()
 
 
-def drawn(logits: Float[Tensor, "b 2"], chance: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:
+def sample_outcome(logits: Float[Tensor, "b 2"], chance: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:
     """For each `STAYS` or `GOES`, as often as the logits say; `chance` is normally distributed."""
     return (torch.distributions.Normal(0.0, 1.0).cdf(chance.float()) > logits.softmax(1)[:, STAYS]).long()
 
 
-def decided(
+def decide(
     before: Int64[Tensor, " b"], foreseen: Int64[Tensor, " b"], was_shut: Bool[Tensor, " b"]
 ) -> Int64[Tensor, " b"]:
     """What is true of a hand in the next chunk: what was before, as long as it is shut; else what is foreseen."""
-    return torch.where(was_shut, torch.where(before == UNTOLD, foreseen, before), STAYS)
+    return torch.where(was_shut, torch.where(before == UNKNOWN, foreseen, before), STAYS)
+
+
+def gripper_commands(actions: Float[Tensor, "episode t a"]) -> Float[Tensor, "episode t+1"]:
+    """The gripper's command before each frame; before the first one as before the second."""
+    return torch.cat([actions[:, :1, -1], actions[..., -1]], 1)
