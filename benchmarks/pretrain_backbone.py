@@ -179,7 +179,7 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     log, begun = given.work / "log.jsonl", time.time()
     settings: WorldModel = Settings().world_model.model_copy(
-        update={"lowest_noise": 1.0, "train_precision": "bfloat16"}  # the tabletop's sampler takes one step
+        update={"lowest_noise": 1.0, "train_dtype": "bfloat16"}  # the tabletop's sampler takes one step
     )
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=3)
     codec_file = given.work / "codec.safetensors"

@@ -196,8 +196,8 @@ def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
     """With the weights to start from, if there are any."""
     settings: WorldModel = Settings().world_model.model_copy(
         update={
-            "architecture": architecture(given), "lowest_noise": 1.0, "train_precision": "bfloat16",
-            "batch": given.batch, "sampler_steps": 1,
+            "architecture": architecture(given), "lowest_noise": 1.0, "train_dtype": "bfloat16",
+            "batch": given.batch, "num_inference_steps": 1,
         } | ({"memory_noise": 0.0} if given.codec == "components" else {}) | ROWS[given.row]
     )  # fmt: skip
     model = DiffusionWorldModel(settings, tiny_autoencoder(settings.architecture), action_dim=7, pose_dim=6)

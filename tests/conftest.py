@@ -29,7 +29,7 @@ def tiny_world_model() -> DiffusionWorldModel:
     """The real classes, small, with random weights that no longer sit at their zero initialisation."""
     torch.manual_seed(0)
     architecture = Architecture(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8)
-    cfg = WorldModel(architecture=architecture, pretrained="none", dream_precision="float32")
+    cfg = WorldModel(architecture=architecture, pretrained="none", rollout_dtype="float32")
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     for parameter in model.transformer.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

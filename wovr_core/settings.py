@@ -254,11 +254,11 @@ class WorldModel(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # at 1 no weight would ever move
     clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0  # of the gradient norm
     shift: Weight = 5.0  # of the noise schedule, METHOD section 3
-    sampler_steps: Few = 5
+    num_inference_steps: Few = 5
     lowest_noise: Share = 0.2  # lowest u drawn in training; a sampler of 5 steps visits none below
     memory_noise: Share = 0.2  # largest noise level on the memory latent during training; 0 switches noisy context off
-    train_precision: Literal["float32", "bfloat16"] = "float32"  # of the transformer's arithmetic; weights stay float32
-    dream_precision: Literal["float32", "bfloat16"] = "bfloat16"  # float32 on a CPU that has no AVX-512, here as below
+    train_dtype: Literal["float32", "bfloat16"] = "float32"  # of the transformer's arithmetic; weights stay float32
+    rollout_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # float32 on a CPU that has no AVX-512, here as below
     start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
     contact_weight: Weight = 5.0  # how much likelier a window with a gripper event is drawn

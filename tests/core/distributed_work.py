@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import wovr_core.steps.world_model as step
 from wovr_core.settings import Architecture, WorldModel
-from wovr_core.training.distributed import local
+from wovr_core.training.distributed import local_shard
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import EpisodeBatch
@@ -47,15 +47,15 @@ def main(folder: Path, steps: int) -> None:
     )  # fmt: skip
     model.statistics.fit(episodes)
     step.tell_loss = lambda tracker, metric: Losses(folder)
-    share_out = step.share_out
+    shard = step.shard
 
     def and_say_how_much(learner, **rest) -> None:
         whole = sum(p.numel() for p in learner.transformer.parameters())
-        share_out(learner, **rest)
-        mine = sum(local(p).numel() for p in learner.transformer.parameters())
+        shard(learner, **rest)
+        mine = sum(local_shard(p).numel() for p in learner.transformer.parameters())
         (folder / "share.json").write_text(json.dumps(mine / whole))
 
-    step.share_out = and_say_how_much
+    step.shard = and_say_how_much
     step.fit_world_model(model, episodes, steps=steps, name="small", seed=0, data=[])
     save_file(model.transformer.state_dict(), folder / "weights.safetensors")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wovr_core.training.distributed import Team
+from wovr_core.training.distributed import ProcessGroup
 
 CHECKOUT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # of a loss and of a weight: sums in another order
@@ -94,5 +94,5 @@ def test_two_go_on_from_what_one_has_saved(alone, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_those_that_can():
     with pytest.raises(ValueError, match="use 6 or 9"):
-        Team(0, 3).rows(8)
-    assert [Team(rank, 2).rows(8) for rank in range(2)] == [slice(0, 4), slice(4, 8)]
+        ProcessGroup(0, 3).rows(8)
+    assert [ProcessGroup(rank, 2).rows(8) for rank in range(2)] == [slice(0, 4), slice(4, 8)]

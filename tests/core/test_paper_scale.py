@@ -92,7 +92,7 @@ def small_world(**kwargs) -> DiffusionWorldModel:
         base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
         latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[0.5, 1.0, 2.0, 1.5],
     )  # fmt: skip
-    cfg = WorldModel(architecture=SMALL, pretrained="none", dream_precision="float32", **kwargs)
+    cfg = WorldModel(architecture=SMALL, pretrained="none", rollout_dtype="float32", **kwargs)
     return shaken(DiffusionWorldModel(cfg, WanAutoencoder(vae).eval(), action_dim=7)).eval()
 
 

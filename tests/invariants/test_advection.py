@@ -87,7 +87,7 @@ def a_model(*, patch: int = 1, channels: int = 24) -> DiffusionWorldModel:
         codec="components", latent_channels=channels, advection=True, heads=2, head_dim=12, layers=2, ffn_dim=32,
         freq_dim=16, text_dim=8, patch=patch,
     )  # fmt: skip
-    cfg = WorldModel(architecture=architecture, pretrained="none", dream_precision="float32", sampler_steps=1)
+    cfg = WorldModel(architecture=architecture, pretrained="none", rollout_dtype="float32", num_inference_steps=1)
     codec = ComponentAutoencoder(channels=channels)
     codec.fit(pictures(40))
     return DiffusionWorldModel(cfg, codec, action_dim=3)

@@ -80,7 +80,7 @@ def test_the_loss_is_of_the_future_only_and_of_every_mechanism_that_is_on(tiny_w
 
 def test_a_window_leaves_as_memory_what_a_dream_would_leave_and_goes_on_from_a_given_one(tiny_world_model):
     """One step from pure noise is the sampler; self-rollout training hands its prediction to the next window."""
-    cfg = tiny_world_model.cfg.model_copy(update={"lowest_noise": 1.0, "sampler_steps": 1, "memory_noise": 0.0})
+    cfg = tiny_world_model.cfg.model_copy(update={"lowest_noise": 1.0, "num_inference_steps": 1, "memory_noise": 0.0})
     model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
     window = window_at(some_episodes(), torch.arange(4), torch.full((4,), 10))
     given = model.autoencoder.encode(to_unit(window.frames[:, :5]))[:, :, 1]
@@ -185,7 +185,7 @@ def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
     architecture = Architecture(
         latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, text_dim=8, patch=2, pose_map=False
     )
-    cfg = WorldModel(architecture=architecture, pretrained="none", sampler_steps=1, dream_precision="float32")
+    cfg = WorldModel(architecture=architecture, pretrained="none", num_inference_steps=1, rollout_dtype="float32")
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     state = a_state(model)
     mix = torch.sigmoid(torch.tensor([3.0, -3.0]))

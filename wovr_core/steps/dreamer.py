@@ -98,5 +98,5 @@ def open_simulator(
 
 def for_dreaming(model: DiffusionWorldModel) -> DiffusionWorldModel:
     model.requires_grad_(False).eval()
-    model.trained.to(computed_in(model.cfg.dream_precision, model.statistics.reach.device))
+    model.trained.to(computed_in(model.cfg.rollout_dtype, model.statistics.reach.device))
     return model

@@ -14,7 +14,7 @@ from wovr_core.settings import Task, WorldModel
 from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
 from wovr_core.steps.models import named, open_episodes
 from wovr_core.training.checkpoint import scratch
-from wovr_core.training.distributed import gathered, put_together, share_out
+from wovr_core.training.distributed import full_tensor, process_group, shard
 from wovr_core.training.loop import tell_loss, train
 from wovr_core.trajectory import Episode
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -67,22 +67,22 @@ def fit_world_model(
     """
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
-    with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as kept, gathered() as team:
+    with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as folder, process_group() as group:
         first = FitSteps(kinematics=cfg.kinematics_steps, grasp=GRASP_STEPS, grasp_learning_rate=GRASP_LEARNING_RATE)
         episodes = model.prepare(episodes, first, seed=seed)
         sampler = WindowSampler(episodes, cfg, generator=generator, share=share)
-        learner, rows = model, team.rows(cfg.batch)
-        if team.size > 1:
+        learner, rows = model, group.rows(cfg.batch)
+        if group.world_size > 1:
             learner = deepcopy(model)
-            share_out(learner, learns="learn", whole=[learner.autoencoder])
+            shard(learner, forward="learn", ignored=[learner.autoencoder])
         train(
             learner.trained, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
             name=name, steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
-            checkpoint=kept / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
-            on_step=tell_loss(tracker, "world_model/loss"), team=team,
+            checkpoint=folder / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
+            on_step=tell_loss(tracker, "world_model/loss"), group=group,
         )  # fmt: skip
         if learner is not model:
-            model.load_state_dict({key: put_together(value) for key, value in learner.state_dict().items()})
+            model.load_state_dict({key: full_tensor(value) for key, value in learner.state_dict().items()})
 
 
 def measure(model: DiffusionWorldModel, held_out: Sequence[Episode], *, seed: int, limit: int = 64) -> list[Depth]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wovr_core.artifacts.manifest import code_version
-from wovr_core.training.distributed import fill, is_shared_out, leads, load_shares, names_in, save_shares
+from wovr_core.training.distributed import copy_full, is_main, is_sharded, load_shards, save_shards, saved_names
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def save_checkpoint(
 ) -> None:
     """Everything a training needs to go on as if it had never stopped. `average` is empty where there is no EMA.
 
-    Parameters that are shared out over several processes go into a folder beside `path`, each process its share.
+    Sharded parameters go into a folder beside `path`, to which each process writes its shards.
     """
     tensors = {"step": torch.tensor(step), "generator": generator.get_state()}
     tensors |= {f"average.{i}": mean.contiguous() for i, mean in enumerate(average)}
@@ -50,13 +50,13 @@ def save_checkpoint(
         for key, value in optimiser.state[parameter].items():
             tensors[f"optimiser.{i}.{key}"] = value.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if any(is_shared_out(parameter) for parameter in parameters):
-        save_shares(path.with_name(f"{path.stem}-{step:08d}"), tensors)
+    if any(is_sharded(parameter) for parameter in parameters):
+        save_shards(path.with_name(f"{path.stem}-{step:08d}"), tensors)
     else:
         beside = path.with_suffix(".writing")
         save_file(tensors, beside)
         os.replace(beside, path)
-    for _, folder in _saved(path)[:-1] if leads() else ():
+    for _, folder in _saved(path)[:-1] if is_main() else ():
         shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
 
 
@@ -80,22 +80,22 @@ def load_checkpoint(
     into |= {f"average.{i}": mean for i, mean in enumerate(average)}
     for i, parameter in enumerate(parameters):
         into[f"parameter.{i}"] = parameter.detach()
-        for name in whole or names_in(newest):
+        for name in whole or saved_names(newest):
             if name.startswith(f"optimiser.{i}."):
                 into[name] = torch.zeros(()) if name.endswith(".step") else torch.zeros_like(parameter)
                 optimiser.state[parameter][name.removeprefix(f"optimiser.{i}.")] = into[name]
     with torch.no_grad():
         if whole:
             for name, tensor in into.items():
-                fill(tensor, whole[name])
+                copy_full(tensor, whole[name])
         else:
-            load_shares(newest, into)
+            load_shards(newest, into)
     generator.set_state(into["generator"])
     return step
 
 
 def _saved(path: Path) -> list[tuple[int, Path]]:
-    """Checkpoints by their step, the newest last: one file of a single process, folders of a team."""
+    """Checkpoints by their step, the newest last: a single process saves one file, a process group folders."""
     found = [(int(folder.name.rpartition("-")[2]), folder) for folder in path.parent.glob(f"{path.stem}-????????")]
     if path.exists():
         try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wovr_core.protocols import Tracker
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint
-from wovr_core.training.distributed import ALONE, Team, local, put_together
+from wovr_core.training.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor, local_shard
 from wovr_core.training.progress import counting
 
 
@@ -47,14 +47,14 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
     on_step: Callable[[int, float], None] | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[float]:
     """Minimise `loss(step)` over the model's parameters; leaves the EMA weights in the model when `ema` > 0.
 
     Returns the loss of every step run by this call. With a `checkpoint` path, progress is saved every
     `checkpoint_every` steps and picked up again: weights, EMA, optimiser and random numbers, so that a training that
     was stopped ends with the same weights as one that was not. Raises `TrainingError` when a loss or its gradient is
-    not finite. In a `team` the model is shared out and `loss` is of this process's rows: it is their mean that counts.
+    not finite. In a process `group` the model is sharded and `loss` is of this process's rows; their mean is minimised.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
@@ -63,13 +63,13 @@ def train(
     history: list[float] = []
     with counting(name, steps, done=first) as advance:
         for step in range(first, steps):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * _cosine(step / steps))
+            for settings in optimiser.param_groups:
+                settings["lr"] = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * _cosine(step / steps))
             value = loss(step)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
-            norm = put_together(nn.utils.clip_grad_norm_(parameters, clip))
-            value = team.mean(value)
+            norm = full_tensor(nn.utils.clip_grad_norm_(parameters, clip))
+            value = group.mean(value)
             if not torch.isfinite(value + norm):
                 raise TrainingError(
                     f"{name}: the loss is {value.item()}, its gradient {norm.item()} at step {step} of {steps}; "
@@ -79,9 +79,10 @@ def train(
             optimiser.step()
             if ema:
                 decay = min(ema, (step + 1) / (step + 10))  # a short memory at first
-                torch._foreach_lerp_([local(m) for m in average], [local(p.detach()) for p in parameters], 1 - decay)
+                current = [local_shard(p.detach()) for p in parameters]
+                torch._foreach_lerp_([local_shard(m) for m in average], current, 1 - decay)
             history.append(value.item())
-            if on_step is not None and team.leads:
+            if on_step is not None and group.is_main:
                 on_step(step, history[-1])
             advance(note=f"loss {history[-1]:.4f}")
             if checkpoint is not None and (step + 1) % checkpoint_every == 0:

@@ -11,7 +11,7 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from wovr_core.training.distributed import leads
+from wovr_core.training.distributed import is_main
 
 EVERY = 60.0  # seconds between two lines
 
@@ -30,7 +30,7 @@ def counting(name: str, total: int, *, unit: str = "step", done: int = 0, every:
     although no unit has ended: one may take longer than `every` seconds.
     """
     console = Console()
-    if not leads():
+    if not is_main():
         yield lambda count=1, note="": None
     elif console.is_interactive and sys.stdout.isatty():  # CI that sets FORCE_COLOR is no terminal
         with bar(console) as progress:

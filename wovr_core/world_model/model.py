@@ -84,7 +84,7 @@ class DiffusionWorldModel(nn.Module):
         noise = draws.normal(future)
         noisy = flow.noised(future, noise, level)
         conditions, mix = self._learning(reference, memory, window, draws)
-        with autocast(self.cfg.train_precision, future.device):
+        with autocast(self.cfg.train_dtype, future.device):
             context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level, mix=mix)
             velocity = self.transformer(noisy, level, context)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
@@ -161,7 +161,7 @@ class DiffusionWorldModel(nn.Module):
             return self.transformer.context(state.reference, state.memory, conditions, memory_noise=no_noise, mix=mix)
 
         future, cache = noise, context()
-        for now, after in pairwise(flow.schedule(self.cfg.sampler_steps, self.cfg.shift)):
+        for now, after in pairwise(flow.schedule(self.cfg.num_inference_steps, self.cfg.shift)):
             velocity = self.transformer(future, now.expand(len(state)), cache if cached else context())
             future = future + (after - now) * velocity
         return DreamState(
@@ -193,5 +193,5 @@ class DiffusionWorldModel(nn.Module):
     def look(self, state: DreamState, frames: Sequence[int] = range(CHUNK)) -> UInt8[Tensor, "b frames c h w"]:
         """The pixels of the chosen frames of the chunk just dreamt."""
         window = torch.cat([state.reference[:, :, None], state.before[:, :, None], state.future], 2)
-        with autocast(self.cfg.dream_precision, window.device):
+        with autocast(self.cfg.rollout_dtype, window.device):
             return to_pixels(self.autoencoder.decode_future(window, frames=list(frames)))
