@@ -51,7 +51,9 @@ def test_it_is_collected_dreamt_learnt_in_and_evaluated(reach, tmp_path):
     collect_episodes(Collect(episodes=12, held_out=6), reach, policy=at["policy"], out=at["episodes"])
     episodes = [at["demonstrations"], at["episodes"]]
     bare = ARCHITECTURE.model_copy(update={"pose_map": False})
-    cfg = WorldModel(architecture=bare, pretrained="none", steps=2, batch=2, minimum_psnr_gain=-100, num_inference_steps=1)
+    cfg = WorldModel(
+        architecture=bare, pretrained="none", steps=2, batch=2, minimum_psnr_gain=-100, num_inference_steps=1
+    )
     train_world_model(cfg, reach, episodes=episodes, out=at["world_model"])
     reward = Reward(steps=2, imagined_steps=1, detector_steps=2, batch=8)
     train_reward(reward, reach, episodes=episodes, world_model=at["world_model"], out=at["reward"])
