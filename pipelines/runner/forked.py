@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from unittest.mock import patch
 
+from components.platform import scoped
 from pipelines.runner.stopping import kill_tasks
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -43,7 +43,7 @@ def get_ready(environment: Mapping[str, str]) -> None:
 
     A Ctrl-C, which the terminal sends to all, is not for it nor for tasks: the run ends them.
     """
-    with LAUNCH, patch.dict(os.environ, environment):
+    with LAUNCH, scoped.environment(environment):
         resource_tracker.ensure_running()  # by the next line otherwise, which would then let Ctrl-C through again
         with _without_ctrl_c():
             forkserver.ensure_running()

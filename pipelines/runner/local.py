@@ -23,7 +23,6 @@ from itertools import dropwhile
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from unittest.mock import patch
 
 from kfp import local
 from kfp.dsl import Artifact
@@ -34,6 +33,7 @@ from kfp.local.status import Status
 from rich.console import Console
 from rich.markup import escape
 
+from components.platform import scoped
 from components.platform.mlflow_client import database_of, sqlite_uri
 from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import arguments_of, pipeline_named
@@ -110,13 +110,7 @@ def run_pipeline(
             )
         cache = RunCache(folder, _cache_of(folder, keep=keep), attendant.is_whole)
         get_ready(_environment(folder))
-        with (
-            patch.object(kfp_cache, "get_local_cache", lambda: cache),
-            patch.object(task_executor, "execute_single_task", attendant.execute(task_executor.execute_single_task)),
-            patch.object(subprocess_task_handler, "run_local_subprocess", attendant.spawn),
-            patch.object(docker_task_handler, "run_docker_container", attendant.contain),
-            redirect_stdout(log),
-        ):
+        with attendant.in_place_of_kfp(cache), redirect_stdout(log):
             try:
                 pipeline(**arguments_of(pipeline, settings), **parameters)
             except RuntimeError as error:  # kfp names the task only
@@ -140,6 +134,18 @@ class Attendant:
         self.complaint = ""  # of the first task that failed
         self._now = threading.local()  # the task of this thread: two of a loop run side by side
         self._started: Counter[str] = Counter()
+
+    @contextmanager
+    def in_place_of_kfp(self, cache: RunCache) -> Iterator[None]:
+        """Within, kfp's local runner calls this attendant where it would do these things itself, and uses `cache`."""
+        execute = self.execute(task_executor.execute_single_task)
+        with (
+            scoped.attribute(kfp_cache, "get_local_cache", lambda: cache),
+            scoped.attribute(task_executor, "execute_single_task", execute),
+            scoped.attribute(subprocess_task_handler, "run_local_subprocess", self.spawn),
+            scoped.attribute(docker_task_handler, "run_docker_container", self.contain),
+        ):
+            yield
 
     def execute(self, original: Any) -> Any:
         """Stands in for kfp's execution of one task, cached or not."""

@@ -65,7 +65,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Listed:
     """A run, or a schedule, as Kubeflow tells it."""
 
     id: str
@@ -154,11 +154,11 @@ class Kubeflow:
                 time.sleep(min(EVERY, left))
         return state
 
-    def runs(self) -> list[Seen]:
+    def runs(self) -> list[Listed]:
         """The newest runs first."""
         with self._plainly():
             found = self.client.list_runs(page_size=PAGE, sort_by="created_at desc", namespace=self.namespace).runs
-        return [Seen(*map(str, (run.run_id, run.display_name, run.state, run.created_at))) for run in found or []]
+        return [Listed(*map(str, (run.run_id, run.display_name, run.state, run.created_at))) for run in found or []]
 
     def schedule(
         self, job: Job, name: str, cron: str, *, experiment: str = EXPERIMENT, account: str = ACCOUNT
@@ -186,10 +186,10 @@ class Kubeflow:
                 self.client.delete_recurring_run(known.recurring_run_id)
         return made, True
 
-    def schedules(self) -> list[Seen]:
+    def schedules(self) -> list[Listed]:
         with self._plainly():
             return [
-                Seen(
+                Listed(
                     *map(
                         str,
                         (known.recurring_run_id, known.display_name, known.status, known.trigger.cron_schedule.cron),

@@ -71,7 +71,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Server:
+class StackServer:
     """One server of the stack."""
 
     name: str
@@ -225,7 +225,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 SERVERS = (  # each after those it needs
-    Server(
+    StackServer(
         "s3",
         (
             *["s3", "s3-grpc", "s3-master", "s3-master-grpc"],
@@ -234,6 +234,6 @@ SERVERS = (  # each after those it needs
         _launch_s3,
         _greet_s3,
     ),
-    Server("mlflow", ("mlflow",), _launch_mlflow, _greet_mlflow, needs=("s3",)),
-    Server("triton", ("triton", "triton-http", "triton-metrics"), _launch_triton, _greet_triton),
+    StackServer("mlflow", ("mlflow",), _launch_mlflow, _greet_mlflow, needs=("s3",)),
+    StackServer("triton", ("triton", "triton-http", "triton-metrics"), _launch_triton, _greet_triton),
 )

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from dotenv import dotenv_values
 
+from components.platform import scoped
 from components.platform.deadline import within
 from components.platform.mlflow_client import discreet
 from components.platform.services_env import VARIABLES
@@ -165,5 +165,5 @@ def enter(env: Mapping[str, str]) -> None:
 @contextmanager
 def impatient() -> Iterator[None]:
     """MLflow asks once for ten seconds, instead of seven times for two minutes."""
-    with patch.dict(os.environ, {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
+    with scoped.environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
         yield

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.stack.servers import HOST, SERVERS, Launch, Place, Server, StackError, write_private
+from pipelines.stack.servers import HOST, SERVERS, Launch, Place, StackError, StackServer, write_private
 
 FOLDER = Path(".stack")
 SERVICES = tuple(server.name for server in SERVERS)
@@ -122,7 +122,7 @@ class Stack:
     def _env(self) -> Path:
         return self.folder / "env"
 
-    def _with_needs(self, services: Collection[str]) -> list[Server]:
+    def _with_needs(self, services: Collection[str]) -> list[StackServer]:
         names = {name for server in _named(services) for name in (server.name, *server.needs)}
         return _named(names)
 
@@ -148,7 +148,7 @@ class Stack:
     def _keep(self, ports: dict[str, int]) -> None:
         write_private(self.folder / "ports.json", json.dumps(ports, indent=2) + "\n")
 
-    def _settle(self, server: Server) -> bool:
+    def _settle(self, server: StackServer) -> bool:
         """Choose other ports where somebody else took ours; whether the clients' one is among them."""
         ports, started = self._ports(), time.monotonic()
         while taken := [port for port in server.ports if port in ports and not _is_free(ports[port])]:
@@ -158,7 +158,7 @@ class Stack:
         self._keep(ports | dict(zip(taken, _free_ports(len(taken), besides=ports.values()), strict=True)))
         return server.ports[0] in taken
 
-    def _start(self, server: Server, launch: Launch) -> None:
+    def _start(self, server: StackServer, launch: Launch) -> None:
         log = self.log(server.name)
         log.parent.mkdir(exist_ok=True)
         # what the user's shell says about other services must not reach ours
@@ -176,7 +176,7 @@ class Stack:
             )
         process.returncode = 0  # it is to outlive us, so Popen need not warn
 
-    def _wait(self, server: Server, tell: Callable[[str], object]) -> None:
+    def _wait(self, server: StackServer, tell: Callable[[str], object]) -> None:
         """Until it is well; one that does not get there is stopped, and its last words are told."""
         place, started = self._place(), time.monotonic()
         address = place.address(server.ports[0])
@@ -192,14 +192,14 @@ class Stack:
                 raise StackError(f"{server.name} at {address} {why}. Its last words:\n{words}\n(all of it: {log})")
             time.sleep(0.3)
 
-    def _complaint(self, server: Server, place: Place) -> str:
+    def _complaint(self, server: StackServer, place: Place) -> str:
         try:
             server.greet(place)
         except Exception as error:  # whatever it is, the server did not answer as it should
             return str(error) or type(error).__name__
         return ""
 
-    def _stop(self, server: Server) -> bool:
+    def _stop(self, server: StackServer) -> bool:
         """Politely, then not; whether there was anything to stop."""
         ran, started = self._signal(server, signal.SIGTERM), time.monotonic()
         while self.pids(server.name):
@@ -209,13 +209,13 @@ class Stack:
             time.sleep(0.1)
         return ran
 
-    def _give_up(self, server: Server, killed: float) -> None:
+    def _give_up(self, server: StackServer, killed: float) -> None:
         """A process that waits for its disk cannot be killed, and is not waited for without end."""
         if time.monotonic() - killed > STOP:
             pids = ", ".join(map(str, self.pids(server.name)))
             raise StackError(f"{server.name} was killed {STOP} s ago and still runs as {pids}: see what holds it")
 
-    def _signal(self, server: Server, number: signal.Signals) -> bool:
+    def _signal(self, server: StackServer, number: signal.Signals) -> bool:
         pids = self.pids(server.name)
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -246,7 +246,7 @@ class Stack:
             yield
 
 
-def _named(services: Collection[str]) -> list[Server]:
+def _named(services: Collection[str]) -> list[StackServer]:
     if unknown := set(services) - set(SERVICES):
         raise StackError(f"there is no service {', '.join(sorted(unknown))}; there are {', '.join(SERVICES)}")
     return [server for server in SERVERS if server.name in services]

@@ -12,7 +12,7 @@ from pipelines.cli.terminal import Config, PipelineName, console, find_config, p
 from wovr_core.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from pipelines.runner.submit import Job, Kubeflow, Seen
+    from pipelines.runner.submit import Job, Kubeflow, Listed
 
 app = typer.Typer()
 
@@ -133,13 +133,13 @@ def _job(path: Path, pipeline: str, profile: str) -> "Job":
     return job
 
 
-def _list(found: "list[Seen]", what: str) -> None:
+def _list(found: "list[Listed]", what: str) -> None:
     if not found:
         console.print(f"no {what}s")
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in (what, "name", "state", "when"):
         table.add_column(heading)
-    for seen in found:
-        table.add_row(*map(escape, (seen.id, seen.name, seen.state, seen.when)))
+    for listed in found:
+        table.add_row(*map(escape, (listed.id, listed.name, listed.state, listed.when)))
     console.print(table)
