@@ -112,3 +112,6 @@ class ToyPolicy:
 
     def log_prob(self, seen: Observation, tokens: Tensor, *, temperature: float) -> Tensor:
         return -tokens.float()
+
+    def mirrored(self, tokens: Tensor, turned: Tensor) -> Tensor:
+        raise AssertionError("a toy world knows no mirror")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -32,6 +32,7 @@ class DreamState:
         return len(self.memory)
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Decides a chunk of actions from what is seen and said."""
 
@@ -44,6 +45,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class WorldModel(Protocol):
     """Dreams what the camera will see if the arm does this. Stateless: the whole state goes in and comes out."""
 
@@ -56,6 +58,7 @@ class WorldModel(Protocol):
     def look(self, state: DreamState, frames: Sequence[int]) -> UInt8[Tensor, "b frames c h w"]: ...
 
 
+@runtime_checkable
 class RewardModel(Protocol):
     """Sees success in single frames, and says when a sequence of them counts as one."""
 
@@ -64,6 +67,7 @@ class RewardModel(Protocol):
     def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]: ...
 
 
+@runtime_checkable
 class HallucinationDetector(Protocol):
     """Sees that an imagined frame is wrong somewhere, beside the true first frame of its episode."""
 
@@ -81,6 +85,7 @@ class Readout:
     score: Float[Tensor, "b judged"] | None  # probability that the frame is wrong somewhere; None without a detector
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """World model, reward model and hallucination detector behind one stateless call, here or on a server.
 
@@ -124,6 +129,7 @@ class EnvironmentLostError(RuntimeError):
 Decide = Callable[[Observation], Float[Tensor, "b chunk a"]]  # the next actions, one or more, for what is observed
 
 
+@runtime_checkable
 class Env(Protocol):
     """A vectorised environment: the reality that imagination must never touch."""
 
@@ -140,6 +146,7 @@ class Env(Protocol):
     def observe(self) -> Observation: ...
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where metrics go while something trains."""
 

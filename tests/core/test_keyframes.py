@@ -20,6 +20,7 @@ from wovr_core.keyframes.rules import (
     thumbnails,
 )
 from wovr_core.settings import KEYFRAME_RULES, Keyframes, Task
+from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import Episode
 
 TASK = Task()
@@ -28,7 +29,7 @@ TASK = Task()
 class Reading:
     """A reward model that reads out a given curve, whatever it is shown."""
 
-    threshold = 0.5
+    success_rule = SuccessRule(threshold=0.5, stride=2, hysteresis=2)
 
     def __init__(self, curve: torch.Tensor | None = None) -> None:
         self.curve = curve

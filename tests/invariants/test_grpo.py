@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import arrays
 
 from wovr_core.grpo.advantages import group_advantages, informative_groups, returns
 from wovr_core.grpo.loss import kl_penalty, policy_loss
-from wovr_core.imagination.masking import held_for, valid_steps
+from wovr_core.imagination.masking import valid_steps
+from wovr_core.success_rule import SuccessRule
 
 CLIP = (0.2, 0.28)
 groups = arrays("float32", (3, 6), elements=st.floats(0, 1, width=16)).map(torch.from_numpy)
@@ -125,7 +126,7 @@ def test_kl_is_zero_for_the_same_policy_and_positive_for_another():
 
 
 def test_a_sooner_success_is_worth_more_only_when_discounted():
-    success, steps = torch.tensor([True, True, False]), torch.tensor([10.0, 40.0, 40.0])
+    success, steps = torch.tensor([True, True, False]), torch.tensor([10, 40, 40])
     assert returns(success, steps).tolist() == [1, 1, 0]
     soon, late, never = returns(success, steps, discount=0.99).tolist()
     assert soon > late > never == 0
@@ -137,6 +138,7 @@ def test_informative_groups_are_those_that_disagree():
 
 
 def test_one_flickering_frame_is_not_a_success():
-    seen = torch.tensor([[True, False, True, True]])
-    assert (held_for(seen, torch.tensor([0])) >= 2).tolist() == [[False, False, False, True]]
-    assert (held_for(seen, torch.tensor([1])) >= 2)[0, 0], "the streak goes on across chunks"
+    rule = SuccessRule(threshold=0.5, stride=2, hysteresis=2)
+    probability = torch.tensor([[0.9, 0.1, 0.9, 0.9]])
+    assert rule.holds(rule.streaks(probability)).tolist() == [[False, False, False, True]]
+    assert rule.holds(rule.streaks(probability, torch.tensor([1])))[0, 0], "the streak goes on across chunks"

@@ -4,6 +4,7 @@ import json
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
+import torch
 
 from tests.reach import REACH
 from tests.steps.conftest import ARCHITECTURE
@@ -24,7 +25,7 @@ from wovr_core.settings import (
     WorldModel,
 )
 from wovr_core.steps.collect import collect_episodes
-from wovr_core.steps.environment import demonstrator
+from wovr_core.steps.environment import demonstrator, open_environment
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
@@ -109,5 +110,9 @@ def test_what_an_embodiment_cannot_be_is_refused():
 def test_nobody_demonstrates_where_there_is_no_demonstrator(monkeypatch):
     monkeypatch.setattr(embodiment, "_registered", dict(embodiment._registered))
     register(Embodiment(**{**vars(REACH), "name": "silent", "demonstrate": None}))
-    with pytest.raises(EmbodimentError, match="nobody demonstrates in the environment silent"):
-        demonstrator(None, Policy(), Task(environment="silent"), generator=None)
+    task = Task(environment="silent")
+    with (
+        open_environment(task) as env,
+        pytest.raises(EmbodimentError, match="nobody demonstrates in the environment silent"),
+    ):
+        demonstrator(env, Policy(), task, generator=torch.Generator())

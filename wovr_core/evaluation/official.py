@@ -77,7 +77,7 @@ class Official:
         """Fréchet distance of two sets of pictures."""
         net = self.nets["fid"]
 
-        def features(pictures: Tensor) -> Float[Tensor, "n 2048"]:
+        def features(pictures: Tensor) -> Float[Tensor, "n d"]:
             return torch.cat([net(part.contiguous(), return_features=True) for part in pictures.split(BATCH)])
 
         return frechet(features(one), features(other))
@@ -87,7 +87,7 @@ class Official:
         """Fréchet distance of two sets of clips, t >= 16."""
         net = self.nets["fvd"]
 
-        def features(clips: Tensor) -> Float[Tensor, "n 400"]:
+        def features(clips: Tensor) -> Float[Tensor, "n d"]:
             parts = clips.transpose(1, 2).split(4)
             return torch.cat([net(p.float(), rescale=True, resize=True, return_features=True) for p in parts])
 

@@ -101,7 +101,7 @@ def flolpips(
     return torch.stack(told).mean()
 
 
-def motion_features(pooled: Float[Tensor, "clip t d"]) -> Float[Tensor, "clip 3d"]:
+def motion_features(pooled: Float[Tensor, "clip t d"]) -> Float[Tensor, "clip 3*d"]:
     """What a clip shows, and how it changes from frame to frame and over four frames; t >= 5."""
     steps = [(pooled[:, n:] - pooled[:, :-n]).abs().mean(1) for n in (1, 4)]
     return torch.cat([pooled.mean(1), *steps], -1)

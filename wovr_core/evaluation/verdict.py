@@ -25,7 +25,7 @@ class Comparison:
 
 
 def compare(
-    candidate: Bool[Tensor, " trial"], baseline: Bool[Tensor, " trial"], *, confidence: float = 0.95
+    candidate: Bool[Tensor, " trial"], baseline: Bool[Tensor, " as_many"], *, confidence: float = 0.95
 ) -> Comparison:
     """Paired comparison: McNemar's exact test, and Agresti and Min's (2005) interval of the difference."""
     if len(candidate) != len(baseline) or not len(candidate):

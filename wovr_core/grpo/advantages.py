@@ -3,12 +3,12 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 def returns(
-    success: Bool[Tensor, "*group"], steps: Float[Tensor, "*group"], *, discount: float = 1.0
+    success: Bool[Tensor, "*group"], steps: Int[Tensor, "*group"], *, discount: float = 1.0
 ) -> Float[Tensor, "*group"]:
     """R = discount^T for a success at step T, 0 for a failure."""
     return torch.where(success, torch.as_tensor(discount) ** steps.float(), 0.0)

@@ -27,9 +27,9 @@ class Evidence:
     """What rules may look at: the episode, the reward model's reading of its frames, and its nearest success."""
 
     episode: Episode
-    probability: Float[Tensor, " t+1"]
-    nearest_success: Float[Tensor, "t+1 feature"] | None  # features of the nearest successful episode of the task
-    features: Float[Tensor, "t+1 feature"]
+    probability: Float[Tensor, " frame"]
+    nearest_success: Float[Tensor, "frame feature"] | None  # features of the nearest successful episode of the task
+    features: Float[Tensor, "frame feature"]
 
 
 Rule = Callable[[Evidence], list[Moment]]

@@ -20,7 +20,7 @@ class Drift:
         return self.old - self.new
 
 
-def drift(old: Float[Tensor, " replay"], new: Float[Tensor, " replay"]) -> Drift:
+def drift(old: Float[Tensor, " older"], new: Float[Tensor, " newer"]) -> Drift:
     """From the PSNR of replays, one number each."""
     return Drift(old=float(old.mean()), new=float(new.mean()))
 

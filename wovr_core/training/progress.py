@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,6 +16,7 @@ from wovr_core.training.distributed import is_main
 EVERY = 60.0  # seconds between two lines
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Moves on by `count`; `note` is the number that matters now, such as the loss."""
 

@@ -12,7 +12,7 @@ def shifted(u: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def schedule(steps: int, shift: float) -> Float[Tensor, " steps+1"]:
+def schedule(steps: int, shift: float) -> Float[Tensor, " level"]:
     """The noise levels a sampler visits, from 1 down to 0; five steps at shift 5: 1, .952, .882, .769, .556, 0."""
     return shifted(torch.linspace(1, 0, steps + 1), shift)
 

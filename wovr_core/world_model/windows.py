@@ -17,9 +17,9 @@ from wovr_core.trajectory import Episode
 class EpisodeBatch:
     """Episodes of equal length, stacked: what the world model learns from."""
 
-    frames: UInt8[Tensor, "episode t+1 c h w"]
+    frames: UInt8[Tensor, "episode frame c h w"]
     actions: Float[Tensor, "episode t a"]
-    pose: Float[Tensor, "episode t+1 p"]
+    pose: Float[Tensor, "episode frame p"]
     labels: dict[str, Tensor] = field(default_factory=dict)  # one row per frame; for the world model's own use
 
     @classmethod

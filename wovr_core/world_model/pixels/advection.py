@@ -118,10 +118,10 @@ class Advection(nn.Module):
     @torch.no_grad()
     def follow(
         self,
-        frames: UInt8[Tensor, "episode t+1 c h w"],
-        pose: Float[Tensor, "episode t+1 p"],
-        gripper: Float[Tensor, "episode t+1"],
-    ) -> Int64[Tensor, "episode t+1"]:
+        frames: UInt8[Tensor, "episode frame c h w"],
+        pose: Float[Tensor, "episode frame p"],
+        gripper: Float[Tensor, "episode frame"],
+    ) -> Int64[Tensor, "episode frame"]:
         """What really went with the hand, in hindsight: seen once it has left the place where it shut."""
         shut = gripper > 0
         begun, since = grasps(shut)
@@ -195,7 +195,7 @@ def fit_grasp(
     advection: Advection,
     codec: Autoencoder,
     episodes: EpisodeBatch,
-    pose: Float[Tensor, "episode t+1 p"],
+    pose: Float[Tensor, "episode frame p"],
     *,
     steps: int,
     learning_rate: float = 1e-3,

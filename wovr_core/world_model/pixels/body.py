@@ -56,9 +56,9 @@ class Body(nn.Module):
 
 def fit_body(
     body: Body,
-    frames: UInt8[Tensor, "episode t+1 c h w"],
-    pose: Float[Tensor, "episode t+1 p"],
-    gripper: Float[Tensor, "episode t+1"],
+    frames: UInt8[Tensor, "episode frame c h w"],
+    pose: Float[Tensor, "episode frame p"],
+    gripper: Float[Tensor, "episode frame"],
     *,
     steps: int,
     generator: torch.Generator,

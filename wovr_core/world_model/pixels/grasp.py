@@ -112,6 +112,6 @@ def decide(
     return torch.where(was_shut, torch.where(before == UNKNOWN, foreseen, before), STAYS)
 
 
-def gripper_commands(actions: Float[Tensor, "episode t a"]) -> Float[Tensor, "episode t+1"]:
+def gripper_commands(actions: Float[Tensor, "episode t a"]) -> Float[Tensor, "episode frame"]:
     """The gripper's command before each frame; before the first one as before the second."""
     return torch.cat([actions[:, :1, -1], actions[..., -1]], 1)

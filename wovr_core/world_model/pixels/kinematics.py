@@ -49,7 +49,7 @@ class Kinematics(nn.Module):
 
 def fit_kinematics(
     kinematics: Kinematics,
-    pose: Float[Tensor, "episode t+1 p"],
+    pose: Float[Tensor, "episode frame p"],
     actions: Float[Tensor, "episode t a"],
     *,
     steps: int,
