@@ -52,7 +52,9 @@ def posttrain(settings: Settings) -> BaseComponent:
                 episodes = collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
             else:
                 with dsl.ParallelFor(list(range(shards)), name="shards") as shard:
-                    part = collect_episodes(task=task, collect=collect, shard=shard, policy=base).outputs["episodes"]
+                    part = collect_episodes(task=task, collect=collect, shard=shard, sharded=True, policy=base).outputs[
+                        "episodes"
+                    ]
                 episodes = merge_episodes(collect=collect, policy=base, parts=dsl.Collected(part)).outputs["episodes"]
             dreamer = train_world_model(
                 task=task, world_model=world_model, demonstrations=demonstrations, episodes=episodes

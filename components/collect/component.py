@@ -15,7 +15,8 @@ def collect_episodes(
     episodes: Output[EpisodesArtifact],
     pace: Optional[dict] = None,  # noqa: UP045 (kfp reads no dict | None)
     round: int = 0,
-    shard: Optional[int] = None,  # noqa: UP045
+    shard: int = 0,
+    sharded: bool = False,
 ):
     """Let the policy try its tasks for real, on initial states that no other round sees, and keep what happened."""
     from pathlib import Path
@@ -32,7 +33,7 @@ def collect_episodes(
         policy=Path(policy.path),
         out=Path(episodes.path),
         round=round,
-        shard=shard,
+        shard=shard if sharded else None,
     )
     episodes.metadata.update(manifest.summary)
 
