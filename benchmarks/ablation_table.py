@@ -132,6 +132,6 @@ def figure(rows: dict[str, Seeds]) -> str:
             tag("path", cls="whisker", d=f"M{across(mean.low):.1f} {y}H{across(mean.high):.1f}"),
             *(dot(across(r["rate"]), y, colour, size=3) for r in rows[label].values() if len(rows[label]) > 1),
             text(f"{100 * mean.value:.1f} %", WIDTH - right + 12, y + 4.5, cls="name"),
-        ]  # fmt: skip
+        ]
         top += 38
     return alone(svg("Real success of every row, with intervals", floor + 26, marks))

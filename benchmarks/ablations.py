@@ -32,7 +32,7 @@ from real_rl import clone_successes, improve_for_real
 from wovr_core.artifacts import Kind, Manifest, digest_at, load_table, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.evaluation.verdict import compare
-from wovr_core.settings import Pace, Policy, Settings, SettingsError, Task
+from wovr_core.settings import PaceSettings, PolicySettings, Settings, SettingsError, TaskSettings
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies
 from wovr_core.steps.facts import Trial
@@ -57,7 +57,7 @@ class Plan:
     """The settings of a row, and its PACE rounds with what each may spend."""
 
     settings: Settings
-    rounds: list[Pace]
+    rounds: list[PaceSettings]
 
     @property
     def real_episodes(self) -> int:
@@ -107,8 +107,10 @@ class Shelf:
 
     def make(self, step: Callable[..., Manifest], *branches: Any, **ports: Any) -> Path:
         """What a step makes of these settings and artifacts: from the shelf, or made now."""
-        inputs = {name: [digest(p) for p in port] if isinstance(port, list) else digest(port)
-                 for name, port in sorted(ports.items())}  # fmt: skip
+        inputs = {
+            name: [digest(p) for p in port] if isinstance(port, list) else digest(port)
+            for name, port in sorted(ports.items())
+        }
         key = json.dumps([step.__name__, inputs, *(branch.model_dump(mode="json") for branch in branches)])
         out = self.folder / f"{step.__name__}-{sha256(key.encode()).hexdigest()[:12]}"
         clock = out.with_name(f"{out.name}.seconds")
@@ -131,7 +133,7 @@ class Shelf:
         return sum(read_manifest(path, kind).summary[fact] for path in self.used if path.name.startswith(names))
 
 
-def base_policy(cfg: Policy, task: Task, *, out: Path) -> Manifest:
+def base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path) -> Manifest:
     shutil.rmtree(demonstrations_of(out), ignore_errors=True)  # left by one that was stopped in between
     return clone_base_policy(cfg, task, out=out, demonstrations=demonstrations_of(out))
 
@@ -157,23 +159,34 @@ def in_dreams(shelf: Shelf, row_plan: Plan) -> Path:
     def improve(policy: Path, updates: int | None = None) -> Path:
         nonlocal reward
         reward = shelf.make(
-            train_reward, s.reward, task, episodes=[demonstrations, *collected], world_model=dreams,
-            previous=reward,
-        )  # fmt: skip
+            train_reward, s.reward, task, episodes=[demonstrations, *collected], world_model=dreams, previous=reward
+        )
         keyframes = shelf.make(mine_keyframes, s.keyframes, task, episodes=collected, reward=reward)
         return shelf.make(
-            improve_policy, s.grpo, task, policy=policy, world_model=dreams, reward=reward, keyframes=keyframes,
-            episodes=collected, updates=updates,
-        )  # fmt: skip
+            improve_policy,
+            s.grpo,
+            task,
+            policy=policy,
+            world_model=dreams,
+            reward=reward,
+            keyframes=keyframes,
+            episodes=collected,
+            updates=updates,
+        )
 
     evolved = improve(evolved)
     for k, pace in enumerate(row_plan.rounds, 1):
         collect = s.collect.model_copy(update={"episodes": pace.episodes, "held_out": pace.held_out})
         newest = shelf.make(collect_episodes, collect, task, policy=evolved, round=k)
         previous = shelf.make(
-            choose_policy, pace, task, evolved=evolved, evolved_episodes=newest, previous=previous,
+            choose_policy,
+            pace,
+            task,
+            evolved=evolved,
+            evolved_episodes=newest,
+            previous=previous,
             previous_episodes=collected[-1],
-        )  # fmt: skip
+        )
         collected.append(newest)
         if read_manifest(previous, Kind.POLICY).summary["settled"]:
             return previous
@@ -189,9 +202,14 @@ def unchanged(shelf: Shelf, row_plan: Plan) -> Path:
 def filtered_bc(shelf: Shelf, row_plan: Plan) -> Path:
     s, (policy, demonstrations) = row_plan.settings, shelf.base()
     return shelf.make(
-        clone_successes, s.policy, s.task, policy=policy, demonstrations=demonstrations,
-        real_episodes=row_plan.real_episodes, temperature=s.collect.temperature,
-    )  # fmt: skip
+        clone_successes,
+        s.policy,
+        s.task,
+        policy=policy,
+        demonstrations=demonstrations,
+        real_episodes=row_plan.real_episodes,
+        temperature=s.collect.temperature,
+    )
 
 
 def online(shelf: Shelf, row_plan: Plan, real_episodes: int | None = None) -> Path:
@@ -229,9 +247,14 @@ GUARDS: dict[str, Row] = {
 # row is judged by: the best mean of three runs of ten settings; filtered cloning likewise, the best of four. The
 # ceiling learns as the full method does, with settings chosen by learning for real (docs/log/tabletop.md, 17).
 REAL: Switches = {
-    "grpo.num_groups": 4, "grpo.group_size": 16, "grpo.epochs": 8, "grpo.minibatch": 128, "grpo.learning_rate": 1e-4,
-    "grpo.warmup": 1, "grpo.advantage": "standardised",
-}  # fmt: skip
+    "grpo.num_groups": 4,
+    "grpo.group_size": 16,
+    "grpo.epochs": 8,
+    "grpo.minibatch": 128,
+    "grpo.learning_rate": 1e-4,
+    "grpo.warmup": 1,
+    "grpo.advantage": "standardised",
+}
 ROWS: dict[str, Row] = {
     "base": Row("the base policy", {}, unchanged, "base"),
     "filtered-bc": Row("cloning its own real successes", {"policy.steps": 300}, filtered_bc, "baseline"),
@@ -284,16 +307,34 @@ def run(row: str, *, full: Settings, seed: int, out: Path, changed: Switches, co
     won, before = (torch.tensor([getattr(t, role) for t in tried]) for role in ("candidate", "baseline"))
     c = compare(won, before, confidence=full.evaluate.confidence)
     result = {
-        "row": row, "label": " ".join([row, *tuned]), "kind": ROWS[row].kind,
-        "says": " ".join([ROWS[row].says, *tuned]), "seed": seed, "budget": row_plan.real_episodes,
-        "real_episodes": real, "imagined_frames": frames, "seconds": seconds, "n": c.candidate.n,
-        "successes": c.candidate.successes, "rate": c.candidate.value, "low": c.candidate.low,
-        "high": c.candidate.high, "confidence": c.confidence, "gained": c.gained, "lost": c.lost,
-        "mcnemar_p": c.p_value, "difference": c.difference, "difference_low": c.low, "difference_high": c.high,
+        "row": row,
+        "label": " ".join([row, *tuned]),
+        "kind": ROWS[row].kind,
+        "says": " ".join([ROWS[row].says, *tuned]),
+        "seed": seed,
+        "budget": row_plan.real_episodes,
+        "real_episodes": real,
+        "imagined_frames": frames,
+        "seconds": seconds,
+        "n": c.candidate.n,
+        "successes": c.candidate.successes,
+        "rate": c.candidate.value,
+        "low": c.candidate.low,
+        "high": c.candidate.high,
+        "confidence": c.confidence,
+        "gained": c.gained,
+        "lost": c.lost,
+        "mcnemar_p": c.p_value,
+        "difference": c.difference,
+        "difference_low": c.low,
+        "difference_high": c.high,
         "won": "".join("01"[int(w)] for w in won),  # trial by trial, so that any two rows can be compared
-        "date": date.today().isoformat(), "command": command, "code_version": code_version(), "settings": settings,
+        "date": date.today().isoformat(),
+        "command": command,
+        "code_version": code_version(),
+        "settings": settings,
         "made": [made.name for made in shelf.used],
-    }  # fmt: skip
+    }
     beside = path.with_suffix(".writing")
     beside.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(beside, path)
@@ -334,10 +375,13 @@ def main() -> None:
         else:
             pairs = dict(pair.partition("=")[::2] for pair in args.set)
             path = run(
-                args.row, full=Settings.load(args.config), seed=args.seed, out=args.out,
+                args.row,
+                full=Settings.load(args.config),
+                seed=args.seed,
+                out=args.out,
                 changed={key: parse_yaml(value, source=key) for key, value in pairs.items()},
                 command=shlex.join(["python", "benchmarks/ablations.py", *sys.argv[1:]]),
-            )  # fmt: skip
+            )
             result = json.loads(path.read_text())
             print(f"{result['label']}, seed {result['seed']}: {result['successes']} of {result['n']}, in {path}")
     except (RowError, SettingsError, YamlError, ResultsError) as error:

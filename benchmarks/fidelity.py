@@ -77,8 +77,9 @@ def main() -> None:
         false = int((dreams.success & ~really(dreams, ids)).sum())
         facts_by_detector[name] = {
             "imagined": vars(success_rate(int(dreams.success.sum()), len(dreams))),
-            "false_successes": vars(success_rate(false, len(dreams))), "hallucinated": int(dreams.hallucinated.sum()),
-        }  # fmt: skip
+            "false_successes": vars(success_rate(false, len(dreams))),
+            "hallucinated": int(dreams.hallucinated.sum()),
+        }
     real = success_rate(int(won.sum()), len(won))
     curve = contact_curve(world_model, tries=args.tries, seed=args.seed)
 
@@ -103,10 +104,15 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "command": f"benchmarks/fidelity.py --episodes {args.episodes} --tries {args.tries} --seed {args.seed}",
-        "date": time.strftime("%Y-%m-%d"), "seed": args.seed, "n": len(episodes), "depth": [vars(d) for d in depths],
-        "outcomes": agreement.summary(), "outcomes_shuffled_actions": destroyed.summary(),
-        "on_policy": {"real": vars(real), **facts_by_detector}, "contact": [vars(point) for point in curve],
-    }  # fmt: skip
+        "date": time.strftime("%Y-%m-%d"),
+        "seed": args.seed,
+        "n": len(episodes),
+        "depth": [vars(d) for d in depths],
+        "outcomes": agreement.summary(),
+        "outcomes_shuffled_actions": destroyed.summary(),
+        "on_policy": {"real": vars(real), **facts_by_detector},
+        "contact": [vars(point) for point in curve],
+    }
     args.out.write_text(json.dumps(facts, indent=2) + "\n")
     args.out.with_suffix(".svg").write_text(figure(curve, facts_by_detector))
 

@@ -87,12 +87,7 @@ def main() -> None:
     policy, simulator = open_policy(args.policy), open_simulator(args.world_model, args.reward, detector=False)
     starts = [init_state(e, 0, index=i, steps_left=task.horizon, rule="initial") for i, e in enumerate(held)]
     dreams = dream(
-        policy,
-        simulator,
-        starts,
-        temperature=1.0,
-        generator=torch.Generator().manual_seed(args.seed),
-        mask=False,
+        policy, simulator, starts, temperature=1.0, generator=torch.Generator().manual_seed(args.seed), mask=False
     )
     actions = from_tokens(dreams.tokens)
     ids = [episode.init_state for episode in held]
@@ -116,18 +111,23 @@ def main() -> None:
     starts, moved = dreams.pose[:, :, None], dreams.pose.diff(dim=1, append=dreams.pose[:, -1:])[:, :, None]
     dreamt_path = (starts + moved * (torch.arange(CHUNK) / CHUNK)[:, None]).flatten(1, 2)
     measured = {
-        "episodes": (torch.stack([e.pose for e in held]), torch.stack([e.actions for e in held]),
-                     torch.tensor([e.succeeded for e in held])),
+        "episodes": (
+            torch.stack([e.pose for e in held]),
+            torch.stack([e.actions for e in held]),
+            torch.tensor([e.succeeded for e in held]),
+        ),
         "dreams": (dreamt_path, actions.flatten(1, 2), dreams.success),
         "dreams, done for real": (torch.stack([e.pose for e in done_for_real]), actions.flatten(1, 2), won),
-    }  # fmt: skip
+    }
     table = Table("hand beside the thing, mm", *(f"{low} to {high}" for low, high in pairwise(FAR)))
     facts: dict[str, Any] = {
-        "command": f"benchmarks/libero_dreams.py --seed {args.seed}", "date": time.strftime("%Y-%m-%d"),
-        "seed": args.seed, "millimetres": FAR,
+        "command": f"benchmarks/libero_dreams.py --seed {args.seed}",
+        "date": time.strftime("%Y-%m-%d"),
+        "seed": args.seed,
+        "millimetres": FAR,
         "false": vars(success_rate(int((dreams.success & ~won).sum()), int(dreams.success.sum()))),
         "missed": int((won & ~dreams.success).sum()),
-    }  # fmt: skip
+    }
     for name, (pose, did, wins) in measured.items():
         counts = by_offset(beside(pose, did, thing), wins)
         rate = success_rate(int(wins.sum()), len(wins))

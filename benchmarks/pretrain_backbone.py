@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from wovr_core.envs.experts.tabletop import play
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
-from wovr_core.settings import Settings, WorldModel
+from wovr_core.settings import Settings, WorldModelSettings
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
@@ -87,8 +87,18 @@ def train_codec(codec: PatchAutoencoder, steps: int, checkpoint: Path, log: Path
         if step % 200 == 0:
             log.open("a").write(json.dumps({"codec": step, "loss": value, "time": time.time()}) + "\n")
 
-    train(codec, loss, name="codec", steps=steps, learning_rate=2e-3, generator=generator, ema=0.998,
-          checkpoint=checkpoint, checkpoint_every=500, on_step=note)  # fmt: skip
+    train(
+        codec,
+        loss,
+        name="codec",
+        steps=steps,
+        learning_rate=2e-3,
+        generator=generator,
+        ema=0.998,
+        checkpoint=checkpoint,
+        checkpoint_every=500,
+        on_step=note,
+    )
     with torch.no_grad():
         latents = torch.cat([codec.encode(to_unit(stream.footage.frames[i : i + 32, :9])) for i in range(0, 256, 32)])
         codec.latents_mean += latents.mean((0, 2, 3, 4)) * codec.latents_std
@@ -107,7 +117,13 @@ class Walk:
     """
 
     def __init__(
-        self, footage: EpisodeBatch, cfg: WorldModel, count: int, generator: torch.Generator, *, steps: int = CHUNKS * 8
+        self,
+        footage: EpisodeBatch,
+        cfg: WorldModelSettings,
+        count: int,
+        generator: torch.Generator,
+        *,
+        steps: int = CHUNKS * 8,
     ) -> None:
         self.cfg, self.generator, self.steps = cfg, generator, steps
         self.episode, self.step = torch.zeros(count, dtype=torch.long), torch.full((count,), steps)
@@ -156,8 +172,19 @@ def train_transformer(
             entry = {"transformer": step + 1, "loss": sum(recent[-100:]) / 100, "time": time.time()}
             log.open("a").write(json.dumps(entry) + "\n")
 
-    train(model.trained, loss, name="transformer", steps=steps, learning_rate=rate, generator=generator, ema=0.999,
-          warmup=200, checkpoint=checkpoint, checkpoint_every=250, on_step=note)  # fmt: skip
+    train(
+        model.trained,
+        loss,
+        name="transformer",
+        steps=steps,
+        learning_rate=rate,
+        generator=generator,
+        ema=0.999,
+        warmup=200,
+        checkpoint=checkpoint,
+        checkpoint_every=250,
+        on_step=note,
+    )
     return stream.next
 
 
@@ -178,7 +205,7 @@ def main() -> None:
     torch.manual_seed(0)
     given.work.mkdir(parents=True, exist_ok=True)
     log, begun = given.work / "log.jsonl", time.time()
-    settings: WorldModel = Settings().world_model.model_copy(
+    settings: WorldModelSettings = Settings().world_model.model_copy(
         update={"lowest_noise": 1.0, "train_dtype": "bfloat16"}  # the tabletop's sampler takes one step
     )
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=3)

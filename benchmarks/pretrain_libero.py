@@ -29,7 +29,7 @@ from wovr_core.envs.libero import Libero
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.fidelity import as_rows
 from wovr_core.imagination.replay import init_state
-from wovr_core.settings import Architecture, Settings, WorldModel
+from wovr_core.settings import ArchitectureSettings, Settings, WorldModelSettings
 from wovr_core.steps.world_model import measure
 from wovr_core.training.loop import train
 from wovr_core.training.precision import autocast
@@ -42,8 +42,10 @@ from wovr_core.world_model.pixels.mixer import FitSteps
 from wovr_core.world_model.windows import EpisodeBatch
 
 ROWS: dict[str, dict[str, object]] = {  # what a dream is given, and the paper's ablations of it; see `architecture`
-    "all": {}, "no-anchor": {}, "no-noise": {"memory_noise": 0.0}
-}  # fmt: skip
+    "all": {},
+    "no-anchor": {},
+    "no-noise": {"memory_noise": 0.0},
+}
 CROP = 64  # pixels, of the pictures a codec learns from
 
 
@@ -126,9 +128,18 @@ def train_codec(given: argparse.Namespace) -> None:
         if step % 200 == 199:
             tell(given.work, codec=step + 1, loss=sum(recent[-200:]) / 200)
 
-    train(codec, loss, name="codec", steps=given.steps, learning_rate=given.learning_rate or 2e-3, generator=generator,
-          ema=0.998, checkpoint=given.work / "codec-checkpoint.safetensors", checkpoint_every=250,
-          on_step=note)  # fmt: skip
+    train(
+        codec,
+        loss,
+        name="codec",
+        steps=given.steps,
+        learning_rate=given.learning_rate or 2e-3,
+        generator=generator,
+        ema=0.998,
+        checkpoint=given.work / "codec-checkpoint.safetensors",
+        checkpoint_every=250,
+        on_step=note,
+    )
     with torch.no_grad():
         some = torch.cat([codec.encode(to_unit(footage.frames[i : i + 1, :33])) for i in range(0, len(footage), 4)])
         codec.latents_mean += some.mean((0, 2, 3, 4)) * codec.latents_std
@@ -184,22 +195,34 @@ class Latents:
         return self.every[episode[:, None], when].float().transpose(1, 2)
 
 
-def architecture(given: argparse.Namespace) -> Architecture:
-    return Architecture(
-        latent_channels=given.channels, codec=given.codec, patch=given.patch, heads=4, head_dim=given.width // 4,
-        layers=given.layers, ffn_dim=4 * given.width, kinematics=True, advection=given.codec == "components",
+def architecture(given: argparse.Namespace) -> ArchitectureSettings:
+    return ArchitectureSettings(
+        latent_channels=given.channels,
+        codec=given.codec,
+        patch=given.patch,
+        heads=4,
+        head_dim=given.width // 4,
+        layers=given.layers,
+        ffn_dim=4 * given.width,
+        kinematics=True,
+        advection=given.codec == "components",
         first_frame_anchor=given.row != "no-anchor",
-    )  # fmt: skip
+    )
 
 
 def world_model(given: argparse.Namespace) -> DiffusionWorldModel:
     """With the weights to start from, if there are any."""
-    settings: WorldModel = Settings().world_model.model_copy(
+    settings: WorldModelSettings = Settings().world_model.model_copy(
         update={
-            "architecture": architecture(given), "lowest_noise": 1.0, "train_dtype": "bfloat16",
-            "batch": given.batch, "num_inference_steps": 1,
-        } | ({"memory_noise": 0.0} if given.codec == "components" else {}) | ROWS[given.row]
-    )  # fmt: skip
+            "architecture": architecture(given),
+            "lowest_noise": 1.0,
+            "train_dtype": "bfloat16",
+            "batch": given.batch,
+            "num_inference_steps": 1,
+        }
+        | ({"memory_noise": 0.0} if given.codec == "components" else {})
+        | ROWS[given.row]
+    )
     model = DiffusionWorldModel(settings, tiny_autoencoder(settings.architecture), action_dim=7, pose_dim=6)
     if given.start is not None:
         model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
@@ -236,23 +259,35 @@ def train_transformer(given: argparse.Namespace) -> None:
         if step % 100 == 99:
             tell(given.work, transformer=step + 1, loss=sum(recent[-100:]) / 100)
 
-    train(model.trained, loss, name="transformer", steps=given.steps, learning_rate=given.learning_rate or 1e-3,
-          generator=generator, ema=0.999, warmup=200, checkpoint=given.work / "transformer-checkpoint.safetensors",
-          checkpoint_every=250, on_step=note)  # fmt: skip
+    train(
+        model.trained,
+        loss,
+        name="transformer",
+        steps=given.steps,
+        learning_rate=given.learning_rate or 1e-3,
+        generator=generator,
+        ema=0.999,
+        warmup=200,
+        checkpoint=given.work / "transformer-checkpoint.safetensors",
+        checkpoint_every=250,
+        on_step=note,
+    )
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     tell(given.work, fidelity=as_rows(measure(model, as_episodes(held_out), seed=0)))
     given.out.mkdir(parents=True, exist_ok=True)
     save_file(weights, given.out / "weights.safetensors")
     provenance = {
         "command": f"python benchmarks/pretrain_libero.py {shlex.join(sys.argv[1:])}",
-        "seeds": {
-            "initialisation": 0, "transformer": 2, "mixer": 3, "play": "ids of Split.PLAY",
-        },
-        "suite": given.suite, "play_episodes": len(training), "play_frames": training.frames.shape[:2].numel(),
-        "seconds": round(time.time() - begun), "date": time.strftime("%Y-%m-%d"),
-        "own_dreams": given.own, "row": given.row,
+        "seeds": {"initialisation": 0, "transformer": 2, "mixer": 3, "play": "ids of Split.PLAY"},
+        "suite": given.suite,
+        "play_episodes": len(training),
+        "play_frames": training.frames.shape[:2].numel(),
+        "seconds": round(time.time() - begun),
+        "date": time.strftime("%Y-%m-%d"),
+        "own_dreams": given.own,
+        "row": given.row,
         "architecture": model.cfg.architecture.model_dump(),
-    }  # fmt: skip
+    }
     (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
 

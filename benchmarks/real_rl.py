@@ -22,13 +22,13 @@ from wovr_core.imagination.masking import valid_steps
 from wovr_core.imagination.rollout import Rollouts
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.protocols import Policy as Actor
-from wovr_core.settings import Grpo, Policy, Task
+from wovr_core.settings import GrpoSettings, PolicySettings, TaskSettings
 from wovr_core.steps.models import open_policy, save_policy
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode, InitState
 
 
-def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int, out: Path) -> Manifest:
+def improve_for_real(cfg: GrpoSettings, task: TaskSettings, *, policy: Path, real_episodes: int, out: Path) -> Manifest:
     """GRPO in the environment, until exactly so many episodes are spent.
 
     Every group begins at an initial state of its own. The last group is smaller where the budget asks for it.
@@ -65,7 +65,7 @@ def improve_for_real(cfg: Grpo, task: Task, *, policy: Path, real_episodes: int,
 
 
 def real_rollouts(
-    policy: Actor, states: Sequence[int], task: Task, *, temperature: float, generator: torch.Generator
+    policy: Actor, states: Sequence[int], task: TaskSettings, *, temperature: float, generator: torch.Generator
 ) -> Rollouts:
     """Real episodes in the form that an update reads: what the policy saw, what it chose, and which steps count."""
     env = Tabletop(image_size=task.image_size)
@@ -82,30 +82,48 @@ def real_rollouts(
     success = torch.stack(holds, 1)
     starts = tuple(
         InitState(
-            instruction=words, reference=frame, memory=frame.expand(4, -1, -1, -1), pose=pose.expand(5, -1),
-            actions=torch.zeros(4, task.embodiment.action_dim), steps_left=task.horizon, episode=i, step=0,
+            instruction=words,
+            reference=frame,
+            memory=frame.expand(4, -1, -1, -1),
+            pose=pose.expand(5, -1),
+            actions=torch.zeros(4, task.embodiment.action_dim),
+            steps_left=task.horizon,
+            episode=i,
+            step=0,
             rule="initial",
         )
         for i, (words, frame, pose) in enumerate(zip(first.instructions, first.frames, first.pose, strict=True))
-    )  # fmt: skip
+    )
     return Rollouts(
-        starts=starts, valid=valid_steps(success).unflatten(1, (-1, CHUNK)), success=success.any(1),
-        hallucinated=torch.zeros(len(starts), dtype=torch.bool), broken=torch.zeros(len(starts), dtype=torch.bool),
+        starts=starts,
+        valid=valid_steps(success).unflatten(1, (-1, CHUNK)),
+        success=success.any(1),
+        hallucinated=torch.zeros(len(starts), dtype=torch.bool),
+        broken=torch.zeros(len(starts), dtype=torch.bool),
         **{name: torch.stack(values, 1) for name, values in chunks.items()},
-    )  # fmt: skip
+    )
 
 
 def clone_successes(
-    cfg: Policy, task: Task, *, policy: Path, demonstrations: Path, real_episodes: int, temperature: float, out: Path
+    cfg: PolicySettings,
+    task: TaskSettings,
+    *,
+    policy: Path,
+    demonstrations: Path,
+    real_episodes: int,
+    temperature: float,
+    out: Path,
 ) -> Manifest:
     """Filtered behaviour cloning: go on from the policy, on the demonstrations and on its own real successes."""
     actor = open_policy(policy)
     generator = torch.Generator().manual_seed(task.seed)
     tried = run_trials(
-        Tabletop(image_size=task.image_size), policy_decides(actor, temperature=temperature, generator=generator),
-        Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000), Split.COLLECTION,
+        Tabletop(image_size=task.image_size),
+        policy_decides(actor, temperature=temperature, generator=generator),
+        Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000),
+        Split.COLLECTION,
         steps=task.horizon,
-    ).episodes  # fmt: skip
+    ).episodes
     good = [until_success(episode, CHUNK) for episode in tried if episode.succeeded]
     settings = {"policy": cfg.model_dump(), "task": task.model_dump(), "temperature": temperature}
     made_from = {"policy": policy, "demonstrations": demonstrations}

@@ -49,10 +49,7 @@ def build(folders: Sequence[Path], *, profile: str | None = None) -> dict[str, R
             raise CurveError(f"{folder} has seed {curve.seed}, as another of the runs: a band needs different seeds")
         runs.append((curve, settings))
     asked = [folder.name for folder in folders] + ([f"--profile {profile}"] if profile else [])
-    made = {
-        "command": f"python benchmarks/reference_curves.py {' '.join(asked)}",
-        "date": date.today().isoformat(),
-    }
+    made = {"command": f"python benchmarks/reference_curves.py {' '.join(asked)}", "date": date.today().isoformat()}
     return {
         name: Reference(made=made, settings=runs[0][1], runs=tuple(curve for curve, _ in runs))
         for name, runs in found.items()

@@ -28,7 +28,7 @@ from pipelines.stack.services import find_services
 from wovr_core.chunk import CHUNK
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import dream
-from wovr_core.settings import Serve
+from wovr_core.settings import ServeSettings
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.models import open_episodes, open_policy
 
@@ -45,9 +45,11 @@ class Parts:
     @classmethod
     def of(cls, run: Run) -> "Parts":
         ports = {
-            "policy": ("clone-base-policy", "base"), "world_model": ("train-world-model", "fitted"),
-            "reward": ("train-reward", "fitted"), "episodes": ("collect-episodes", "episodes"),
-        }  # fmt: skip
+            "policy": ("clone-base-policy", "base"),
+            "world_model": ("train-world-model", "fitted"),
+            "reward": ("train-reward", "fitted"),
+            "episodes": ("collect-episodes", "episodes"),
+        }
         first = {name: run.tasks[task].outputs[port] for name, (task, port) in ports.items()}
         return cls(**{name: Path(path) for name, path in first.items()})
 
@@ -134,9 +136,12 @@ def main() -> None:
     table = Table("instances", "clients", "in process, frames/s", "served, frames/s", "served / in process")
     for instances in args.instances:
         version = deploy(
-            Serve(instances=instances), url=url, repository=repository, world_model=parts.world_model,
+            ServeSettings(instances=instances),
+            url=url,
+            repository=repository,
+            world_model=parts.world_model,
             reward=parts.reward,
-        )  # fmt: skip
+        )
         for count in args.clients:
             here = Clients.start(parts, None, count, args.dreams)
             there = Clients.start(parts, (url, version), count, args.dreams)
@@ -173,10 +178,7 @@ def one_caller(parts: Parts, simulator: Clocked) -> float:
     torch.set_num_threads(1)
     episodes = open_episodes([parts.episodes]).episodes[:64]
     starts = [init_state(e, 0, index=i, steps_left=48, rule="initial") for i, e in enumerate(episodes)]
-    dream(
-        open_policy(parts.policy), simulator, starts, temperature=1.0,
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    dream(open_policy(parts.policy), simulator, starts, temperature=1.0, generator=torch.Generator().manual_seed(0))
     return simulator.seconds
 
 

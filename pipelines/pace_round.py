@@ -75,12 +75,7 @@ def pace_round(
     previous_reward: Input[RewardModelArtifact],
 ) -> Round:
     refitted = refit_world_model(
-        task=task,
-        pace=pace,
-        world_model=world_model,
-        demonstrations=demonstrations,
-        episodes=episodes,
-        newest=newest,
+        task=task, pace=pace, world_model=world_model, demonstrations=demonstrations, episodes=episodes, newest=newest
     ).outputs["refitted"]
     sees_success = train_reward(
         task=task,

@@ -11,7 +11,7 @@ import tests.shapes  # noqa: F401  the hook looks it up by name
 install_import_hook("wovr_core", "tests.shapes.checked")  # before the first import of wovr_core
 
 from pipelines.stack.stack import SERVICES, Stack
-from wovr_core.settings import Architecture, WorldModel
+from wovr_core.settings import ArchitectureSettings, WorldModelSettings
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 
@@ -33,8 +33,10 @@ def generator() -> torch.Generator:
 def tiny_world_model() -> DiffusionWorldModel:
     """The real classes, small, with random weights that no longer sit at their zero initialisation."""
     torch.manual_seed(0)
-    architecture = Architecture(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8)
-    cfg = WorldModel(architecture=architecture, pretrained="none", rollout_dtype="float32")
+    architecture = ArchitectureSettings(
+        latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8
+    )
+    cfg = WorldModelSettings(architecture=architecture, pretrained="none", rollout_dtype="float32")
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     for parameter in model.transformer.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

@@ -10,7 +10,7 @@ from wovr_core.embodiment import Embodiment
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import Decide
 from wovr_core.section import Section
-from wovr_core.settings import Policy, Task
+from wovr_core.settings import PolicySettings, TaskSettings
 from wovr_core.trajectory import Observation
 
 
@@ -46,12 +46,12 @@ class Reach:
         return (self.hand - self.spot).norm(dim=1) < self.near
 
 
-def open_reach(task: Task) -> Reach:
+def open_reach(task: TaskSettings) -> Reach:
     assert isinstance(task.options, ReachOptions)
     return Reach(image_size=task.image_size, near=task.options.near)
 
 
-def demonstrator(env: Reach, cfg: Policy, *, generator: torch.Generator) -> Decide:
+def demonstrator(env: Reach, cfg: PolicySettings, *, generator: torch.Generator) -> Decide:
     def decide(observation: Observation) -> Tensor:
         motion = 5 * (env.spot - env.hand)
         motion = motion + cfg.action_noise * torch.randn(motion.shape, generator=generator)

@@ -15,9 +15,14 @@ EACH = SuccessRule(threshold=0.5, stride=1, hysteresis=1)  # one frame, whicheve
 
 
 def an_episode(
-    *, steps: int = 48, success_at: int | None = None, closes: Sequence[int] = (), init_state: int = 1_000_000,
-    instruction: str = "put the red block on the green pad", shade: int = 0,
-) -> Episode:  # fmt: skip
+    *,
+    steps: int = 48,
+    success_at: int | None = None,
+    closes: Sequence[int] = (),
+    init_state: int = 1_000_000,
+    instruction: str = "put the red block on the green pad",
+    shade: int = 0,
+) -> Episode:
     """A hand-made episode: the gripper is closed at the steps in `closes`, the goal holds from `success_at` on."""
     actions = torch.zeros(steps, 3)
     actions[:, 2] = -1
@@ -36,9 +41,16 @@ def a_start(name: int, *, goal: int, steps_left: int = 32, rule: str = "initial"
     """A start whose picture says its name (red), how far it has come (green) and how far it has to go (blue)."""
     picture = torch.tensor([name, at, goal], dtype=torch.uint8).view(3, 1, 1).expand(3, SIDE, SIDE)
     return InitState(
-        instruction=f"task {name}", reference=picture, memory=picture.expand(4, -1, -1, -1), actions=torch.zeros(4, 3),
-        pose=torch.full((5, 2), float(name)), steps_left=steps_left, episode=name, step=0, rule=rule,
-    )  # fmt: skip
+        instruction=f"task {name}",
+        reference=picture,
+        memory=picture.expand(4, -1, -1, -1),
+        actions=torch.zeros(4, 3),
+        pose=torch.full((5, 2), float(name)),
+        steps_left=steps_left,
+        episode=name,
+        step=0,
+        rule=rule,
+    )
 
 
 class ToyWorld:
@@ -54,10 +66,13 @@ class ToyWorld:
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         pictures = torch.stack([start.memory[-1] for start in starts]).float()
         return DreamState(
-            reference=torch.stack([start.reference for start in starts]).float(), memory=pictures, before=pictures,
-            future=pictures[:, :, None][:, :, :0], actions=torch.zeros(len(starts), 4, 3),
+            reference=torch.stack([start.reference for start in starts]).float(),
+            memory=pictures,
+            before=pictures,
+            future=pictures[:, :, None][:, :, :0],
+            actions=torch.zeros(len(starts), 4, 3),
             pose=torch.stack([start.pose for start in starts]),
-        )  # fmt: skip
+        )
 
     def imagine(self, state: DreamState, actions: Tensor, *, generator: torch.Generator) -> DreamState:
         self.batches.append(len(state))
@@ -65,9 +80,14 @@ class ToyWorld:
         forward = torch.tensor([0.0, 8.0, 0.0]).view(3, 1, 1) * moves.view(-1, 1, 1, 1)
         memory = state.memory + forward
         return DreamState(
-            reference=state.reference, memory=memory, before=state.memory, future=memory[:, :, None],
-            actions=actions[:, -4:], pose=state.pose, extra=state.extra,
-        )  # fmt: skip
+            reference=state.reference,
+            memory=memory,
+            before=state.memory,
+            future=memory[:, :, None],
+            actions=actions[:, -4:],
+            pose=state.pose,
+            extra=state.extra,
+        )
 
     def look(self, state: DreamState, frames: Sequence[int]) -> Tensor:
         step = (state.memory - state.before) / 8

@@ -131,7 +131,7 @@ def _of_the_environment(name: str, options: Any) -> Section:
         raise ValidationError.from_exception_data(error.title, lines) from None
 
 
-class Task(Section):
+class TaskSettings(Section):
     """What several steps must agree on."""
 
     environment: Annotated[str, AfterValidator(lambda name: embodiment_named(name).name)] = "tabletop"
@@ -171,7 +171,7 @@ class Task(Section):
         return self
 
 
-class Policy(Section):
+class PolicySettings(Section):
     """The base policy: behaviour-cloned from scripted demonstrations."""
 
     demonstrations: EpisodesOfARound = 10
@@ -186,7 +186,7 @@ class Policy(Section):
     learning_rate: LearningRate = 2e-3
 
 
-class Collect(Section):
+class CollectSettings(Section):
     """Real episodes: the budget that everything else is made from."""
 
     episodes: EpisodesOfARound = 320  # to train world model and reward on
@@ -195,7 +195,7 @@ class Collect(Section):
     shards: Few = 1  # pods that collect side by side; the policy's dice are another's in each
 
 
-class Architecture(Section):
+class ArchitectureSettings(Section):
     """The diffusion transformer. These are the shipped backbone's; `pipelines/configs/libero-*.yaml` has Wan's."""
 
     latent_channels: Few = 48
@@ -242,10 +242,10 @@ class Architecture(Section):
         return self
 
 
-class WorldModel(Section):
+class WorldModelSettings(Section):
     """The video world model, and how it is fitted to real episodes."""
 
-    architecture: Architecture = Architecture()
+    architecture: ArchitectureSettings = ArchitectureSettings()
     pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
     steps: Count = 20  # few: fitted longer, the shipped backbone forgets contact (docs/log/tabletop.md)
     kinematics_steps: CountOrZero = 500  # before those, where architecture.kinematics is on
@@ -266,7 +266,7 @@ class WorldModel(Section):
     minimum_psnr_gain: Decibels = 0.0  # gate: dB above holding the last frame, at every depth
 
 
-class Reward(Section):
+class RewardSettings(Section):
     """The success classifier."""
 
     steps: Count = 3600  # on real frames; a PACE round goes on from the reward model before it
@@ -295,7 +295,7 @@ RuleName = Literal["gripper_event", "reward_peak", "divergence", "before_timeout
 KEYFRAME_RULES: tuple[RuleName, ...] = get_args(RuleName)
 
 
-class Keyframes(Section):
+class KeyframesSettings(Section):
     """Where imagined rollouts begin."""
 
     rules: tuple[RuleName, ...] = KEYFRAME_RULES  # the moments that are marked: wovr_core/keyframes/rules.py
@@ -304,7 +304,7 @@ class Keyframes(Section):
     min_steps_left: Count = 16
 
 
-class Serve(Section):
+class ServeSettings(Section):
     """The world model on a Triton server, where there is one ($WOVR_TRITON_URL); without one it dreams in process."""
 
     instances: Few = 2  # processes that answer; on a CPU as many as cores
@@ -312,7 +312,7 @@ class Serve(Section):
     tolerance: Share = 0.0  # of the known dream, a share of the range: 0 asks for the same bits
 
 
-class Grpo(Section):
+class GrpoSettings(Section):
     """Reinforcement learning inside the world model."""
 
     cotrain_steps: CountOrZero = 0  # of cloning before the first update, on demonstrations and imagined frames of them
@@ -353,7 +353,7 @@ class Grpo(Section):
         return self
 
 
-class Pace(Section):
+class PaceSettings(Section):
     """Refit the world model on what the evolved policy does."""
 
     rounds: CountOrZero = 2  # at most: learning ends before, with the first look that says it may
@@ -367,19 +367,19 @@ class Pace(Section):
     updates: Count = 16
     rollback_confidence: Confidence = 0.95  # roll back when the evolved policy is worse with this confidence
 
-    def collection(self, first: Collect) -> Collect:
+    def collection(self, first: CollectSettings) -> CollectSettings:
         """How a round collects: as the first collection did, but as many episodes as the round has."""
         return first.model_copy(update={"episodes": self.episodes, "held_out": self.held_out})
 
 
-class Retrain(Section):
+class RetrainSettings(Section):
     """When a champion in service learns again: its world has changed, or it does worse there than it did."""
 
     drift: Decibels = 1.0  # dB: its episodes are dreamt worse than those its world model was fitted beside, by more
     confidence: Confidence = 0.95  # with which its real success is lower than its evaluation said
 
 
-class Evaluate(Section):
+class EvaluateSettings(Section):
     """Real success on initial states that nothing else ever sees."""
 
     episodes: Count = 3000
@@ -398,7 +398,7 @@ class Evaluate(Section):
         return self
 
 
-class Franka(Section):
+class FrankaSettings(Section):
     """Trials on a real arm: asked of the gateway beside it, which waits for its operator."""
 
     gateway: Gateway = ""  # http://robot.example:8000
@@ -406,7 +406,7 @@ class Franka(Section):
     patience_hours: Annotated[float, Field(gt=0, le=1000)] = 8.0
 
 
-class Promote(Section):
+class PromoteSettings(Section):
     """What happens to a policy that earned it."""
 
     model: ModelName = "tabletop-policy"
@@ -417,19 +417,19 @@ class Promote(Section):
 class Settings(Section):
     """Everything a run depends on."""
 
-    task: Task = Task()
-    policy: Policy = Policy()
-    collect: Collect = Collect()
-    world_model: WorldModel = WorldModel()
-    reward: Reward = Reward()
-    serve: Serve = Serve()
-    keyframes: Keyframes = Keyframes()
-    grpo: Grpo = Grpo()
-    pace: Pace = Pace()
-    retrain: Retrain = Retrain()
-    evaluate: Evaluate = Evaluate()
-    franka: Franka = Franka()
-    promote: Promote = Promote()
+    task: TaskSettings = TaskSettings()
+    policy: PolicySettings = PolicySettings()
+    collect: CollectSettings = CollectSettings()
+    world_model: WorldModelSettings = WorldModelSettings()
+    reward: RewardSettings = RewardSettings()
+    serve: ServeSettings = ServeSettings()
+    keyframes: KeyframesSettings = KeyframesSettings()
+    grpo: GrpoSettings = GrpoSettings()
+    pace: PaceSettings = PaceSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    franka: FrankaSettings = FrankaSettings()
+    promote: PromoteSettings = PromoteSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

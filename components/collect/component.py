@@ -24,12 +24,12 @@ def collect_episodes(
     from wovr_core import settings
     from wovr_core.steps.collect import collect_episodes as step
 
-    cfg = settings.Collect.model_validate(collect)
+    cfg = settings.CollectSettings.model_validate(collect)
     if pace:
-        cfg = settings.Pace.model_validate(pace).collection(cfg)
+        cfg = settings.PaceSettings.model_validate(pace).collection(cfg)
     manifest = step(
         cfg,
-        settings.Task.model_validate(task),
+        settings.TaskSettings.model_validate(task),
         policy=Path(policy.path),
         out=Path(episodes.path),
         round=round,
@@ -51,6 +51,6 @@ def merge_episodes(
     from wovr_core import settings
     from wovr_core.steps.collect import merge_episodes as step
 
-    cfg = settings.Collect.model_validate(collect)
+    cfg = settings.CollectSettings.model_validate(collect)
     manifest = step(cfg, policy=Path(policy.path), parts=[Path(part.path) for part in parts], out=Path(episodes.path))
     episodes.metadata.update(manifest.summary)

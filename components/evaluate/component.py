@@ -36,8 +36,8 @@ def evaluate_policies(
     from wovr_core.steps.evaluate import evaluate_policies as step
 
     manifest = step(
-        settings.Evaluate.model_validate(evaluate),
-        settings.Task.model_validate(task),
+        settings.EvaluateSettings.model_validate(evaluate),
+        settings.TaskSettings.model_validate(task),
         candidate=Path(candidate.path),
         baseline=Path(baseline.path),
         champion=Path(champion.path) if champion else None,
@@ -61,7 +61,9 @@ def judge(
     from wovr_core import settings
     from wovr_core.steps.evaluate import judge as step
 
-    manifest = step(settings.Promote.model_validate(promote), evaluation=Path(evaluation.path), out=Path(verdict.path))
+    manifest = step(
+        settings.PromoteSettings.model_validate(promote), evaluation=Path(evaluation.path), out=Path(verdict.path)
+    )
     verdict.metadata.update(manifest.summary)
     said = manifest.summary
     for role in [role for role in ("candidate", "baseline", "champion") if role in said]:
@@ -105,7 +107,7 @@ def write_report(
         return [Path(artifact.path) for artifact in artifacts if artifact]
 
     manifest = step(
-        settings.Task.model_validate(task),
+        settings.TaskSettings.model_validate(task),
         evaluation=Path(evaluation.path),
         verdict=Path(verdict.path),
         demonstrations=Path(demonstrations.path),

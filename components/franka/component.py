@@ -19,7 +19,7 @@ def try_on_robot(
     from wovr_core import settings
 
     manifest = step(
-        settings.Franka.model_validate(franka),
+        settings.FrankaSettings.model_validate(franka),
         candidate=Path(candidate.path),
         baseline=Path(baseline.path),
         out=Path(evaluation.path),

@@ -35,18 +35,18 @@ def improve_policy(
     from wovr_core import settings
     from wovr_core.steps.grpo import improve_policy as step
 
-    cfg = settings.Grpo.model_validate(grpo)
+    cfg = settings.GrpoSettings.model_validate(grpo)
     dreams = {"world_model": Path(world_model.path), "reward": Path(reward.path)}
     branches = {"task": task, "grpo": grpo, "pace": pace}
     with following("grpo", {name: branch for name, branch in branches.items() if branch}) as tracker:
         manifest = step(
             cfg,
-            settings.Task.model_validate(task),
+            settings.TaskSettings.model_validate(task),
             policy=Path(policy.path),
             keyframes=Path(keyframes.path),
             episodes=[Path(part.path) for part in (episodes, newest) if part],
             out=Path(improved.path),
-            updates=settings.Pace.model_validate(pace).updates if pace else None,
+            updates=settings.PaceSettings.model_validate(pace).updates if pace else None,
             simulator=simulator_at(endpoint, **dreams, detector=cfg.detector),
             tracker=tracker,
             **dreams,

@@ -21,8 +21,8 @@ def mine_keyframes(
     from wovr_core.steps.keyframes import mine_keyframes as step
 
     manifest = step(
-        settings.Keyframes.model_validate(keyframes),
-        settings.Task.model_validate(task),
+        settings.KeyframesSettings.model_validate(keyframes),
+        settings.TaskSettings.model_validate(task),
         episodes=[Path(some.path) for some in (episodes, newest) if some],
         reward=Path(reward.path),
         out=Path(chosen.path),

@@ -2,11 +2,7 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import (
-    EpisodesArtifact,
-    PolicyArtifact,
-    WorldModelArtifact,
-)
+from components.artifacts import EpisodesArtifact, PolicyArtifact, WorldModelArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
@@ -26,8 +22,8 @@ def choose_policy(
     from wovr_core.steps.pace import choose_policy as step
 
     manifest = step(
-        settings.Pace.model_validate(pace),
-        settings.Task.model_validate(task),
+        settings.PaceSettings.model_validate(pace),
+        settings.TaskSettings.model_validate(task),
         evolved=Path(evolved.path),
         evolved_episodes=Path(evolved_episodes.path),
         previous=Path(previous.path),
@@ -57,7 +53,7 @@ def refit_world_model(
     from wovr_core.steps.pace import refit_world_model as step
 
     told = {"task": task, "pace": pace}
-    cfg, shared = settings.Pace.model_validate(pace), settings.Task.model_validate(task)
+    cfg, shared = settings.PaceSettings.model_validate(pace), settings.TaskSettings.model_validate(task)
     ports = {
         "world_model": Path(world_model.path),
         "episodes": [Path(some.path) for some in (demonstrations, episodes, newest)],

@@ -28,7 +28,7 @@ from components.platform.promotions import CHAMPION, PromotionError, Promotions,
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, parse_manifest, put_in_place
 from wovr_core.chunk import CHUNK
-from wovr_core.settings import Promote, Task
+from wovr_core.settings import PromoteSettings, TaskSettings
 
 LEARNT_IN = {
     "evaluation": Kind.EVALUATION,
@@ -49,7 +49,7 @@ def keep_beside(client: MlflowClient, run_id: str, learnt_in: Mapping[str, Path]
     return tags
 
 
-def fetch_version(cfg: Promote, *, policy: Path, version: str = "", learnt_in: Mapping[str, Path] = {}) -> str:
+def fetch_version(cfg: PromoteSettings, *, policy: Path, version: str = "", learnt_in: Mapping[str, Path] = {}) -> str:
     """A registered policy, the champion unless a version is named, and what was kept beside it; says its version."""
     client = open_client()
     number = version or version_at(client, cfg.model, cfg.alias)
@@ -75,7 +75,7 @@ def fetch_version(cfg: Promote, *, policy: Path, version: str = "", learnt_in: M
     return str(number)
 
 
-def find_champion(cfg: Promote, *, candidate: Path, baseline: Path) -> str:
+def find_champion(cfg: PromoteSettings, *, candidate: Path, baseline: Path) -> str:
     """The digest of the champion that a candidate has to beat beside its base; nothing where there is none.
 
     Nor where the champion is one of the two. A candidate that has been judged before is judged against the same one
@@ -102,7 +102,7 @@ def find_champion(cfg: Promote, *, candidate: Path, baseline: Path) -> str:
     return digest if digest not in (mine, base) else ""
 
 
-def check_champion(cfg: Promote, task: Task, uri: str = "") -> None:
+def check_champion(cfg: PromoteSettings, task: TaskSettings, uri: str = "") -> None:
     """Refuse to learn a candidate that could not be tried beside the champion, or could not become champion.
 
     The champion is another task's, its files are gone from MLflow's store, or the alias was moved by hand.
@@ -122,7 +122,7 @@ def check_champion(cfg: Promote, task: Task, uri: str = "") -> None:
         )
 
 
-def fetch_policy_to_beat(cfg: Promote, *, champion: str, baseline: Path, policy: Path) -> None:
+def fetch_policy_to_beat(cfg: PromoteSettings, *, champion: str, baseline: Path, policy: Path) -> None:
     """The registered policy of this digest; the base where there is no champion."""
     if not champion:
         beside = policy.with_name(f".{policy.name}.arriving")
@@ -139,12 +139,12 @@ def fetch_policy_to_beat(cfg: Promote, *, champion: str, baseline: Path, policy:
     _fetch(client, cfg, found[0], "policy/artifact", Kind.POLICY, champion, policy)
 
 
-def _versions_of(client: MlflowClient, cfg: Promote, policy: str) -> list[ModelVersion]:
+def _versions_of(client: MlflowClient, cfg: PromoteSettings, policy: str) -> list[ModelVersion]:
     """The registered versions of a policy."""
     return list(client.search_model_versions(f"name = '{cfg.model}' and tags.policy = '{policy}'"))
 
 
-def _shape(client: MlflowClient, cfg: Promote, version: ModelVersion) -> dict[str, object]:
+def _shape(client: MlflowClient, cfg: PromoteSettings, version: ModelVersion) -> dict[str, object]:
     """The sizes of a registered policy, whose files are there in their full length."""
     digest, run, source = _vouched(version, cfg), str(version.run_id), "policy/artifact"
     try:
@@ -165,7 +165,7 @@ def _shape(client: MlflowClient, cfg: Promote, version: ModelVersion) -> dict[st
     return dict(json.loads(texts[1]))
 
 
-def _damaged(cfg: Promote, version: ModelVersion, source: str, why: str) -> PromotionError:
+def _damaged(cfg: PromoteSettings, version: ModelVersion, source: str, why: str) -> PromotionError:
     """A registered artifact that cannot be had as it was registered, and the ways on."""
     where = cfg.model if cfg.alias == CHAMPION else f"{cfg.model} --alias {cfg.alias}"
     return PromotionError(
@@ -184,7 +184,7 @@ def _link(source: str, to: str) -> None:
         shutil.copy2(source, to)
 
 
-def _vouched(version: ModelVersion, cfg: Promote) -> str:
+def _vouched(version: ModelVersion, cfg: PromoteSettings) -> str:
     """The digest of a registered policy."""
     if not re.fullmatch("[0-9a-f]{64}", version.tags.get("policy", "")):
         raise PromotionError(
@@ -196,7 +196,7 @@ def _vouched(version: ModelVersion, cfg: Promote) -> str:
 
 
 def _fetch(
-    client: MlflowClient, cfg: Promote, version: ModelVersion, source: str, kind: Kind, digest: str, out: Path
+    client: MlflowClient, cfg: PromoteSettings, version: ModelVersion, source: str, kind: Kind, digest: str, out: Path
 ) -> None:
     """Appears at `out` all at once, and only if it is what the version's tag says."""
     beside = out.with_name(f".{out.name}.arriving")
@@ -216,7 +216,7 @@ def _fetch(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def count_retraining(cfg: Promote, *, version: str, run: str, first: int) -> int:
+def count_retraining(cfg: PromoteSettings, *, version: str, run: str, first: int) -> int:
     """The number of this retraining, from `first` on: each one collects on initial states of its own.
 
     A run that goes on from the same champion keeps its number; `run` names it where $WOVR_RUN does not.

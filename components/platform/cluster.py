@@ -149,16 +149,16 @@ def _patch(jobs: TrainJobs) -> dict[str, Any]:
     """What the runtime's pods lack: pod security `restricted` asks for it, and our network policies for the label."""
     pod: dict[str, Any] = {
         "securityContext": {
-            "runAsNonRoot": True, "runAsUser": images.USER, "runAsGroup": images.USER, "fsGroup": images.USER,
+            "runAsNonRoot": True,
+            "runAsUser": images.USER,
+            "runAsGroup": images.USER,
+            "fsGroup": images.USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
-            {
-                "name": NODE,
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-            }
+            {"name": NODE, "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
         ],
-    }  # fmt: skip
+    }
     if jobs.pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in jobs.pull_secrets]
     template = {"metadata": {"labels": {"app.kubernetes.io/part-of": "wovr"}}, "spec": pod}
@@ -252,12 +252,17 @@ class Cluster:
 
         server = f"the API server at {self.objects.api_client.configuration.host}"
         retry = Retrying(
-            retry=retry_if_exception(may_pass), stop=stop_after_delay(self.patience),
-            wait=wait_random_exponential(0.2, max=15), reraise=True, before_sleep=lambda state: log.warning(
-                "%s does not answer (%s); trying again for %.0f s", server, type(state.outcome.exception()).__name__,
+            retry=retry_if_exception(may_pass),
+            stop=stop_after_delay(self.patience),
+            wait=wait_random_exponential(0.2, max=15),
+            reraise=True,
+            before_sleep=lambda state: log.warning(
+                "%s does not answer (%s); trying again for %.0f s",
+                server,
+                type(state.outcome.exception()).__name__,
                 self.patience - state.seconds_since_start,
             ),
-        )  # fmt: skip
+        )
         place = (GROUP, VERSION, self.namespace, PLURAL, what)
         try:
             return retry(lambda: within(ANSWER, server, lambda: call(*place, _request_timeout=ANSWER)))

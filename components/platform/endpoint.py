@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 from wovr_core.protocols import Simulator
-from wovr_core.settings import Serve
+from wovr_core.settings import ServeSettings
 
 URL, REPOSITORY = "WOVR_TRITON_URL", "WOVR_TRITON_REPOSITORY"  # host:port of gRPC; the folder Triton loads models from
 
 
-def serve_dreams(cfg: Serve, *, world_model: Path, reward: Path) -> str:
+def serve_dreams(cfg: ServeSettings, *, world_model: Path, reward: Path) -> str:
     """Put the two into service and say as which version; nothing where there is no Triton."""
     if not (url := os.environ.get(URL)):
         return ""

@@ -235,10 +235,18 @@ class Promotions:
             name: evidence[name] for name in ("policy", "verdict", "evaluation", "report", "run") if evidence.get(name)
         }
         tags = {
-            "id": mine, "alias": self.alias, "kind": kind, "to": to or NOBODY, "replaced": replaced or NOBODY,
-            "after": str(after), "reason": reason[:1000] or NOBODY, "by": _who(), "at": utc_now(), "outcome": "open",
+            "id": mine,
+            "alias": self.alias,
+            "kind": kind,
+            "to": to or NOBODY,
+            "replaced": replaced or NOBODY,
+            "after": str(after),
+            "reason": reason[:1000] or NOBODY,
+            "by": _who(),
+            "at": utc_now(),
+            "outcome": "open",
             **digests,
-        }  # fmt: skip
+        }
         if not after:
             ensure_model(self.client, self.log, f"Who became champion of {self.model}, in order. Delete nothing here.")
         source = f"models:/{self.model}/{to}" if to is not None else "wovr:/nobody"  # MLflow wants one
@@ -338,8 +346,10 @@ def insist(write: Callable[..., Any], *args: Any) -> None:
     """A write that may be repeated. Of two who add the same new row at once, MLflow answers one with BAD_REQUEST."""
     for attempt in Retrying(
         retry=retry_if_exception(lambda error: getattr(error, "error_code", "") == "BAD_REQUEST"),
-        stop=stop_after_attempt(4), wait=wait_random_exponential(0.1, max=1), reraise=True,
-    ):  # fmt: skip
+        stop=stop_after_attempt(4),
+        wait=wait_random_exponential(0.1, max=1),
+        reraise=True,
+    ):
         with attempt:
             write(*args)
 

@@ -32,7 +32,7 @@ from components.platform.promotions import (
 )
 from components.platform.tracking import Row, rows_of, send
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
-from wovr_core.settings import Promote
+from wovr_core.settings import PromoteSettings
 from wovr_core.steps.facts import VerdictFacts
 
 __all__ = ["Promotion", "PromotionError", "adopt", "promote_policy", "rollback"]
@@ -61,7 +61,13 @@ class Promotion:
 
 
 def promote_policy(
-    cfg: Promote, *, policy: Path, evaluation: Path, verdict: Path, report: Path, learnt_in: Mapping[str, Path] = {}
+    cfg: PromoteSettings,
+    *,
+    policy: Path,
+    evaluation: Path,
+    verdict: Path,
+    report: Path,
+    learnt_in: Mapping[str, Path] = {},
 ) -> Promotion:
     """Register the policy with its evidence, and move the alias if the verdict says promote.
 
@@ -134,7 +140,7 @@ def _refuse_strangers(manifests: dict[str, Manifest]) -> None:
         raise ArtifactError("the verdict is about another policy: give the candidate of its evaluation")
 
 
-def _refuse_beaten(standing: Standing, cfg: Promote, manifests: dict[str, Manifest]) -> None:
+def _refuse_beaten(standing: Standing, cfg: PromoteSettings, manifests: dict[str, Manifest]) -> None:
     """Better than a champion of the past, or than a base alone, says nothing about the champion of today.
 
     Where nobody is champion, a verdict about a base that was never champion promotes.
@@ -166,9 +172,14 @@ def _registered(client: MlflowClient, model: str, manifests: dict[str, Manifest]
 
 
 def _register(
-    client: MlflowClient, cfg: Promote, manifests: dict[str, Manifest], policy: Path, report: Path,
-    champion: str | None, learnt_in: Mapping[str, Path],
-) -> ModelVersion:  # fmt: skip
+    client: MlflowClient,
+    cfg: PromoteSettings,
+    manifests: dict[str, Manifest],
+    policy: Path,
+    report: Path,
+    champion: str | None,
+    learnt_in: Mapping[str, Path],
+) -> ModelVersion:
     """A run with report and metrics, and a version of the model that points at it.
 
     Should another process have registered the same meanwhile, its version stands and ours is taken back.

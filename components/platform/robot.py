@@ -21,7 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from components.platform.deadline import DeadlineError, within
 from components.platform.storage import Storage
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
-from wovr_core.settings import Franka
+from wovr_core.settings import FrankaSettings
 
 STATES = ("asked", "running", "done", "refused")
 EVERY = 10.0  # seconds between two looks
@@ -32,7 +32,7 @@ class RobotError(RuntimeError):
     """The robot will not try the policies, and why."""
 
 
-def try_on_robot(cfg: Franka, *, candidate: Path, baseline: Path, out: Path, every: float = EVERY) -> Manifest:
+def try_on_robot(cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: Path, every: float = EVERY) -> Manifest:
     """Blind, paired trials of two policies on the real arm; waits for its operator for `cfg.patience_hours` at most."""
     if not cfg.gateway:
         raise RobotError(
@@ -77,9 +77,11 @@ def try_on_robot(cfg: Franka, *, candidate: Path, baseline: Path, out: Path, eve
 def _ask(method: str, url: str, body: dict[str, Any] | None = None, *, wants: str) -> dict[str, Any]:
     """The gateway's answer, an object that has the text (or the number) `wants`, as a text."""
     again = Retrying(
-        retry=retry_if_exception_type(requests.ConnectionError), stop=stop_after_attempt(5),
-        wait=wait_exponential(0.2, max=5), reraise=True,
-    )  # fmt: skip
+        retry=retry_if_exception_type(requests.ConnectionError),
+        stop=stop_after_attempt(5),
+        wait=wait_exponential(0.2, max=5),
+        reraise=True,
+    )
     try:
         answer = again(within, PATIENCE, url, lambda: requests.request(method, url, json=body, timeout=PATIENCE))
         answer.raise_for_status()

@@ -162,8 +162,9 @@ class MlflowTracker:
         if not self._warned:
             logger.warning(
                 "metrics cannot be sent to MLflow at %s (%s); the training goes on, they are kept and sent later",
-                self._where, discreet(str(error)),
-            )  # fmt: skip
+                self._where,
+                discreet(str(error)),
+            )
         self._warned = True
 
     def _keep(self, rows: Sequence[Row]) -> None:

@@ -29,7 +29,7 @@ from components.serving.dreams import code_that_dreams
 from components.serving.wire import CALLS, INPUTS, MODEL, TYPES, config, pack, unpack
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.protocols import BrokenDreamError, DreamState, Readout, Simulator
-from wovr_core.settings import Serve
+from wovr_core.settings import ServeSettings
 from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.flow import dream_noise
@@ -141,9 +141,12 @@ class ServedSimulator:
         outputs = [grpc.InferRequestedOutput(name) for name in CALLS[call][1]]
         try:
             for attempt in Retrying(
-                stop=stop_after_delay(self.patience), wait=wait_random_exponential(0.2, max=3),
-                retry=retry_if_exception(_Hope()), before_sleep=self._before_next, reraise=True,
-            ):  # fmt: skip
+                stop=stop_after_delay(self.patience),
+                wait=wait_random_exponential(0.2, max=3),
+                retry=retry_if_exception(_Hope()),
+                before_sleep=self._before_next,
+                reraise=True,
+            ):
                 with attempt:
                     answer = self._connection().infer(self.version, inputs, "", outputs, client_timeout=DEADLINE)
         except InferenceServerException as error:
@@ -160,8 +163,12 @@ class ServedSimulator:
             with suppress(InferenceServerException):  # Triton leaves a model's process that died as it is
                 self._connection().load_model(self.version, client_timeout=LOADING)
         if state.attempt_number == 1:
-            log.warning("the served world model at %s does not answer (%s); trying again for %.0f s", self.url,
-                        _words(state.outcome.exception()), self.patience)  # fmt: skip
+            log.warning(
+                "the served world model at %s does not answer (%s); trying again for %.0f s",
+                self.url,
+                _words(state.outcome.exception()),
+                self.patience,
+            )
 
     def _explained(self, error: InferenceServerException) -> Exception:
         words = _words(error)
@@ -223,7 +230,7 @@ def _words(error: BaseException | None) -> str:
 # ---------------------------------------------------------------------------------------------- putting into service
 
 
-def deploy(cfg: Serve, *, url: str, repository: Path, world_model: Path, reward: Path) -> str:
+def deploy(cfg: ServeSettings, *, url: str, repository: Path, world_model: Path, reward: Path) -> str:
     """Serve these two artifacts as a version of their own, and return its name.
 
     A version is named by what it is made from, code included, and what is served already is left alone. A new one is
@@ -296,7 +303,7 @@ def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
         raise ServingError(f"the Triton server at {url} is not ready: see its log (`wovr stack status` names it)")
 
 
-def _publish(cfg: Serve, place: Path, served: dict[str, str], parts: dict[str, Path]) -> bool:
+def _publish(cfg: ServeSettings, place: Path, served: dict[str, str], parts: dict[str, Path]) -> bool:
     """Into the repository, all at once, for Triton must never see half a version; whether anything is new."""
     wanted, file = config(place.name, instances=cfg.instances), place / "config.pbtxt"
     if (place / "1" / "served.json").exists():
@@ -329,7 +336,7 @@ def _withdraw(connection: grpc.InferenceServerClient, place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)  # another deployment may be at it, too
 
 
-def _check(cfg: Serve, url: str, name: str, world_model: Path, reward: Path) -> None:
+def _check(cfg: ServeSettings, url: str, name: str, world_model: Path, reward: Path) -> None:
     """Does it answer a known dream as this process does?"""
     from wovr_core.steps.dreamer import open_simulator
 
@@ -362,12 +369,18 @@ def known_starts(statistics: ActionStatistics, image_size: int, instruction: str
     frames = blots.repeat_interleave(side, -1).repeat_interleave(side, -2)[..., :image_size, :image_size]
     return [
         InitState(
-            instruction=instruction, reference=f[0], memory=f[1:], actions=torch.rand(4, action_dim, generator=g),
-            pose=statistics.pose_of(torch.rand(5, pose_dim, generator=g)), steps_left=16, episode=0, step=0,
+            instruction=instruction,
+            reference=f[0],
+            memory=f[1:],
+            actions=torch.rand(4, action_dim, generator=g),
+            pose=statistics.pose_of(torch.rand(5, pose_dim, generator=g)),
+            steps_left=16,
+            episode=0,
+            step=0,
             rule="initial",
         )
         for f in frames
-    ]  # fmt: skip
+    ]
 
 
 def known_dream(simulator: Simulator, starts: Sequence[InitState]) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ def clone_base_policy(task: dict, policy: dict, base: Output[PolicyArtifact], de
     from wovr_core.steps.policy import clone_base_policy as step
 
     manifest = step(
-        settings.Policy.model_validate(policy),
-        settings.Task.model_validate(task),
+        settings.PolicySettings.model_validate(policy),
+        settings.TaskSettings.model_validate(task),
         out=Path(base.path),
         demonstrations=Path(demonstrations.path),
     )
@@ -39,9 +39,9 @@ def cotrain_policy(
     from wovr_core.steps.cotrain import cotrain_policy as step
 
     manifest = step(
-        settings.Policy.model_validate(policy),
-        settings.Grpo.model_validate(grpo),
-        settings.Task.model_validate(task),
+        settings.PolicySettings.model_validate(policy),
+        settings.GrpoSettings.model_validate(grpo),
+        settings.TaskSettings.model_validate(task),
         policy=Path(base.path),
         demonstrations=Path(demonstrations.path),
         world_model=Path(world_model.path),

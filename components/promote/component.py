@@ -21,7 +21,9 @@ def find_champion(promote: dict, candidate: Input[PolicyArtifact], baseline: Inp
     from components.platform.champion import find_champion as step
     from wovr_core import settings
 
-    return step(settings.Promote.model_validate(promote), candidate=Path(candidate.path), baseline=Path(baseline.path))
+    return step(
+        settings.PromoteSettings.model_validate(promote), candidate=Path(candidate.path), baseline=Path(baseline.path)
+    )
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
@@ -33,7 +35,7 @@ def fetch_policy_to_beat(promote: dict, champion: str, baseline: Input[PolicyArt
     from wovr_core import settings
 
     step(
-        settings.Promote.model_validate(promote),
+        settings.PromoteSettings.model_validate(promote),
         champion=champion,
         baseline=Path(baseline.path),
         policy=Path(policy.path),
@@ -62,7 +64,7 @@ def promote_policy(
     from wovr_core import settings
 
     promotion = step(
-        settings.Promote.model_validate(promote),
+        settings.PromoteSettings.model_validate(promote),
         policy=Path(policy.path),
         evaluation=Path(evaluation.path),
         verdict=Path(verdict.path),

@@ -32,7 +32,7 @@ def fetch_champion(
     from wovr_core import settings
     from wovr_core.steps.collect import RETRAINING
 
-    cfg = settings.Promote.model_validate(promote)
+    cfg = settings.PromoteSettings.model_validate(promote)
     learnt_in = {
         "evaluation": Path(evaluation.path),
         "world_model": Path(world_model.path),
@@ -54,7 +54,7 @@ def fetch_policy(promote: dict, version: str, policy: Output[PolicyArtifact]) ->
     from components.platform.champion import fetch_version
     from wovr_core import settings
 
-    cfg = settings.Promote.model_validate(promote)
+    cfg = settings.PromoteSettings.model_validate(promote)
     return fetch_version(cfg, version=version, policy=Path(policy.path))
 
 
@@ -76,8 +76,8 @@ def look_for_change(
     from wovr_core.steps.retrain import look_for_change as step
 
     change = step(
-        settings.Retrain.model_validate(retrain),
-        settings.Task.model_validate(task),
+        settings.RetrainSettings.model_validate(retrain),
+        settings.TaskSettings.model_validate(task),
         episodes=Path(episodes.path),
         newest=Path(newest.path),
         evaluation=Path(evaluation.path),

@@ -26,8 +26,8 @@ def train_reward(
 
     with following("reward", {"task": task, "reward": reward}) as tracker:
         manifest = step(
-            settings.Reward.model_validate(reward),
-            settings.Task.model_validate(task),
+            settings.RewardSettings.model_validate(reward),
+            settings.TaskSettings.model_validate(task),
             episodes=[Path(some.path) for some in (demonstrations, episodes, newest) if some],
             world_model=Path(world_model.path),
             out=Path(fitted.path),

@@ -13,4 +13,6 @@ def serve_dreams(serve: dict, world_model: Input[WorldModelArtifact], reward: In
     from components.platform.endpoint import serve_dreams as step
     from wovr_core import settings
 
-    return step(settings.Serve.model_validate(serve), world_model=Path(world_model.path), reward=Path(reward.path))
+    return step(
+        settings.ServeSettings.model_validate(serve), world_model=Path(world_model.path), reward=Path(reward.path)
+    )

@@ -41,14 +41,24 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
 }
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs beside `call`, and outputs
     "imagine": (
-        ("read", "instruction", "first_frame", "reference", "memory", "past_actions", "pose", "extra", "actions",
-         "noise"),
+        (
+            "read",
+            "instruction",
+            "first_frame",
+            "reference",
+            "memory",
+            "past_actions",
+            "pose",
+            "extra",
+            "actions",
+            "noise",
+        ),
         ("latents", "next_memory", "next_pose", "next_extra", "seen", "success", "score"),
     ),
     "begin": (("frames", "past_actions", "pose"), ("latents", "next_extra")),
     "decode": (("read", "reference", "memory", "future"), ("seen",)),
     "about": ((), ("told",)),
-}  # fmt: skip
+}
 
 
 def pack(extra: dict[str, Tensor], dreams: int) -> UInt8[Tensor, "b e"]:

@@ -22,7 +22,7 @@ def train_world_model(
     from wovr_core.steps.world_model import train_world_model as step
 
     told, taught = {"task": task, "world_model": world_model}, [Path(demonstrations.path), Path(episodes.path)]
-    cfg, shared = settings.WorldModel.model_validate(world_model), settings.Task.model_validate(task)
+    cfg, shared = settings.WorldModelSettings.model_validate(world_model), settings.TaskSettings.model_validate(task)
 
     def here():
         with following("world_model", told) as tracker:

@@ -105,8 +105,7 @@ def run_pipeline(
         attendant = Attendant(folder, Console(file=sys.stdout), storage, containers)
         if attendant.before.tasks and not (folder / ".finished").exists():
             attendant.tell_mended(
-                "↻",
-                f"{folder} lacks the hidden folder .finished, so all runs again: if this is a copy, copy it, too",
+                "↻", f"{folder} lacks the hidden folder .finished, so all runs again: if this is a copy, copy it, too"
             )
         cache = RunCache(folder, _cache_of(folder, keep=keep), attendant.is_whole)
         get_ready(_environment(folder))
@@ -122,11 +121,7 @@ class Attendant:
     """Sees to the tasks of a run: starts each, says how it goes, keeps the record."""
 
     def __init__(
-        self,
-        folder: Path,
-        console: Console,
-        storage: Storage | None = None,
-        containers: "Containers | None" = None,
+        self, folder: Path, console: Console, storage: Storage | None = None, containers: "Containers | None" = None
     ) -> None:
         self.run, self.console, self.storage, self.containers = Run(folder), console, storage, containers
         self.before = self._recalled("run.json", Run.read) or Run(folder)

@@ -17,7 +17,7 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import (
     ComponentSpec,
     PipelineDeploymentConfig,
     PipelineSpec,
-)  # fmt: skip
+)
 
 from components import images
 from components.artifacts import (
@@ -82,13 +82,17 @@ class Profile:
 PROFILES = {
     "cpu": Profile(
         "two cores a task, no GPU: the tabletop",
-        opens=Needs(1, "8Gi", hours=6), tries=Needs(2, "8Gi", hours=6), learns=Needs(2, "8Gi", hours=12),
+        opens=Needs(1, "8Gi", hours=6),
+        tries=Needs(2, "8Gi", hours=6),
+        learns=Needs(2, "8Gi", hours=12),
     ),
     "gpu": Profile(
         "one GPU for whatever learns or tries a policy",
-        opens=Needs(4, "48Gi", hours=12), tries=Needs(8, "48Gi", 1, "8Gi", 24), learns=Needs(8, "64Gi", 1, "16Gi", 72),
+        opens=Needs(4, "48Gi", hours=12),
+        tries=Needs(8, "48Gi", 1, "8Gi", 24),
+        learns=Needs(8, "64Gi", 1, "16Gi", 72),
     ),
-}  # fmt: skip
+}
 PROFILES["gpu8"] = replace(
     PROFILES["gpu"],
     says="world models on 8 GPUs by a TrainJob, one GPU for the rest of what learns or tries",

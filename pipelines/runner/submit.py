@@ -139,9 +139,13 @@ class Kubeflow:
         with self._plainly(), job.package() as file:
             self._refuse_old()
             made = self.client.create_run_from_pipeline_package(
-                file, job.arguments(), run_name=name, experiment_name=experiment, namespace=self.namespace,
+                file,
+                job.arguments(),
+                run_name=name,
+                experiment_name=experiment,
+                namespace=self.namespace,
                 service_account=account,
-            ).run_id  # fmt: skip
+            ).run_id
         return self._numbered(made, "run")
 
     def wait(self, run: str, *, seconds: int) -> str:
@@ -177,10 +181,16 @@ class Kubeflow:
             if same := [known for known in before if wanted in (known.description or "")]:
                 return same[0].recurring_run_id, False
             made = self.client.create_recurring_run(
-                place, name, description=f"{job.pipeline} for {job.profile}; {wanted}", cron_expression=when,
-                max_concurrency=1, no_catchup=True, params=arguments, pipeline_package_path=file,
+                place,
+                name,
+                description=f"{job.pipeline} for {job.profile}; {wanted}",
+                cron_expression=when,
+                max_concurrency=1,
+                no_catchup=True,
+                params=arguments,
+                pipeline_package_path=file,
                 service_account=account,
-            ).recurring_run_id  # fmt: skip
+            ).recurring_run_id
             self._numbered(made, "schedule")
             for known in before:
                 self.client.delete_recurring_run(known.recurring_run_id)
@@ -336,9 +346,13 @@ def _reason(error: ApiException) -> str:
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 WEEKDAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
 FIELDS = {  # name: least, most and the words that are numbers, as Kubeflow's parser (robfig/cron) has them
-    "second": (0, 59, []), "minute": (0, 59, []), "hour": (0, 23, []), "day": (1, 31, []), "month": (1, 12, MONTHS),
+    "second": (0, 59, []),
+    "minute": (0, 59, []),
+    "hour": (0, 23, []),
+    "day": (1, 31, []),
+    "month": (1, 12, MONTHS),
     "weekday": (0, 6, WEEKDAYS),
-}  # fmt: skip
+}
 
 
 def six_fields(cron: str) -> str:

@@ -17,16 +17,18 @@ from wovr_core.envs.splits import Split, split_of
 from wovr_core.envs.tabletop import INSTRUCTIONS, Tabletop
 from wovr_core.evaluation.success import success_rate
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
-from wovr_core.settings import Grpo, Pace, Policy, Settings, SettingsError, Task
+from wovr_core.settings import GrpoSettings, PaceSettings, PolicySettings, Settings, SettingsError, TaskSettings
 from wovr_core.steps.models import save_policy
 
 FULL = Settings()
 TINY = Settings.parse(
     {
-        "policy": {"demonstrations": 8, "steps": 2}, "collect": {"episodes": 5, "held_out": 3},
-        "pace": {"rounds": 2, "episodes": 2, "held_out": 1, "updates": 3}, "evaluate": {"episodes": 6},
+        "policy": {"demonstrations": 8, "steps": 2},
+        "collect": {"episodes": 5, "held_out": 3},
+        "pace": {"rounds": 2, "episodes": 2, "held_out": 1, "updates": 3},
+        "evaluate": {"episodes": 6},
     }
-)  # fmt: skip
+)
 
 
 def updates(given: Plan) -> int:
@@ -72,7 +74,7 @@ def test_without_rounds_their_episodes_and_updates_come_first():
 
 def test_more_rounds_share_what_there_is():
     given = plan(
-        FULL.model_copy(update={"pace": Pace(rounds=1, episodes=160, held_out=48, updates=16)}),
+        FULL.model_copy(update={"pace": PaceSettings(rounds=1, episodes=160, held_out=48, updates=16)}),
         {"pace.rounds": 3},
         row="",
     )
@@ -135,7 +137,7 @@ def policy(tmp_path) -> Path:
 
 @pytest.mark.parametrize("real_episodes", [16, 13, 5])
 def test_online_grpo_spends_its_episodes_and_not_one_more(real_episodes, policy, ledger, tmp_path):
-    cfg, task = Grpo(num_groups=2, group_size=4, epochs=1), Task(seed=1)
+    cfg, task = GrpoSettings(num_groups=2, group_size=4, epochs=1), TaskSettings(seed=1)
     made = real_rl.improve_for_real(cfg, task, policy=policy, real_episodes=real_episodes, out=tmp_path / "out")
     assert len(ledger.begun) == made.summary["real_episodes"] == real_episodes
     assert {split_of(state) for state in ledger.begun} == {Split.COLLECTION}
@@ -151,7 +153,7 @@ def test_online_grpo_learns_from_groups_that_disagree(policy, tmp_path, monkeypa
 
     monkeypatch.setattr(real_rl, "Tabletop", Hard)
     real_rl.improve_for_real(
-        Grpo(num_groups=1, group_size=4), Task(), policy=policy, real_episodes=4, out=tmp_path / "out"
+        GrpoSettings(num_groups=1, group_size=4), TaskSettings(), policy=policy, real_episodes=4, out=tmp_path / "out"
     )
     before, after = (real_rl.open_policy(path).state_dict() for path in (policy, tmp_path / "out"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -159,7 +161,7 @@ def test_online_grpo_learns_from_groups_that_disagree(policy, tmp_path, monkeypa
 
 def test_a_real_rollout_is_recorded_as_an_update_reads_it(policy, ledger):
     actor, generator = real_rl.open_policy(policy), torch.Generator().manual_seed(0)
-    tried = real_rl.real_rollouts(actor, Split.COLLECTION.ids(4), Task(), temperature=1.3, generator=generator)
+    tried = real_rl.real_rollouts(actor, Split.COLLECTION.ids(4), TaskSettings(), temperature=1.3, generator=generator)
     assert tried.length.tolist() == [3, 4, 5, 6], "steps up to and including the first success"
     assert tried.success.all()
     assert tried.frames.shape == (4, 6, 3, 48, 48)
@@ -178,7 +180,13 @@ def test_filtered_cloning_spends_its_episodes_and_learns_from_successes_alone(po
     monkeypatch.setattr(real_rl, "read_episodes", lambda path: ["demonstration"])
     monkeypatch.setattr(ledger, "step", lambda env, actions: Tabletop.step(env, actions) | (torch.arange(9) < 2))
     made = real_rl.clone_successes(
-        Policy(), Task(), policy=policy, demonstrations=policy, real_episodes=9, temperature=1.0, out=tmp_path / "out"
+        PolicySettings(),
+        TaskSettings(),
+        policy=policy,
+        demonstrations=policy,
+        real_episodes=9,
+        temperature=1.0,
+        out=tmp_path / "out",
     )
     assert len(ledger.begun) == made.summary["real_episodes"] == 9
     assert {split_of(state) for state in ledger.begun} == {Split.COLLECTION}
@@ -200,10 +208,14 @@ def steps(monkeypatch, policy) -> list[tuple[str, dict]]:
     """The steps that cost time, doing nothing but to write down what they were given."""
     called: list[tuple[str, dict]] = []
     kinds = {
-        "collect_episodes": Kind.EPISODES, "train_world_model": Kind.WORLD_MODEL, "refit_world_model": Kind.WORLD_MODEL,
-        "train_reward": Kind.REWARD_MODEL, "mine_keyframes": Kind.KEYFRAMES, "improve_policy": Kind.POLICY,
+        "collect_episodes": Kind.EPISODES,
+        "train_world_model": Kind.WORLD_MODEL,
+        "refit_world_model": Kind.WORLD_MODEL,
+        "train_reward": Kind.REWARD_MODEL,
+        "mine_keyframes": Kind.KEYFRAMES,
+        "improve_policy": Kind.POLICY,
         "choose_policy": Kind.POLICY,
-    }  # fmt: skip
+    }
 
     def fake(name):
         def step(cfg, task, *, out, **ports):
@@ -310,12 +322,30 @@ def a_result(row: str, seed: int, won: str, base: str) -> dict:
     wins, before = (torch.tensor([w == "1" for w in which]) for which in (won, base))
     c = ablations.compare(wins, before)
     return {
-        "row": row, "label": row, "kind": ROWS[row].kind, "says": ROWS[row].says, "seed": seed, "budget": 14,
-        "real_episodes": 14 if row != "base" else 0, "imagined_frames": 0, "seconds": 60, "n": len(won),
-        "rate": c.candidate.value, "low": c.candidate.low, "high": c.candidate.high, "confidence": 0.95, "won": won,
-        "difference": c.difference, "difference_low": c.low, "difference_high": c.high, "gained": c.gained,
-        "lost": c.lost, "mcnemar_p": c.p_value, "date": "2026-01-02", "code_version": "1+abc",
-    }  # fmt: skip
+        "row": row,
+        "label": row,
+        "kind": ROWS[row].kind,
+        "says": ROWS[row].says,
+        "seed": seed,
+        "budget": 14,
+        "real_episodes": 14 if row != "base" else 0,
+        "imagined_frames": 0,
+        "seconds": 60,
+        "n": len(won),
+        "rate": c.candidate.value,
+        "low": c.candidate.low,
+        "high": c.candidate.high,
+        "confidence": 0.95,
+        "won": won,
+        "difference": c.difference,
+        "difference_low": c.low,
+        "difference_high": c.high,
+        "gained": c.gained,
+        "lost": c.lost,
+        "mcnemar_p": c.p_value,
+        "date": "2026-01-02",
+        "code_version": "1+abc",
+    }
 
 
 def put(folder: Path, *results: dict) -> None:

@@ -26,19 +26,22 @@ EXTERNAL = {"s3": {"mode": "external", "endpoint": "https://s3.example.org", "ma
 WATCHED = {"serviceMonitor": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}}
 SETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "external": EXTERNAL | {
-        "mlflow": {"enabled": False, "url": "https://mlflow.example.org"}, "triton": {"enabled": False},
-    },
+    "external": EXTERNAL
+    | {"mlflow": {"enabled": False, "url": "https://mlflow.example.org"}, "triton": {"enabled": False}},
     "database": EXTERNAL | {"mlflow": {"enabled": True, "database": {"existingSecret": "mlflow-db"}}},
     "scaled": {"triton": {"enabled": True, "gpus": 1, "autoscaling": {"enabled": True, "min": 2, "max": 8}}},
     "watched": {"monitoring": WATCHED},
     "scheduled": {
         "schedule": {
-            "enabled": True, "pipelineId": "p-1", "pipelineVersionId": "v-1", "parameters": {"retrain": {"drift": 2.0}},
+            "enabled": True,
+            "pipelineId": "p-1",
+            "pipelineVersionId": "v-1",
+            "parameters": {"retrain": {"drift": 2.0}},
         },
-        "networkPolicy": {"enabled": False}, "exporter": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "exporter": {"enabled": False},
     },
-}  # fmt: skip
+}
 
 
 def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:

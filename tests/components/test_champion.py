@@ -14,13 +14,13 @@ from pipelines.runner import preflight
 from tests.components.test_registry import RATE, run_of
 from wovr_core.artifacts import ArtifactError, Kind, load_table, read_manifest, writing
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
-from wovr_core.settings import Evaluate, Promote, Settings, Task
+from wovr_core.settings import EvaluateSettings, PromoteSettings, Settings, TaskSettings
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.facts import Trial
 from wovr_core.steps.models import save_policy
 
-TASK = Task(horizon=16, image_size=16)
-EVALUATE = Evaluate(episodes=6, curve_episodes=0)
+TASK = TaskSettings(horizon=16, image_size=16)
+EVALUATE = EvaluateSettings(episodes=6, curve_episodes=0)
 SHAPE = Shape(vocabulary=("block", "put"), words=8, image_size=16, features=4, keypoints=2, hidden=8)
 
 
@@ -30,10 +30,10 @@ def database(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cfg(database, monkeypatch, request) -> Promote:
+def cfg(database, monkeypatch, request) -> PromoteSettings:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri(database))
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    return Promote(model=request.node.name)
+    return PromoteSettings(model=request.node.name)
 
 
 def policy(out: Path, seed: int, shape: Shape = SHAPE) -> Path:
@@ -61,9 +61,9 @@ def judged(folder: Path, candidate: Path, baseline: Path, champion: Path | None 
 def test_where_nobody_is_champion_the_base_is_all_there_is_to_beat(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri(tmp_path / "mlflow.db"))
     base, candidate = policy(tmp_path / "base", 0), policy(tmp_path / "candidate", 1)
-    assert find_champion(Promote(), candidate=candidate, baseline=base) == ""
+    assert find_champion(PromoteSettings(), candidate=candidate, baseline=base) == ""
     assert not (tmp_path / "mlflow.db").exists(), "asking costs nothing"
-    fetch_policy_to_beat(Promote(), champion="", baseline=base, policy=tmp_path / "to_beat")
+    fetch_policy_to_beat(PromoteSettings(), champion="", baseline=base, policy=tmp_path / "to_beat")
     assert read_manifest(tmp_path / "to_beat", Kind.POLICY) == read_manifest(base, Kind.POLICY)
     with_it = evaluate_policies(
         EVALUATE, TASK, candidate=candidate, baseline=base, champion=tmp_path / "to_beat", out=tmp_path / "with"
@@ -133,7 +133,7 @@ def test_a_champion_of_another_task_is_told_before_anything_is_learnt(cfg, tmp_p
     promote_policy(cfg, **judged(tmp_path / "1", champion, base, promote=True))
     check_champion(cfg, TASK)
     with pytest.raises(PromotionError, match=r"version 1 .*image_size 16, not 48.*another promote\.model"):
-        check_champion(cfg, Task())
+        check_champion(cfg, TaskSettings())
     settings = Settings(promote=cfg)
     uri = os.environ["MLFLOW_TRACKING_URI"]
     with pytest.raises(PromotionError, match="image_size 16, not 48"):

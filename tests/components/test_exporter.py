@@ -12,7 +12,7 @@ from components.platform.registry import promote_policy
 from components.platform.tracking import _open_run
 from components.serving.exporter import MlflowCollector, serve_metrics
 from tests.components.test_registry import run_of
-from wovr_core.settings import Promote
+from wovr_core.settings import PromoteSettings
 
 MODEL = ("model", "exported")
 
@@ -58,8 +58,8 @@ def test_trainings_promotions_and_the_champion_are_told(client, tmp_path):
     client.set_terminated(run)
     assert told(collector)[("wovr_run_active", ("task", "grpo"))] == 0
 
-    promote_policy(Promote(model="exported"), **run_of(tmp_path / "first", promote=True))
-    promote_policy(Promote(model="exported"), **run_of(tmp_path / "held", promote=False))
+    promote_policy(PromoteSettings(model="exported"), **run_of(tmp_path / "first", promote=True))
+    promote_policy(PromoteSettings(model="exported"), **run_of(tmp_path / "held", promote=False))
     seen = told(collector)
     assert seen[("wovr_champion_version", MODEL)] == 1 and seen[("wovr_promotions", MODEL)] == 1
     assert seen[("wovr_real_success_ratio", ("bound", "success"), MODEL, ("who", "champion"))] == 0.3
@@ -71,7 +71,7 @@ def test_trainings_promotions_and_the_champion_are_told(client, tmp_path):
 
 
 def test_every_champion_is_watched_and_one_registered_by_hand_has_no_trials(client, tmp_path):
-    promote_policy(Promote(model="arm"), **run_of(tmp_path / "arm", promote=True))
+    promote_policy(PromoteSettings(model="arm"), **run_of(tmp_path / "arm", promote=True))
     client.create_registered_model("by-hand")
     client.create_model_version("by-hand", "file:///nowhere")  # of no run
     client.set_registered_model_alias("by-hand", "champion", "1")

@@ -15,9 +15,9 @@ from components.platform.registry import PromotionError, promote_policy, rollbac
 from components.platform.tracking import MlflowTracker
 from pipelines.cli.app import app
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
-from wovr_core.settings import Promote, Task
+from wovr_core.settings import PromoteSettings, TaskSettings
 
-TASK = Task().model_dump()
+TASK = TaskSettings().model_dump()
 RATE = {"successes": 3, "n": 10, "low": 0.1, "high": 0.6}
 
 
@@ -31,12 +31,12 @@ def database(tmp_path_factory):
 def cfg(database, monkeypatch, request):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    return Promote(model=request.node.name)
+    return PromoteSettings(model=request.node.name)
 
 
 @pytest.fixture
 def served(server, request):
-    return Promote(model=request.node.name)
+    return PromoteSettings(model=request.node.name)
 
 
 def run_of(folder: Path, *, promote: bool, baseline: Path | None = None, task: dict | None = None) -> dict[str, Path]:
@@ -134,7 +134,7 @@ def test_a_tracker_loses_no_metric_on_the_way(cfg):
     assert len(client.get_metric_history(run, "loss")) == 1500
 
 
-def moved_on(cfg: Promote, folder: Path) -> dict[str, dict[str, Path]]:
+def moved_on(cfg: PromoteSettings, folder: Path) -> dict[str, dict[str, Path]]:
     """A champion, and two candidates whose verdicts both compare with it."""
     champion = run_of(folder / "champion", promote=True)
     promote_policy(cfg, **champion)
@@ -203,9 +203,12 @@ def test_a_version_has_a_card_a_signature_and_nothing_to_unpickle(served, tmp_pa
     assert version.tags["dataset.demonstrations"] == demonstrations
     assert version.tags["baseline"] == read_manifest(tmp_path / "champion" / "policy", Kind.POLICY).digest
     for said in (
-        "**Verdict: hold.** tried", "| this policy | 30.0 % | [10.0, 60.0] % | 10 |", "Champion was version 1 then",
-        f"- demonstrations: `{demonstrations[:12]}`", f"wovr rollback {served.model}",
-    ):  # fmt: skip
+        "**Verdict: hold.** tried",
+        "| this policy | 30.0 % | [10.0, 60.0] % | 10 |",
+        "Champion was version 1 then",
+        f"- demonstrations: `{demonstrations[:12]}`",
+        f"wovr rollback {served.model}",
+    ):
         assert said in version.description
     folder = Path(download_artifacts(f"models:/{served.model}/{held.version}", dst_path=str(tmp_path / "got")))
     assert read_manifest(folder / "artifact", Kind.POLICY) == read_manifest(paths["policy"], Kind.POLICY)

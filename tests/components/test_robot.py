@@ -10,7 +10,7 @@ from components.platform.storage import Storage
 from pipelines.stack.stack import Stack
 from tests.listening import listening
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
-from wovr_core.settings import Franka, Settings, SettingsError
+from wovr_core.settings import FrankaSettings, Settings, SettingsError
 
 
 @dataclass
@@ -57,7 +57,7 @@ def evaluated(folder, **made_from) -> str:
 
 def test_it_waits_for_the_operator_and_brings_the_evaluation(gateway, policies, tmp_path, capsys):
     gateway.evaluation = evaluated(tmp_path / "there", **policies)
-    cfg = Franka(gateway=gateway.url, episodes=5)
+    cfg = FrankaSettings(gateway=gateway.url, episodes=5)
     made = try_on_robot(cfg, **policies, out=tmp_path / "here", every=0.01)
     assert made.digest == read_manifest(tmp_path / "here", Kind.EVALUATION).digest
     (asked,) = gateway.asked
@@ -72,19 +72,19 @@ def test_an_evaluation_of_other_policies_is_not_believed(gateway, policies, tmp_
     swapped = {"candidate": policies["baseline"], "baseline": policies["candidate"]}
     gateway.evaluation = evaluated(tmp_path / "there", **swapped)
     with pytest.raises(ArtifactError, match="mixed them up"):
-        try_on_robot(Franka(gateway=gateway.url), **policies, out=tmp_path / "here", every=0.01)
+        try_on_robot(FrankaSettings(gateway=gateway.url), **policies, out=tmp_path / "here", every=0.01)
 
 
 def test_a_no_a_silence_and_nobody_there_are_told_apart(gateway, policies, tmp_path):
     out = tmp_path / "here"
     gateway.states = ["asked", "refused"]
     with pytest.raises(RobotError, match="a cable is loose"):
-        try_on_robot(Franka(gateway=gateway.url), **policies, out=out, every=0.01)
+        try_on_robot(FrankaSettings(gateway=gateway.url), **policies, out=out, every=0.01)
     gateway.states = ["asked"]
     with pytest.raises(RobotError, match="are asked after"):
-        try_on_robot(Franka(gateway=gateway.url, patience_hours=1e-6), **policies, out=out, every=0.01)
+        try_on_robot(FrankaSettings(gateway=gateway.url, patience_hours=1e-6), **policies, out=out, every=0.01)
     with pytest.raises(RobotError, match=r"franka\.gateway names no robot"):
-        try_on_robot(Franka(), **policies, out=out)
+        try_on_robot(FrankaSettings(), **policies, out=out)
     assert not out.exists()
 
 
@@ -125,7 +125,7 @@ def test_a_gateway_that_answers_otherwise_is_told_so(monkeypatch, tmp_path, id, 
         listening(lambda method, *_: (200, id if method == "POST" else look)) as url,
         pytest.raises(RobotError, match=words),
     ):
-        try_on_robot(Franka(gateway=url), **ports, out=tmp_path / "out", every=0.01)
+        try_on_robot(FrankaSettings(gateway=url), **ports, out=tmp_path / "out", every=0.01)
 
 
 def test_an_id_stays_one_word_of_the_address(monkeypatch, tmp_path):
@@ -140,5 +140,5 @@ def test_an_id_stays_one_word_of_the_address(monkeypatch, tmp_path):
         pass
     both = {"candidate": tmp_path / "policy", "baseline": tmp_path / "policy"}
     with listening(answer) as url, pytest.raises(RobotError, match="refused trials"):
-        try_on_robot(Franka(gateway=url), **both, out=tmp_path / "out", every=0.01)
+        try_on_robot(FrankaSettings(gateway=url), **both, out=tmp_path / "out", every=0.01)
     assert asked == ["/trials", "/trials/..%2F..%2Fsecrets%3Fx"]

@@ -31,8 +31,7 @@ from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Readout, Simulator
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
-from wovr_core.settings import Grpo, Serve, Task
-from wovr_core.settings import Reward as RewardSettings
+from wovr_core.settings import GrpoSettings, RewardSettings, ServeSettings, TaskSettings
 from wovr_core.steps.dreamer import new_world_model, open_simulator, save_world_model
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.models import save_detector, save_policy, save_reward
@@ -42,7 +41,7 @@ from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.statistics import ActionStatistics
 
 CHECKOUT = Path(__file__).parents[2]
-ONE = Serve(instances=1)
+ONE = ServeSettings(instances=1)
 COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "hallucinated", "broken")
 
 
@@ -100,7 +99,7 @@ def with_thresholds(world: DiffusionWorldModel, reward: SuccessClassifier, detec
     detector.threshold = torch.cat([readout.score.flatten() for readout in readouts]).quantile(0.9).item()
 
 
-def put(stack: Stack, parts: dict[str, Path], cfg: Serve = ONE) -> str:
+def put(stack: Stack, parts: dict[str, Path], cfg: ServeSettings = ONE) -> str:
     env = stack.env()
     return deploy(cfg, url=env["WOVR_TRITON_URL"], repository=Path(env["WOVR_TRITON_REPOSITORY"]), **parts)
 
@@ -121,9 +120,8 @@ def a_policy() -> TinyVLA:
 
 def dreams_in(simulator: Simulator, batch: int = 5) -> Rollouts:
     return dream(
-        a_policy(), simulator, starts(), temperature=1.0,
-        generator=torch.Generator().manual_seed(0), batch=batch,
-    )  # fmt: skip
+        a_policy(), simulator, starts(), temperature=1.0, generator=torch.Generator().manual_seed(0), batch=batch
+    )
 
 
 def same(one: Rollouts, other: Rollouts) -> bool:
@@ -132,7 +130,7 @@ def same(one: Rollouts, other: Rollouts) -> bool:
 
 def test_a_served_dream_is_the_dream_of_this_process_bit_for_bit(stack, minds):
     parts = minds(1)
-    version = put(stack, parts, Serve(instances=2))
+    version = put(stack, parts, ServeSettings(instances=2))
     for detector in (True, False):
         here = dreams_in(open_simulator(**parts, detector=detector))
         assert same(dreams_in(client(stack, version, detector=detector)), here)
@@ -143,14 +141,17 @@ def test_a_served_dream_is_the_dream_of_this_process_bit_for_bit(stack, minds):
 def test_what_dreams_inside_triton_imports_nothing_that_its_environment_lacks():
     said = subprocess.run(
         [sys.executable, "-c", "import sys, components.serving.dreams; print(*sys.modules)"],
-        cwd=CHECKOUT, text=True, capture_output=True, check=True,
-    ).stdout.split()  # fmt: skip
+        cwd=CHECKOUT,
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout.split()
     assert {"tenacity", "mlflow", "kfp", "minio", "dotenv", "typer", "kubernetes"}.isdisjoint(said)
 
 
 def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     """Poses of six numbers, seven of an action and a state of its own, as LIBERO's; nothing of LIBERO is installed."""
-    task = Task(environment="libero", image_size=SIDE)
+    task = TaskSettings(environment="libero", image_size=SIDE)
     torch.manual_seed(0)
     mixing = {"codec": "components", "latent_channels": 24, "keep_gates": True, "pose_map": True, "advection": True}
     cfg = WORLD_MODEL.model_copy(update={"architecture": WORLD_MODEL.architecture.model_copy(update=mixing)})
@@ -234,7 +235,9 @@ def test_a_version_that_dreams_otherwise_than_it_was_trained_is_withdrawn(stack,
     with pytest.raises(ServingError, match=r"known dream otherwise than this process: memory differs by up to 0.0001"):
         put(stack, minds(3))
     assert good in versions(served) and client(stack, good).about
-    assert put(stack, minds(3), Serve(instances=1, tolerance=0.01)) in versions(served), "unless so much is well"
+    assert put(stack, minds(3), ServeSettings(instances=1, tolerance=0.01)) in versions(served), (
+        "unless so much is well"
+    )
 
 
 @pytest.mark.long
@@ -277,14 +280,14 @@ def test_a_hot_swap_under_load_fails_no_request_and_every_answer_is_of_one_versi
 
     with ThreadPoolExecutor(2) as pool:
         callers = [pool.submit(roll_out) for _ in range(2)]
-        new = put(stack, minds(9), Serve(instances=1, keep=2))
+        new = put(stack, minds(9), ServeSettings(instances=1, keep=2))
         meanwhile = len(told)
         names[new] = 9
         current = new
         while sum(version == new for version, _ in told) < 4:
             assert not any(caller.done() for caller in callers)
             time.sleep(0.05)
-        put(stack, minds(9), Serve(instances=1, keep=1))
+        put(stack, minds(9), ServeSettings(instances=1, keep=1))
         done.set()
     assert [caller.result() for caller in callers] == [None, None], "no request failed"
     assert meanwhile > 0 and {version for version, _ in told} == set(names)
@@ -301,16 +304,28 @@ def lesson(minds, tmp_path) -> Callable[..., Path]:
     with writing(tmp_path / "keyframes", Kind.KEYFRAMES, settings={}) as draft:
         save_table(draft.folder, "keyframes", [{"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}])
     episodes = collection(tmp_path / "episodes", [True, True, False, False] * 2)
-    cfg = Grpo(
-        updates=3, num_groups=4, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1,
+    cfg = GrpoSettings(
+        updates=3,
+        num_groups=4,
+        group_size=2,
+        informative=(0, 1),
+        max_draws=1,
+        keyframe_horizon=8,
+        epochs=1,
         max_imagined_gain=1,
-    )  # fmt: skip
+    )
 
     def learn(name: str, simulator: Simulator | None) -> Path:
         improve_policy(
-            cfg, TASK, policy=tmp_path / "policy", keyframes=tmp_path / "keyframes", episodes=[episodes],
-            out=tmp_path / name, simulator=simulator, **parts,
-        )  # fmt: skip
+            cfg,
+            TASK,
+            policy=tmp_path / "policy",
+            keyframes=tmp_path / "keyframes",
+            episodes=[episodes],
+            out=tmp_path / name,
+            simulator=simulator,
+            **parts,
+        )
         return tmp_path / name / "policy.safetensors"
 
     return learn

@@ -96,24 +96,38 @@ def status(code: int, verb: str, name: str, kind: str = "trainjobs") -> dict[str
     group = "trainer.kubeflow.org" if kind == "trainjobs" else ""
     what = f'{kind}{"." + group if group else ""} "{name}"'
     reason, message = {
-        400: ("BadRequest", 'TrainJob in version "v1alpha1" cannot be handled as a TrainJob: strict decoding error: '
-              'unknown field "spec.runtimePatches"'),
+        400: (
+            "BadRequest",
+            'TrainJob in version "v1alpha1" cannot be handled as a TrainJob: strict decoding error: '
+            'unknown field "spec.runtimePatches"',
+        ),
         401: ("Unauthorized", "Unauthorized"),
-        403: ("Forbidden", f'{what} is forbidden: User "system:serviceaccount:robots:wovr" cannot {verb} resource '
-              f'"trainjobs" in API group "{group}" in the namespace "robots"'),
+        403: (
+            "Forbidden",
+            f'{what} is forbidden: User "system:serviceaccount:robots:wovr" cannot {verb} resource '
+            f'"trainjobs" in API group "{group}" in the namespace "robots"',
+        ),
         404: ("NotFound", f"{what} not found"),
         409: ("AlreadyExists", f"{what} already exists"),
-        422: ("Invalid", f'TrainJob.trainer.kubeflow.org "{name}" is invalid: '
-              'spec.trainer.numNodes: Invalid value: "many"'),
+        422: (
+            "Invalid",
+            f'TrainJob.trainer.kubeflow.org "{name}" is invalid: spec.trainer.numNodes: Invalid value: "many"',
+        ),
         429: ("TooManyRequests", "Too many requests, please try again later."),
         500: ("InternalError", "Internal error occurred: etcdserver: request timed out"),
         503: ("ServiceUnavailable", "apiserver not ready"),
-    }[code]  # fmt: skip
+    }[code]
     details = {"name": name, "group": group, "kind": kind} if code in (403, 404, 409, 422) else {}
     return {
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code,
-        "reason": reason, "details": details,
-    }  # fmt: skip
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "code": code,
+        "reason": reason,
+        "details": details,
+    }
 
 
 @contextmanager

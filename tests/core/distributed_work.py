@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import wovr_core.steps.world_model as step
-from wovr_core.settings import Architecture, WorldModel
+from wovr_core.settings import ArchitectureSettings, WorldModelSettings
 from wovr_core.training.distributed import local_shard
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -35,16 +35,17 @@ def main(folder: Path, steps: int) -> None:
     rank = os.environ.get("RANK", "0")
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     torch.manual_seed(0)
-    small = Architecture(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8)
-    cfg = WorldModel(architecture=small, pretrained="none", batch=8, checkpoint_every=2, learning_rate=1e-3)
+    small = ArchitectureSettings(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8)
+    cfg = WorldModelSettings(architecture=small, pretrained="none", batch=8, checkpoint_every=2, learning_rate=1e-3)
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     for parameter in model.transformer.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     g = torch.Generator().manual_seed(1)
     episodes = EpisodeBatch(
         frames=torch.randint(0, 255, (4, 17, 3, 16, 16), dtype=torch.uint8, generator=g),
-        actions=2 * torch.rand(4, 16, 3, generator=g) - 1, pose=torch.rand(4, 17, 2, generator=g),
-    )  # fmt: skip
+        actions=2 * torch.rand(4, 16, 3, generator=g) - 1,
+        pose=torch.rand(4, 17, 2, generator=g),
+    )
     model.statistics.fit(episodes)
     step.tell_loss = lambda tracker, metric: Losses(folder)
     shard = step.shard

@@ -34,9 +34,15 @@ data = LeRobotDataset("here/episodes", root=folder)
 ahead = LeRobotDataset("here/episodes", root=folder, delta_timestamps={"action": [0, 1 / data.fps, 2 / data.fps]})
 item = data[row]
 told = {
-    "rows": len(data), "episodes": data.num_episodes, "fps": data.fps, "task": item["task"],
-    "episode": int(item["episode_index"]), "action": item["action"].tolist(), "success": bool(item["success"]),
-    "state": item["observation.state"].tolist(), "ahead": list(ahead[row]["action"].shape),
+    "rows": len(data),
+    "episodes": data.num_episodes,
+    "fps": data.fps,
+    "task": item["task"],
+    "episode": int(item["episode_index"]),
+    "action": item["action"].tolist(),
+    "success": bool(item["success"]),
+    "state": item["observation.state"].tolist(),
+    "ahead": list(ahead[row]["action"].shape),
     "picture": (255 * item["observation.images.front"]).round().byte().permute(1, 2, 0).flatten().tolist(),
-}  # fmt: skip
+}
 print(json.dumps(told))

@@ -14,10 +14,12 @@ def a_run(
     dreams = torch.linspace(*imagined, updates) + noise
     trials = torch.linspace(*real, 7)
     phase = Phase(
-        imagined=tuple(dreams.clamp(0, 1).tolist()), starts=(24,) * updates, informative=(informative,) * updates,
+        imagined=tuple(dreams.clamp(0, 1).tolist()),
+        starts=(24,) * updates,
+        informative=(informative,) * updates,
         kl=(0.08, *(kl,) * (updates - 1)),
         real=tuple((i * updates // 6, round(500 * float(rate)), 500) for i, rate in enumerate(trials)),
-    )  # fmt: skip
+    )
     return Curve(seed=seed, phases=(phase,))
 
 
@@ -55,9 +57,15 @@ def test_exploitation_is_told_with_the_updates_in_which_it_happened():
     honest, hacked = a_run(real=(0.3, 0.5), imagined=(0.3, 0.5)).phases[0], a_run(imagined=(0.5, 0.9)).phases[0]
     imagined = honest.imagined + hacked.imagined
     real = (*honest.real, *((30 + update, 250, 500) for update, _, _ in hacked.real[1:]))
-    both = honest.model_copy(update={
-        "imagined": imagined, "real": real, "kl": (0.003,) * 60, "starts": (24,) * 60, "informative": (0.5,) * 60,
-    })  # fmt: skip
+    both = honest.model_copy(
+        update={
+            "imagined": imagined,
+            "real": real,
+            "kl": (0.003,) * 60,
+            "starts": (24,) * 60,
+            "informative": (0.5,) * 60,
+        }
+    )
     said = off(Curve(seed=0, phases=(both,)))
     first, last = map(int, said.split("updates ")[1].split(")")[0].split("-"))
     assert 20 <= first <= 40 and last == 60

@@ -23,9 +23,12 @@ def train(folder: Path, *, processes: int, steps: int = 8, wait: bool = True, **
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     here = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), "WOVR_SCRATCH": str(folder / "scratch")}
     run = subprocess.Popen(
-        [sys.executable, *launch, str(WORK), str(folder), str(steps)], env={**os.environ, **here, **env},
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, *launch, str(WORK), str(folder), str(steps)],
+        env={**os.environ, **here, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     if wait:
         said, _ = run.communicate(timeout=180)
         assert run.returncode == 0, said

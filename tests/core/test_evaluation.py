@@ -251,9 +251,13 @@ def a_replay(imagined_off: int) -> Replay:
     """Reality brightens by 2 a frame; the dream is off by a constant."""
     real = (2 * torch.arange(1, 17, dtype=torch.uint8)).view(1, 16, 1, 1, 1).expand(3, 16, 3, 4, 4)
     return Replay(
-        instructions=("a",) * 3, imagined=real + imagined_off, real=real, success=real[:, :, 0, 0, 0] >= 20,
-        first=torch.zeros(3, 3, 4, 4, dtype=torch.uint8), pose=torch.zeros(3, 2, 4, 2),
-    )  # fmt: skip
+        instructions=("a",) * 3,
+        imagined=real + imagined_off,
+        real=real,
+        success=real[:, :, 0, 0, 0] >= 20,
+        first=torch.zeros(3, 3, 4, 4, dtype=torch.uint8),
+        pose=torch.zeros(3, 2, 4, 2),
+    )
 
 
 def test_fidelity_by_depth_is_measured_beside_holding_the_last_frame():

@@ -11,7 +11,7 @@ from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.protocols import BrokenDreamError
-from wovr_core.settings import Grpo
+from wovr_core.settings import GrpoSettings
 from wovr_core.success_rule import SuccessRule
 
 
@@ -21,10 +21,7 @@ def rule(stride: int, hysteresis: int) -> SuccessRule:
 
 def dreams_of(starts, *, world=None, reward=None, detector=None, **kwargs) -> Rollouts:
     simulator = LearnedSimulator(world or ToyWorld(), reward or ToyReward(), detector)
-    return dream(
-        ToyPolicy(), simulator, starts, temperature=1.0, generator=torch.Generator().manual_seed(0),
-        **kwargs,
-    )  # fmt: skip
+    return dream(ToyPolicy(), simulator, starts, temperature=1.0, generator=torch.Generator().manual_seed(0), **kwargs)
 
 
 def test_a_dream_is_valid_up_to_and_including_its_first_success():
@@ -198,9 +195,12 @@ def test_whatever_is_not_finite_or_no_probability_breaks_its_dream(name):
 
     starts = [a_start(i, goal=200, steps_left=8) for i in range(3)]
     dreams = dream(
-        ToyPolicy(), Strange(ToyWorld(), ToyReward()), starts, temperature=1.0,
+        ToyPolicy(),
+        Strange(ToyWorld(), ToyReward()),
+        starts,
+        temperature=1.0,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     assert dreams.broken.tolist() == [True, False, False] and not dreams.success.any()
     assert dreams.length.tolist() == [0, 8, 8]
 
@@ -222,14 +222,17 @@ def test_choosing_rows_of_dreams_keeps_them_whole():
 
 # ------------------------------------------------------------------------------------------ groups
 
-CFG = Grpo(num_groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
+CFG = GrpoSettings(num_groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
 
 
-def crop_of(pool: StartPool, cfg: Grpo = CFG, world: ToyWorld | None = None, seed: int = 0, reward=None):
+def crop_of(pool: StartPool, cfg: GrpoSettings = CFG, world: ToyWorld | None = None, seed: int = 0, reward=None):
     return harvest(
-        ToyPolicy(), LearnedSimulator(world or ToyWorld(chance=True), reward or ToyReward()), pool, cfg,
+        ToyPolicy(),
+        LearnedSimulator(world or ToyWorld(chance=True), reward or ToyReward()),
+        pool,
+        cfg,
         generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    )
 
 
 def a_pool(goal: int = 16, initial: int = 9, keyframes: int = 9) -> StartPool:

@@ -19,11 +19,11 @@ from wovr_core.keyframes.rules import (
     reward_peak,
     thumbnails,
 )
-from wovr_core.settings import KEYFRAME_RULES, Keyframes, Task
+from wovr_core.settings import KEYFRAME_RULES, KeyframesSettings, TaskSettings
 from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import Episode
 
-TASK = Task()
+TASK = TaskSettings()
 
 
 class Reading:
@@ -98,7 +98,7 @@ def test_before_contact_marks_the_approach_to_the_first_close_of_successes_only(
 
 
 def keyframes_of(episodes, reward=None, *, quotas: dict[str, int] | None = None, **changes):
-    return mine(episodes, reward or Reading(), Keyframes(**changes), TASK, **quotas or {})
+    return mine(episodes, reward or Reading(), KeyframesSettings(**changes), TASK, **quotas or {})
 
 
 def rich_episodes() -> list[Episode]:
@@ -127,11 +127,19 @@ def test_the_settings_know_every_rule():
 
 
 def test_a_dream_begins_at_the_decision_before_the_moment_with_enough_steps_left():
-    cfg = Keyframes(min_steps_left=16)
+    cfg = KeyframesSettings(min_steps_left=16)
     assert [decision_before(step, TASK, cfg) for step in (0, 1, 8, 9, 16, 17, 32, 33, 48)] == [
-        0, 0, 0, 8, 8, 16, 24, 32, 32,
-    ]  # fmt: skip
-    assert decision_before(48, TASK, Keyframes(min_steps_left=17)) == 24
+        0,
+        0,
+        0,
+        8,
+        8,
+        16,
+        24,
+        32,
+        32,
+    ]
+    assert decision_before(48, TASK, KeyframesSettings(min_steps_left=17)) == 24
 
 
 @pytest.mark.parametrize("success_at", [8, 9, 17, 30])

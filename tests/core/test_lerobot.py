@@ -46,9 +46,11 @@ def test_lerobots_reader_sees_what_was_written(lerobot, tmp_path):
         episode.frames.copy_(torch.randint(0, 256, episode.frames.shape, dtype=torch.uint8))
     write_episodes(tmp_path / "episodes", episodes, source="here", policy_digest="c0ffee", fps=20)
     reader = subprocess.run(
-        [lerobot, READER, tmp_path / "episodes", "12"], capture_output=True, text=True,
+        [lerobot, READER, tmp_path / "episodes", "12"],
+        capture_output=True,
+        text=True,
         env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert reader.returncode == 0, reader.stderr[-2000:]
     seen, second = json.loads(reader.stdout.splitlines()[-1]), episodes[1]
     assert (seen["rows"], seen["episodes"], seen["fps"]) == (9 + 17, 2, 20)

@@ -16,7 +16,7 @@ from wovr_core.envs.experts.libero import camera, play, unknown
 from wovr_core.envs.libero import STATES, SUITES, Libero, LiberoError, place
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import EnvironmentLostError
-from wovr_core.settings import Collect, Policy, Task
+from wovr_core.settings import CollectSettings, PolicySettings, TaskSettings
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.policy import clone_base_policy
 
@@ -83,14 +83,11 @@ def test_fast_pictures_change_no_physics():
 @pytest.mark.slow
 def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp_path, monkeypatch):
     """The steps that touch reality: a demonstration that succeeds is cloned, and the policy's attempts are kept."""
-    task = Task(
-        environment="libero",
-        options=LiberoOptions(suite="libero_object", tasks=(0,)),
-        image_size=64,
-        horizon=160,
+    task = TaskSettings(
+        environment="libero", options=LiberoOptions(suite="libero_object", tasks=(0,)), image_size=64, horizon=160
     )
     policy, shown = tmp_path / "policy", tmp_path / "demonstrations"
-    clone_base_policy(Policy(demonstrations=1, steps=2), task, out=policy, demonstrations=shown)
+    clone_base_policy(PolicySettings(demonstrations=1, steps=2), task, out=policy, demonstrations=shown)
     (soup,) = read_episodes(shown)
     assert soup.succeeded and soup.frames.shape == (161, 3, 64, 64) and soup.pose.shape == (161, 6)
 
@@ -103,7 +100,7 @@ def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp
 
     monkeypatch.setattr(Libero, "step", fragile)
     short = task.model_copy(update={"horizon": 16})
-    made = collect_episodes(Collect(episodes=3, held_out=1), short, policy=policy, out=tmp_path / "episodes")
+    made = collect_episodes(CollectSettings(episodes=3, held_out=1), short, policy=policy, out=tmp_path / "episodes")
     assert made.summary["episodes"] == 4
     tried = [episode.init_state for episode in read_episodes(tmp_path / "episodes")]
     assert tried == [*Split.COLLECTION.ids(3), *Split.KEYFRAMES.ids(1)]

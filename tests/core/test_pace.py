@@ -5,7 +5,7 @@ import torch
 
 from wovr_core.pace.drift import drift, worse
 from wovr_core.pace.mixture import episode_shares
-from wovr_core.settings import WorldModel
+from wovr_core.settings import WorldModelSettings
 from wovr_core.world_model.windows import EpisodeBatch, WindowSampler
 
 
@@ -27,7 +27,7 @@ def test_where_there_is_nothing_to_mix_all_are_alike(sizes):
 def test_windows_are_drawn_by_these_shares(generator):
     frames = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1, 1).expand(30, 25, 3, 8, 8)
     episodes = EpisodeBatch(frames, torch.zeros(30, 24, 3), torch.zeros(30, 25, 2))
-    sampler = WindowSampler(episodes, WorldModel(), generator=generator, share=episode_shares([25, 5], 0.5))
+    sampler = WindowSampler(episodes, WorldModelSettings(), generator=generator, share=episode_shares([25, 5], 0.5))
     drawn = sampler.draw(2000).frames[:, 0, 0, 0, 0]
     assert (drawn >= 25).float().mean().item() == pytest.approx(0.5, abs=0.05)
 

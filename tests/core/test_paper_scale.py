@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from wovr_core.settings import Architecture, Settings, WorldModel
+from wovr_core.settings import ArchitectureSettings, Settings, WorldModelSettings
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.autoencoder import WanAutoencoder
 from wovr_core.world_model.conditioning import Conditions
@@ -31,20 +31,41 @@ ADDED = {  # the two action channels
 def wan(**kwargs) -> WanTransformer3DModel:
     """Wan2.2-TI2V-5B's transformer as diffusers has it (METHOD section 9), or smaller."""
     published = {
-        "patch_size": (1, 2, 2), "num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48,
-        "out_channels": 48, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 14336, "num_layers": 30,
-        "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "rope_max_seq_len": 1024,
-    }  # fmt: skip
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "in_channels": 48,
+        "out_channels": 48,
+        "text_dim": 4096,
+        "freq_dim": 256,
+        "ffn_dim": 14336,
+        "num_layers": 30,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "rope_max_seq_len": 1024,
+    }
     return WanTransformer3DModel(**published | kwargs)
 
 
 def wan_vae(**kwargs) -> AutoencoderKLWan:
     published = {
-        "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
-        "attn_scales": [], "temperal_downsample": [False, True, True], "is_residual": True, "in_channels": 12,
-        "out_channels": 12, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
-    }  # fmt: skip
+        "base_dim": 160,
+        "decoder_base_dim": 256,
+        "z_dim": 48,
+        "dim_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "attn_scales": [],
+        "temperal_downsample": [False, True, True],
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_temporal": 4,
+        "scale_factor_spatial": 16,
+        "latents_mean": [0.0] * 48,
+        "latents_std": [1.0] * 48,
+    }
     return AutoencoderKLWan(**published | kwargs)
 
 
@@ -72,10 +93,19 @@ def test_wans_autoencoder_fits_behind_our_two_calls():
     assert sum(p.numel() for p in codec.parameters()) == 704_688_668
 
 
-SMALL = Architecture(
-    latent_channels=4, patch=2, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8,
-    prediction="velocity", keep_gates=False, pose_map=False,
-)  # fmt: skip
+SMALL = ArchitectureSettings(
+    latent_channels=4,
+    patch=2,
+    heads=2,
+    head_dim=12,
+    layers=2,
+    ffn_dim=32,
+    freq_dim=16,
+    text_dim=8,
+    prediction="velocity",
+    keep_gates=False,
+    pose_map=False,
+)
 
 
 def shaken(module: torch.nn.Module) -> torch.nn.Module:
@@ -89,10 +119,15 @@ def shaken(module: torch.nn.Module) -> torch.nn.Module:
 def small_world(**kwargs) -> DiffusionWorldModel:
     torch.manual_seed(0)
     vae = wan_vae(
-        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
-        latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[0.5, 1.0, 2.0, 1.5],
-    )  # fmt: skip
-    cfg = WorldModel(architecture=SMALL, pretrained="none", rollout_dtype="float32", **kwargs)
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1, -0.1, 0.2, 0.0],
+        latents_std=[0.5, 1.0, 2.0, 1.5],
+    )
+    cfg = WorldModelSettings(architecture=SMALL, pretrained="none", rollout_dtype="float32", **kwargs)
     return shaken(DiffusionWorldModel(cfg, WanAutoencoder(vae).eval(), action_dim=7)).eval()
 
 
@@ -107,11 +142,18 @@ def some_episodes(episodes: int = 2) -> EpisodeBatch:
 def starts(episodes: EpisodeBatch) -> list[InitState]:
     return [
         InitState(
-            instruction="stack the bowls", reference=frames[0], memory=frames[5:9], actions=actions[4:8],
-            pose=pose[[0, 5, 6, 7, 8]], steps_left=16, episode=0, step=8, rule="initial",
+            instruction="stack the bowls",
+            reference=frames[0],
+            memory=frames[5:9],
+            actions=actions[4:8],
+            pose=pose[[0, 5, 6, 7, 8]],
+            steps_left=16,
+            episode=0,
+            step=8,
+            rule="initial",
         )
         for frames, actions, pose in zip(episodes.frames, episodes.actions, episodes.pose, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def test_a_window_of_thirteen_frames_is_four_latents():

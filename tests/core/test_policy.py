@@ -10,7 +10,7 @@ from wovr_core.embodiment import TABLETOP
 from wovr_core.policy.action_chunks import BINS, CENTRES, from_tokens, to_tokens
 from wovr_core.policy.behaviour_cloning import CloningData, clone, cloning_data
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
-from wovr_core.settings import Policy
+from wovr_core.settings import PolicySettings
 from wovr_core.trajectory import Observation
 
 INSTRUCTIONS = ("put the red block on the pad", "push the blue cup")
@@ -44,7 +44,7 @@ def test_a_policy_may_read_the_arm_or_go_by_the_picture_alone(policy, generator)
     film = torch.zeros(17, 3, 16, 16, dtype=torch.uint8)
     told = [replace(an_episode(steps=16), frames=film, pose=torch.rand(17, 2, generator=generator)) for _ in range(2)]
     arm = TinyVLA(policy.shape.model_copy(update={"pose_dim": 2, "stride": 4}))
-    cfg = Policy(batch=4, demonstration_stride=1)
+    cfg = PolicySettings(batch=4, demonstration_stride=1)
     data = cloning_data(told, cfg)
     arm.standardise(data.pose)
     clone(arm, [data], cfg, steps=1, mirrors=(), generator=generator)
@@ -68,7 +68,7 @@ def test_what_a_demonstration_does_after_its_success_is_left_out(policy, generat
 
     def moves_left(after_success: int | None) -> float:
         """Mean log-probability, once that has been cloned."""
-        cfg = Policy(batch=16, demonstration_stride=1, after_success=after_success)
+        cfg = PolicySettings(batch=16, demonstration_stride=1, after_success=after_success)
         clone(policy, [cloning_data([told], cfg)], cfg, steps=60, mirrors=(), generator=generator)
         return float(policy.log_prob(view, left, temperature=1.0)[..., 0].mean().detach())
 
@@ -162,15 +162,16 @@ def test_cloning_learns_what_the_demonstrations_did(generator):
     vocabulary, words = vocabulary_of(said)
     torch.manual_seed(0)
     policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=16, features=8, keypoints=4, hidden=32))
-    cfg = Policy(batch=16, learning_rate=1e-2)
+    cfg = PolicySettings(batch=16, learning_rate=1e-2)
     losses = clone(policy, [cloning_data(episodes, cfg)], cfg, steps=200, mirrors=TABLETOP.mirrors, generator=generator)
     assert losses[-1] < losses[0]
     frames = episodes[0].frames[:1]
     seen = torch.cat([frames, frames, frames.flip(-1), frames.flip(-1)])
     decided = policy.act(
         Observation(frames=seen, instructions=(*said, *said), pose=torch.zeros(4, 2)),
-        temperature=0, generator=generator,
-    )  # fmt: skip
+        temperature=0,
+        generator=generator,
+    )
     towards = torch.tensor([1, -1, -1, 1])
     assert (decided.actions[..., 0] * towards[:, None]).min() > 0.5
 
@@ -184,11 +185,13 @@ def test_each_of_several_lessons_is_an_equal_share_of_every_batch(policy, genera
     shades = [0, 100, 200]
     few, more, most = (
         CloningData(
-            torch.full((n, 3, 16, 16), shade, dtype=torch.uint8), torch.zeros(n, 2), torch.zeros(n, 8, 3),
+            torch.full((n, 3, 16, 16), shade, dtype=torch.uint8),
+            torch.zeros(n, 2),
+            torch.zeros(n, 8, 3),
             (INSTRUCTIONS[0],) * n,
         )
         for n, shade in zip((2, 20, 200), shades, strict=True)
-    )  # fmt: skip
-    clone(policy, [few, more, most], Policy(batch=9), steps=1, mirrors=(), generator=generator)
+    )
+    clone(policy, [few, more, most], PolicySettings(batch=9), steps=1, mirrors=(), generator=generator)
     seen = ((shown[0][:, 0, 0, 0] + 1) * 127.5).round()
     assert [int((seen == shade).sum()) for shade in shades] == [3, 3, 3]

@@ -22,7 +22,7 @@ from wovr_core.evaluation.verdict import Comparison, Verdict, compare
 from wovr_core.imagination.replay import Replay
 from wovr_core.keyframes.rules import RULES
 from wovr_core.reward.calibrate import Agreement
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.steps.report import write_report
 
 NASTY = '<script>alert("&")</script>'
@@ -38,14 +38,20 @@ def compared(*, gained: int, lost: int, n: int = 400, base: int = 140) -> Compar
 def a_phase(*, updates: int, round: int = 0, notes: tuple[str, ...] = ()) -> Phase:
     depths = range(8, 49, 8)
     return Phase(
-        round=round, collected=success_rate(60, 200), held_out=50,
+        round=round,
+        collected=success_rate(60, 200),
+        held_out=50,
         fidelity=[Depth(d, 30 - d / 10, 24 - d / 10, 23 - d / 10) for d in depths],
         gate="PSNR 25 dB against 20 dB for holding the last frame, at depth 48, where the difference is smallest",
-        outcomes=Agreement(18, 3, 4, 25), threshold=0.6,
+        outcomes=Agreement(18, 3, 4, 25),
+        threshold=0.6,
         updates=[Update(imagined_success=0.3 + u / 100, group_rates=[0, 0.25, 0.5, 1]) for u in range(updates)],
-        informative=(0.1, 0.9), group_size=8, keyframes={"gripper_event": 40}, imagined_frames=20_000,
+        informative=(0.1, 0.9),
+        group_size=8,
+        keyframes={"gripper_event": 40},
+        imagined_frames=20_000,
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> Story:
@@ -53,7 +59,9 @@ def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> St
     won = torch.arange(9) > 5
     clip = Clip(NASTY, side_by_side(frames, frames.flip(-1), won, won))
     return Story(
-        verdict=Verdict(promote, exploited or "tried", bool(exploited)), minimum_gain=0.0, comparison=comparison,
+        verdict=Verdict(promote, exploited or "tried", bool(exploited)),
+        minimum_gain=0.0,
+        comparison=comparison,
         by_task=[(words, comparison.baseline, comparison.candidate) for words in (NASTY, "another")],
         curve=[Snapshot(phase=k, update=u, rate=success_rate(100 + 5 * u, 300)) for k, u in ((0, 0), (0, 4), (1, 0))],
         phases=[a_phase(updates=8), a_phase(updates=4, round=1, notes=("drift of 2 dB",))],
@@ -62,9 +70,14 @@ def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> St
         agreement=[(8, Agreement(0, 0, 1, 19)), (16, Agreement(6, 1, 2, 11))],
         clips=[("success, dreamt as success", 6, [clip]), ("failure, dreamt as success", 0, [])],
         thumbnails=[Thumbnail(rule, NASTY, 8, thumbnail(frames[0])) for rule in RULES],
-        horizon=48, demonstrations=(38, 40), evaluation_episodes=2300, play={"play_episodes": 4000, "seconds": 3600},
-        settings={"task": {"instruction": NASTY}}, origin={"verdict": "0" * 64}, code_version="0.1.0+abc",
-    )  # fmt: skip
+        horizon=48,
+        demonstrations=(38, 40),
+        evaluation_episodes=2300,
+        play={"play_episodes": 4000, "seconds": 3600},
+        settings={"task": {"instruction": NASTY}},
+        origin={"verdict": "0" * 64},
+        code_version="0.1.0+abc",
+    )
 
 
 def a_look(successes: int, *, rolled_back: bool = False) -> Look:
@@ -97,10 +110,21 @@ def test_what_a_policy_was_told_is_never_markup(page: str):
 
 def test_the_page_tells_the_whole_story(page: str):
     for part in (
-        "Promote", "confidence", "imagined", "PACE round 1", "Rises.", "Drift of 2 dB.", "McNemar",
-        "holding the first picture", "Gripper event: 40", "taught nothing", "demonstrations",
-        "40,000", "4,000", "2,300",
-    ):  # fmt: skip
+        "Promote",
+        "confidence",
+        "imagined",
+        "PACE round 1",
+        "Rises.",
+        "Drift of 2 dB.",
+        "McNemar",
+        "holding the first picture",
+        "Gripper event: 40",
+        "taught nothing",
+        "demonstrations",
+        "40,000",
+        "4,000",
+        "2,300",
+    ):
         assert part in page, part
     assert page.count("<svg viewBox") > 8 and "nan" not in " ".join(
         re.findall(r'(?:points|d|x|y|cx|cy)="([^"]*)"', page)
@@ -186,9 +210,17 @@ def test_a_report_is_refused_when_its_inputs_are_not_of_one_run(tmp_path: Path):
     one, two = [tmp_path / "a"], [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(ArtifactError, match="2 policies, 1 world models"):
         write_report(
-            Task(), evaluation=one[0], verdict=one[0], policies=two, world_models=one, rewards=two, keyframes=two,
-            demonstrations=one[0], episodes=two, out=tmp_path / "report",
-        )  # fmt: skip
+            TaskSettings(),
+            evaluation=one[0],
+            verdict=one[0],
+            policies=two,
+            world_models=one,
+            rewards=two,
+            keyframes=two,
+            demonstrations=one[0],
+            episodes=two,
+            out=tmp_path / "report",
+        )
     for name in ("evaluation", "other"):
         with writing(tmp_path / name, Kind.EVALUATION, settings={"name": name}):
             pass
@@ -196,9 +228,17 @@ def test_a_report_is_refused_when_its_inputs_are_not_of_one_run(tmp_path: Path):
         pass
     with pytest.raises(ArtifactError, match="is about another evaluation"):
         write_report(
-            Task(), evaluation=tmp_path / "evaluation", verdict=tmp_path / "verdict", policies=one, world_models=one,
-            rewards=one, keyframes=one, demonstrations=one[0], episodes=one, out=tmp_path / "report",
-        )  # fmt: skip
+            TaskSettings(),
+            evaluation=tmp_path / "evaluation",
+            verdict=tmp_path / "verdict",
+            policies=one,
+            world_models=one,
+            rewards=one,
+            keyframes=one,
+            demonstrations=one[0],
+            episodes=one,
+            out=tmp_path / "report",
+        )
     assert not (tmp_path / "report").exists()
 
 
@@ -220,9 +260,13 @@ def test_examples_are_of_every_outcome_and_agreement_counts_them():
     seemingly = torch.tensor([[0, 1], [0, 0], [1, 1], [0, 0]], dtype=torch.bool).repeat_interleave(8, 1)
     frames = torch.zeros(4, 16, 3, 8, 8, dtype=torch.uint8)
     replay = Replay(
-        instructions=("a", "b", "c", "d"), imagined=frames, real=frames, success=really, first=frames[:, 0],
+        instructions=("a", "b", "c", "d"),
+        imagined=frames,
+        real=frames,
+        success=really,
+        first=frames[:, 0],
         pose=torch.zeros(4, 2, 4, 2),
-    )  # fmt: skip
+    )
     shown = Replayed(replay=replay, really=really, seemingly=seemingly)
     assert [(count, rows) for _, count, rows in shown.examples()] == [(1, [0]), (1, [1]), (1, [2]), (1, [3])]
     assert shown.by_depth() == [(8, Agreement(0, 1, 0, 3)), (16, Agreement(1, 1, 1, 1))]

@@ -10,7 +10,7 @@ from wovr_core.reward.calibrate import Agreement, calibrate, calibrate_on_replay
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier, fit_detector, frame_errors
 from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit
-from wovr_core.settings import Reward
+from wovr_core.settings import RewardSettings
 
 
 def some_frames(successes: int = 4, failures: int = 6, t: int = 10, side: int = 8) -> LabelledFrames:
@@ -96,7 +96,7 @@ def test_learning_tells_a_reached_goal_from_the_rest(generator):
     losses = fit(
         reward,
         [data],
-        Reward(batch=32, learning_rate=1e-2),
+        RewardSettings(batch=32, learning_rate=1e-2),
         steps=60,
         name="reward",
         mirrors=TABLETOP.mirrors,
@@ -144,7 +144,7 @@ def test_the_detector_learns_to_see_ghosts_and_ends_no_sound_frame(generator):
         imagined,
         real[:, 0],
         label,
-        Reward(batch=48, detector_steps=300),
+        RewardSettings(batch=48, detector_steps=300),
         mirrors=TABLETOP.mirrors,
         generator=generator,
     )
@@ -159,13 +159,16 @@ def test_replays_set_the_threshold_and_an_episode_counts_once_in_the_agreement()
     probability = torch.where(real, 0.9, 0.1)[:, None].repeat(1, 4)
     probability[2] = 0.95
     calibration = calibrate_on_replays(
-        probability, None, real, Reward(hysteresis=2, stride=4, target_precision=0.8), episodes=4, newest=4
+        probability, None, real, RewardSettings(hysteresis=2, stride=4, target_precision=0.8), episodes=4, newest=4
     )
     rule = calibration.success_rule
     assert (rule.stride, rule.hysteresis) == (4, 2) and 0.1 < rule.threshold <= 0.9
     assert vars(calibration.agreement) == {
-        "true_positives": 2, "false_positives": 1, "false_negatives": 0, "true_negatives": 1,
-    }  # fmt: skip
+        "true_positives": 2,
+        "false_positives": 1,
+        "false_negatives": 0,
+        "true_negatives": 1,
+    }
     assert calibration.detector_threshold is None and calibration.with_detector is None
 
 
@@ -174,7 +177,7 @@ def test_a_detector_is_calibrated_on_what_was_dreamt_until_success():
     real = torch.ones(12, dtype=torch.bool)
     probability = torch.full((12, 4), 0.9)
     score = torch.tensor([0.1, 0.2, 0.99, 0.99]).repeat(12, 1)
-    cfg = Reward(hysteresis=2, keep_recall=1.0)
+    cfg = RewardSettings(hysteresis=2, keep_recall=1.0)
     calibration = calibrate_on_replays(probability, score, real, cfg, episodes=12, newest=12)
     assert calibration.detector_threshold == pytest.approx(0.2, abs=1e-6)
     assert calibration.with_detector is not None and calibration.with_detector.true_positives == 12

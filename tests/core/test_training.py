@@ -36,9 +36,14 @@ def test_bfloat16_is_computed_where_that_saves_time(capability, asked, computed,
 def test_training_lowers_the_loss(model, generator):
     x = torch.randn(64, 3, generator=generator)
     history = train(
-        model, lambda step: (model(x) - x.sum(1, keepdim=True)).square().mean(), name="toy", steps=150,
-        learning_rate=0.1, generator=generator, weight_decay=0.0,
-    )  # fmt: skip
+        model,
+        lambda step: (model(x) - x.sum(1, keepdim=True)).square().mean(),
+        name="toy",
+        steps=150,
+        learning_rate=0.1,
+        generator=generator,
+        weight_decay=0.0,
+    )
     assert history[-1] < 0.05 * history[0]
 
 

@@ -13,10 +13,10 @@ from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
-from wovr_core.settings import Grpo
+from wovr_core.settings import GrpoSettings
 from wovr_core.trajectory import Observation
 
-CFG = Grpo(learning_rate=1e-2, epochs=2, minibatch=8, mirror=False)  # a toy looks the same in a mirror
+CFG = GrpoSettings(learning_rate=1e-2, epochs=2, minibatch=8, mirror=False)  # a toy looks the same in a mirror
 
 
 @pytest.fixture
@@ -27,12 +27,15 @@ def policy() -> TinyVLA:
 
 def dreams_by(policy: TinyVLA, n: int = 12) -> Rollouts:
     return dream(
-        policy, LearnedSimulator(ToyWorld(), ToyReward()), [a_start(i, goal=5 + 2 * i) for i in range(n)],
-        temperature=1.0, generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+        policy,
+        LearnedSimulator(ToyWorld(), ToyReward()),
+        [a_start(i, goal=5 + 2 * i) for i in range(n)],
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
-def update(policy, dreams, advantages, cfg: Grpo = CFG, **kwargs):
+def update(policy, dreams, advantages, cfg: GrpoSettings = CFG, **kwargs):
     optimiser = kwargs.pop("optimiser", None) or torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate)
     generator = torch.Generator().manual_seed(0)
     return update_policy(
@@ -110,7 +113,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_policy_untouched(policy):
     cliff = AtACliff(policy.shape)
     before = weights(cliff)
     with pytest.raises(UpdateError, match="gradient"):
-        update(cliff, dreams_by(cliff), torch.tensor([1.0, -1.0] * 6), Grpo(epochs=1))  # one step, the last
+        update(cliff, dreams_by(cliff), torch.tensor([1.0, -1.0] * 6), GrpoSettings(epochs=1))  # one step, the last
     assert same(before, weights(cliff))
 
 

@@ -20,10 +20,11 @@ from wovr_core.artifacts import Kind, read_episodes, read_manifest, write_episod
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.keyframes import mine as keyframes
-from wovr_core.settings import Franka, Keyframes, Settings
+from wovr_core.settings import FrankaSettings, KeyframesSettings, Settings
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.environment import open_environment
 from wovr_core.steps.policy import clone_base_policy
+from wovr_core.success_rule import SuccessRule
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
@@ -83,8 +84,11 @@ def test_a_rule_of_ones_own_marks_keyframes(example, monkeypatch):
     pose = torch.arange(49.0).clamp(max=24)[:, None].expand(-1, 2) / 49  # stands still from step 24 on
     episode = replace(an_episode(), pose=pose)
     monkeypatch.setitem(keyframes.RULES, "slow_hand", rule)
-    reward = SimpleNamespace(probability=lambda frames, instructions: torch.zeros(len(frames)))
-    cfg = Keyframes().model_copy(update={"rules": ("slow_hand",)})
+    reward = SimpleNamespace(
+        success_rule=SuccessRule(threshold=0.5, stride=2, hysteresis=2),
+        probability=lambda frames, instructions: torch.zeros(len(frames)),
+    )
+    cfg = KeyframesSettings().model_copy(update={"rules": ("slow_hand",)})
     (keyframe,) = keyframes.mine([episode], reward, cfg, Settings().task)
     assert (keyframe.rule, keyframe.step) == ("slow_hand", 16)  # the decision before step 24
     assert rule(SimpleNamespace(episode=an_episode(success_at=9))) == []
@@ -136,7 +140,7 @@ def test_a_gateway_is_asked_and_answers_when_the_operator_says_so(example, tmp_p
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(robot.time, "sleep", lambda _: operate(gateway))
     try:
-        cfg = Franka(gateway=f"http://127.0.0.1:{server.server_port}", episodes=5)
+        cfg = FrankaSettings(gateway=f"http://127.0.0.1:{server.server_port}", episodes=5)
         made = robot.try_on_robot(cfg, **policies, out=tmp_path / "here")
     finally:
         server.shutdown()

@@ -26,7 +26,7 @@ from tests.toys import an_episode
 from wovr_core.artifacts import ArtifactError, Kind, digest_at, read_manifest, save_weights, write_episodes, writing
 from wovr_core.envs.splits import Split
 from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.settings import Evaluate, Policy, Promote, SettingsError
+from wovr_core.settings import EvaluateSettings, PolicySettings, PromoteSettings, SettingsError
 from wovr_core.steps.evaluate import evaluate_policies
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.models import open_policy
@@ -39,9 +39,13 @@ from wovr_core.world_model.windows import EpisodeBatch
 NAN = float("nan")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 READER = {  # a step that reads it
-    "policy": "grpo", "world_model": "reward", "reward": "grpo", "keyframes": "grpo", "evaluation": "judge",
+    "policy": "grpo",
+    "world_model": "reward",
+    "reward": "grpo",
+    "keyframes": "grpo",
+    "evaluation": "judge",
     "episodes": "keyframes",
-}  # fmt: skip
+}
 Change = Callable[[Path], None]
 
 
@@ -144,7 +148,9 @@ BAD = {
     "a keyframe, a hundred thousand times": ("keyframes", table("keyframes", *[KEYFRAME] * 10**5), "a keyframe twice"),
     "one state, two trials": ("evaluation", table("trials", TRIAL, TRIAL), "from one initial state several times"),
     "a trial on a state that was learnt from": (
-        "evaluation", table("trials", TRIAL | {"init_state": 1_000_000}), "1000000, which is no evaluation state",
+        "evaluation",
+        table("trials", TRIAL | {"init_state": 1_000_000}),
+        "1000000, which is no evaluation state",
     ),
     "a champion in one trial of two": (
         "evaluation",
@@ -158,45 +164,63 @@ BAD = {
     "a policy that reads six numbers": ("policy", facts("policy", pose_dim=6), "pose_dim 6, but the task"),
     "a reward of large pictures": ("reward", facts("reward", image_size=128), "image_size 128, but the task"),
     "a world of seven motions": (
-        "world_model", weights("world_model", lambda t: t.update({"statistics.q01": torch.zeros(7)})),
+        "world_model",
+        weights("world_model", lambda t: t.update({"statistics.q01": torch.zeros(7)})),
         "action_dim 7, but the task (tabletop) has 3",
     ),
     "a world of six poses": (
-        "world_model", weights("world_model", lambda t: t.update({"statistics.reach": torch.zeros(6)})),
+        "world_model",
+        weights("world_model", lambda t: t.update({"statistics.reach": torch.zeros(6)})),
         "pose_dim 6, but the task (tabletop) has 2",
     ),
     "a world of large pictures": (
-        "world_model", manifest("settings", "task", "image_size", value=128), "image_size 128, but the task",
+        "world_model",
+        manifest("settings", "task", "image_size", value=128),
+        "image_size 128, but the task",
     ),
     # weights
     "a tensor that is missing": ("policy", weights("policy", lambda t: t.pop(FIRST)), f"{FIRST} is missing"),
     "a tensor too many": (
-        "policy", weights("policy", lambda t: t.update(more=torch.ones(2))), "more belongs to another model",
+        "policy",
+        weights("policy", lambda t: t.update(more=torch.ones(2))),
+        "more belongs to another model",
     ),
     "a tensor of another shape": (
-        "policy", weights("policy", lambda t: t.update({FIRST: torch.ones(3)})), f"{FIRST} has the shape (3,), not (4,",
+        "policy",
+        weights("policy", lambda t: t.update({FIRST: torch.ones(3)})),
+        f"{FIRST} has the shape (3,), not (4,",
     ),
     "a tensor of another type": (
-        "reward", weights("reward", lambda t: t.update({k: v.half() for k, v in t.items()})), "is of torch.float16",
+        "reward",
+        weights("reward", lambda t: t.update({k: v.half() for k, v in t.items()})),
+        "is of torch.float16",
     ),
     "a tensor that is not finite": (
-        "reward", weights("detector", lambda t: t["local.0.bias"].fill_(NAN)), "local.0.bias is not finite",
+        "reward",
+        weights("detector", lambda t: t["local.0.bias"].fill_(NAN)),
+        "local.0.bias is not finite",
     ),
     "a world without statistics": (
-        "world_model", weights("world_model", lambda t: t.pop("statistics.q01")), "hold no statistics.q01",
+        "world_model",
+        weights("world_model", lambda t: t.pop("statistics.q01")),
+        "hold no statistics.q01",
     ),
     "statistics that are no row": (
-        "world_model", weights("world_model", lambda t: t.update({"statistics.reach": torch.ones(2, 2)})),
+        "world_model",
+        weights("world_model", lambda t: t.update({"statistics.reach": torch.ones(2, 2)})),
         "hold no statistics.reach",
     ),
     "statistics that are not finite": (
-        "world_model", weights("world_model", lambda t: t["statistics.pose_high"].fill_(torch.inf)),
+        "world_model",
+        weights("world_model", lambda t: t["statistics.pose_high"].fill_(torch.inf)),
         "statistics.pose_high is not finite",
     ),
     "weights that are gone": ("policy", gone("policy.safetensors"), "there is no policy.safetensors"),
     "weights cut short": ("policy", text("policy.safetensors", b"\x08\0\0\0\0\0\0\0{"), "is corrupted"),
     "a pointer for weights": (
-        "policy", text("policy.safetensors", POINTER), "policy.safetensors is a pointer of Git LFS",
+        "policy",
+        text("policy.safetensors", POINTER),
+        "policy.safetensors is a pointer of Git LFS",
     ),
     # facts
     "a giant": ("policy", facts("policy", hidden=10**9), "(8, 72), not (1000000000, 72)"),
@@ -229,7 +253,9 @@ BAD = {
     "a keyframe of no rule": ("keyframes", table("keyframes", KEYFRAME | {"rule": None}), "0.rule is None"),
     "keyframes without a column": ("keyframes", table("keyframes", {"episode": 0, "step": 8}), "0.rule, field"),
     "keyframes of other episodes": (
-        "keyframes", manifest("made_from", "episodes_0", value="0" * 64), "were mined from other episodes",
+        "keyframes",
+        manifest("made_from", "episodes_0", value="0" * 64),
+        "were mined from other episodes",
     ),
     "keyframes that are none": ("keyframes", text("keyframes.parquet", "PAR1"), "keyframes.parquet is corrupted"),
     "a trial that says no": ("evaluation", table("trials", TRIAL | {"candidate": "no"}), "0.candidate is 'no'"),
@@ -238,16 +264,24 @@ BAD = {
     "trials without a baseline": ("evaluation", table("trials", {"candidate": True}), "field required"),
     "no trials": ("evaluation", table("trials"), "holds no trials"),
     "a confidence that is certain": (
-        "evaluation", manifest("settings", "evaluate", "confidence", value=1.0), "confidence is 1.0",
+        "evaluation",
+        manifest("settings", "evaluate", "confidence", value=1.0),
+        "confidence is 1.0",
     ),
     "a confidence in quotes": (
-        "evaluation", manifest("settings", "evaluate", "confidence", value="0.95"), "confidence is '0.95'",
+        "evaluation",
+        manifest("settings", "evaluate", "confidence", value="0.95"),
+        "confidence is '0.95'",
     ),
     "dreams of words": (
-        "evaluation", manifest("summary", "imagined_success", value=["much", "more"]), "imagined_success.0 is 'much'",
+        "evaluation",
+        manifest("summary", "imagined_success", value=["much", "more"]),
+        "imagined_success.0 is 'much'",
     ),
     "decisions that are none": (
-        "policy", manifest("summary", "decisions", value=[{"rolled_back": "no"}]), "decisions.0",
+        "policy",
+        manifest("summary", "decisions", value=[{"rolled_back": "no"}]),
+        "decisions.0",
     ),
     # manifests
     "a kind nobody knows": ("policy", manifest("kind", value="Song"), "manifest.json: kind is 'Song'"),
@@ -258,7 +292,7 @@ BAD = {
     "a summary that is missing": ("policy", manifest("summary", value=...), "manifest.json: summary, field required"),
     "a key nobody asked for": ("policy", manifest("made_by", value="me"), "manifest.json: made_by is 'me'"),
     "a summary that is not finite": ("policy", manifest("summary", "loss", value=NAN), "manifest.json is corrupted"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -272,22 +306,23 @@ def test_what_is_vouched_for_is_still_checked(case, shelf, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"bad", "scratch"}
 
 
-OTHERS = {
-    "LIBERO's robot": {"actions": 7, "pose": 6},
-    "a larger camera": {"side": 128},
-    "a shorter task": {"steps": 8},
-}
+OTHERS = {"LIBERO's robot": {"actions": 7, "pose": 6}, "a larger camera": {"side": 128}, "a shorter task": {"steps": 8}}
 
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize(
     ("step", "port"),
     [
-        ("world_model", "episodes"), ("reward", "episodes"), ("keyframes", "episodes"), ("grpo", "episodes"),
-        ("pace, choose", "evolved_episodes"), ("pace, choose", "previous_episodes"), ("pace, refit", "newest"),
+        ("world_model", "episodes"),
+        ("reward", "episodes"),
+        ("keyframes", "episodes"),
+        ("grpo", "episodes"),
+        ("pace, choose", "evolved_episodes"),
+        ("pace, choose", "previous_episodes"),
+        ("pace, refit", "newest"),
         ("pace, refit", "older"),
     ],
-)  # fmt: skip
+)
 def test_episodes_of_another_task_are_refused_by_every_step(step, port, other, shelf, tmp_path):
     strange = {"actions": 3, "pose": 2, "side": TASK.image_size, "steps": TASK.horizon} | OTHERS[other]
     n = strange["steps"]
@@ -295,10 +330,11 @@ def test_episodes_of_another_task_are_refused_by_every_step(step, port, other, s
     one = type(one)(
         **vars(one)
         | {
-            "actions": torch.zeros(n, strange["actions"]), "pose": torch.zeros(n + 1, strange["pose"]),
+            "actions": torch.zeros(n, strange["actions"]),
+            "pose": torch.zeros(n + 1, strange["pose"]),
             "frames": torch.zeros(n + 1, 3, strange["side"], strange["side"], dtype=torch.uint8),
         }
-    )  # fmt: skip
+    )
     with writing(tmp_path / "others", Kind.EPISODES, settings={}) as draft:
         write_episodes(draft.folder, [one], source="elsewhere", policy_digest="none")
     with pytest.raises(ArtifactError, match=r"episode 0 has .* but the task"):
@@ -308,11 +344,19 @@ def test_episodes_of_another_task_are_refused_by_every_step(step, port, other, s
 @pytest.mark.parametrize(
     ("step", "port"),
     [
-        ("collect", "policy"), ("evaluate", "candidate"), ("evaluate", "baseline"), ("pace, choose", "evolved"),
-        ("pace, choose", "previous"), ("pace, refit", "world_model"), ("reward", "world_model"), ("grpo", "reward"),
-        ("grpo", "world_model"), ("grpo", "policy"), ("keyframes", "reward"),
+        ("collect", "policy"),
+        ("evaluate", "candidate"),
+        ("evaluate", "baseline"),
+        ("pace, choose", "evolved"),
+        ("pace, choose", "previous"),
+        ("pace, refit", "world_model"),
+        ("reward", "world_model"),
+        ("grpo", "reward"),
+        ("grpo", "world_model"),
+        ("grpo", "policy"),
+        ("keyframes", "reward"),
     ],
-)  # fmt: skip
+)
 def test_models_of_another_task_are_refused_by_every_step(step, port, shelf, tmp_path):
     if port == "world_model":
         bad = resigned(shelf / port, tmp_path / "bad", manifest("settings", "task", "image_size", value=128))
@@ -331,9 +375,13 @@ def test_snapshots_are_opened_before_anything_is_tried(shelf, tmp_path, monkeypa
     bad = resigned(shelf / "policy", tmp_path / "bad", text("snapshot-0000.safetensors", b""))
     with pytest.raises(ArtifactError, match=r"snapshot-0000\.safetensors is corrupted"):
         evaluate_policies(
-            Evaluate(episodes=4), TASK, candidate=shelf / "policy", baseline=shelf / "policy", out=tmp_path / "out",
+            EvaluateSettings(episodes=4),
+            TASK,
+            candidate=shelf / "policy",
+            baseline=shelf / "policy",
+            out=tmp_path / "out",
             snapshots=(bad,),
-        )  # fmt: skip
+        )
 
 
 def test_shipped_weights_that_were_not_fetched_are_named(shelf, tmp_path, monkeypatch):
@@ -366,7 +414,7 @@ def test_a_verdict_that_says_no_in_words_promotes_nothing(shelf, tmp_path):
         with writing(ports[name], kind, settings={}, made_from=origin) as draft:
             draft.summary |= {"promote": "no", "reason": "held"}
     with pytest.raises(ArtifactError, match="promote is 'no', input should be a valid boolean"):
-        promote_policy(Promote(), **ports)
+        promote_policy(PromoteSettings(), **ports)
 
 
 # ------------------------------------------------------------------------------------------------------ places
@@ -377,11 +425,14 @@ def test_no_step_works_for_a_place_that_is_taken(shelf, tmp_path, monkeypatch):
         raise AssertionError("it worked")
 
     for place in (
-        "wovr_core.steps.collect.run_trials", "wovr_core.steps.policy.run_trials",
+        "wovr_core.steps.collect.run_trials",
+        "wovr_core.steps.policy.run_trials",
         "wovr_core.steps.evaluate.run_trials",
-        "wovr_core.steps.grpo.harvest", "wovr_core.steps.keyframes.mine", "wovr_core.steps.reward.fit",
+        "wovr_core.steps.grpo.harvest",
+        "wovr_core.steps.keyframes.mine",
+        "wovr_core.steps.reward.fit",
         "wovr_core.steps.world_model.train",
-    ):  # fmt: skip
+    ):
         monkeypatch.setattr(place, never)
     taken = shelf / "policy"
     for step in ("collect", "world_model", "reward", "keyframes", "grpo", "pace, refit", "evaluate", "judge"):
@@ -389,7 +440,7 @@ def test_no_step_works_for_a_place_that_is_taken(shelf, tmp_path, monkeypatch):
             run(step, shelf, taken)
     for out, demonstrations in ((taken, tmp_path / "new"), (tmp_path / "new", taken)):
         with pytest.raises(ArtifactError, match="already holds a finished artifact"):
-            clone_base_policy(Policy(demonstrations=2, steps=1), TASK, out=out, demonstrations=demonstrations)
+            clone_base_policy(PolicySettings(demonstrations=2, steps=1), TASK, out=out, demonstrations=demonstrations)
     assert not list(tmp_path.glob("new*"))
 
 
@@ -399,11 +450,14 @@ def test_places_that_can_hold_no_artifact_are_refused_before_the_work(shelf, tmp
     monkeypatch.chdir(tmp_path / "work")
     shutil.copytree(shelf / "episodes", tmp_path / "episodes")
     for out, words in (
-        (Path(), "is in use"), (Path(".."), "is in use"), (Path("/"), "is in use"), (Path("/proc"), "is in use"),
+        (Path(), "is in use"),
+        (Path(".."), "is in use"),
+        (Path("/"), "is in use"),
+        (Path("/proc"), "is in use"),
         (tmp_path / "file" / "out", "nothing can be written to"),
         (Path("/proc/nowhere/out"), "nothing can be written to"),
         (tmp_path / "episodes" / "out", "lies inside of the artifact"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ArtifactError, match=words):
             run("world_model", shelf, out, episodes=tmp_path / "episodes")
     read_manifest(tmp_path / "episodes", Kind.EPISODES)
@@ -509,11 +563,34 @@ def poisoned(folder: Path, dice: random.Random) -> str:
 
 UNREAD = {"stats.json", "tasks.parquet"}  # for LeRobot alone, as are these columns and keys of episodes
 FOR_OTHERS = {
-    "index", "task_index", "timestamp", "next.reward", "dataset_from_index", "dataset_to_index", "policy_digest",
-    "source", "data/chunk_index", "data/file_index", "meta/episodes/chunk_index", "meta/episodes/file_index",
-    "episode_index", "codebase_version", "robot_type", "total_episodes", "total_frames", "total_tasks", "chunks_size",
-    "data_files_size_in_mb", "video_files_size_in_mb", "fps", "train", "data_path", "video_path", "names", "dtype",
-}  # fmt: skip
+    "index",
+    "task_index",
+    "timestamp",
+    "next.reward",
+    "dataset_from_index",
+    "dataset_to_index",
+    "policy_digest",
+    "source",
+    "data/chunk_index",
+    "data/file_index",
+    "meta/episodes/chunk_index",
+    "meta/episodes/file_index",
+    "episode_index",
+    "codebase_version",
+    "robot_type",
+    "total_episodes",
+    "total_frames",
+    "total_tasks",
+    "chunks_size",
+    "data_files_size_in_mb",
+    "video_files_size_in_mb",
+    "fps",
+    "train",
+    "data_path",
+    "video_path",
+    "names",
+    "dtype",
+}
 
 
 @pytest.mark.parametrize("seed", range(FUZZ))
@@ -557,4 +634,4 @@ def test_a_snapshot_of_no_update_is_refused_before_anything_is_tried(shelf, tmp_
     bad = resigned(shelf / "policy", tmp_path / "bad", change)
     ports = {"candidate": shelf / "policy", "baseline": shelf / "policy", "out": tmp_path / "out"}
     with pytest.raises(ArtifactError, match=r"snapshot-best\.safetensors is no snapshot"):
-        evaluate_policies(Evaluate(episodes=4), TASK, snapshots=(bad,), **ports)
+        evaluate_policies(EvaluateSettings(episodes=4), TASK, snapshots=(bad,), **ports)

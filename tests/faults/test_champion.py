@@ -14,7 +14,7 @@ from components.platform.registry import promote_policy
 from tests.components.test_champion import TASK, judged, policy
 from tests.faults.harness import wovr
 from wovr_core.artifacts import Kind, read_manifest
-from wovr_core.settings import Promote
+from wovr_core.settings import PromoteSettings
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def registry(database, monkeypatch) -> MlflowClient:
 
 
 @pytest.fixture
-def cfg(registry, request) -> Promote:
-    return Promote(model=re.sub(r"\W", "-", request.node.name)[:100] + "x")
+def cfg(registry, request) -> PromoteSettings:
+    return PromoteSettings(model=re.sub(r"\W", "-", request.node.name)[:100] + "x")
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def champion(cfg, base, tmp_path) -> Path:
     return promoted(cfg, tmp_path, 1, base)
 
 
-def promoted(cfg: Promote, folder: Path, number: int, base: Path, champion: Path | None = None) -> Path:
+def promoted(cfg: PromoteSettings, folder: Path, number: int, base: Path, champion: Path | None = None) -> Path:
     candidate = policy(folder / f"policy-{number}", number)
     promote_policy(cfg, **judged(folder / f"judged-{number}", candidate, base, champion, promote=True))
     return candidate
 
 
-def stored(client: MlflowClient, cfg: Promote) -> Path:
+def stored(client: MlflowClient, cfg: PromoteSettings) -> Path:
     """Where MLflow keeps the policy of version 1."""
     run = client.get_run(client.get_model_version(cfg.model, "1").run_id)
     return Path(run.info.artifact_uri.removeprefix("file://")) / "policy" / "artifact"

@@ -54,9 +54,19 @@ def test_a_backend_that_is_too_old_is_refused_before_the_run_and_may_be_looked_a
 
 @pytest.mark.parametrize(
     ("version", "old"),
-    [("2.5.0", True), ("v2.14.0", True), ("2.0.5", True), ("1.8.22", True), ("2.9.99-rc.1", True), ("2.16.0", False),
-     ("v2.17.3", False), ("10.0.0", False), ("unknown", False), ("", False)],
-)  # fmt: skip
+    [
+        ("2.5.0", True),
+        ("v2.14.0", True),
+        ("2.0.5", True),
+        ("1.8.22", True),
+        ("2.9.99-rc.1", True),
+        ("2.16.0", False),
+        ("v2.17.3", False),
+        ("10.0.0", False),
+        ("unknown", False),
+        ("", False),
+    ],
+)
 def test_versions_are_numbers_and_one_that_is_not_told_is_taken(version, old, double: Double):
     double.version = version
     with pytest.raises(ClusterError, match="Upgrade") if old else nullcontext():
@@ -64,15 +74,32 @@ def test_versions_are_numbers_and_one_that_is_not_told_is_taken(version, old, do
 
 
 CRONS = {
-    "": "give minute", "often": "give minute", "0 3 * *": "give minute", "0 0 3 * * 1 2027": "give minute",
-    "0 3 * * 1 2027": "'2027' is no weekday", "61 25 * * *": "'61' is no minute", "0 25 * * *": "'25' is no hour",
-    "0 3 0 * *": "'0' is no day", "0 3 * 13 *": "'13' is no month", "0 3 * * 7": "'7' is no weekday",
-    "0 3 * * L": "'L' is no weekday", "0 3 15W * *": "'15W' is no day", "0 3 * * 1#2": "'1#2' is no weekday",
-    "*/0 * * * *": "'*/0' is no minute", "1, * * * *": "'' is no minute", "-5 * * * *": "'-5' is no minute",
-    "0 22-5 * * *": "'22-5' is no hour", "0 3 * * fri-mon": "'fri-mon' is no weekday", "0 3 30 2 *": "has no day 30",
-    "0 3 31 11 ?": "has no day 31", "0 3 * * 1;": "'1;' is no", "@weekly": "give minute",
-    "0 3 * mon *": "'mon' is no month", "60 0 3 * * 1": "'60' is no second", "0 ٣ * * *": "is no hour",
-}  # fmt: skip
+    "": "give minute",
+    "often": "give minute",
+    "0 3 * *": "give minute",
+    "0 0 3 * * 1 2027": "give minute",
+    "0 3 * * 1 2027": "'2027' is no weekday",
+    "61 25 * * *": "'61' is no minute",
+    "0 25 * * *": "'25' is no hour",
+    "0 3 0 * *": "'0' is no day",
+    "0 3 * 13 *": "'13' is no month",
+    "0 3 * * 7": "'7' is no weekday",
+    "0 3 * * L": "'L' is no weekday",
+    "0 3 15W * *": "'15W' is no day",
+    "0 3 * * 1#2": "'1#2' is no weekday",
+    "*/0 * * * *": "'*/0' is no minute",
+    "1, * * * *": "'' is no minute",
+    "-5 * * * *": "'-5' is no minute",
+    "0 22-5 * * *": "'22-5' is no hour",
+    "0 3 * * fri-mon": "'fri-mon' is no weekday",
+    "0 3 30 2 *": "has no day 30",
+    "0 3 31 11 ?": "has no day 31",
+    "0 3 * * 1;": "'1;' is no",
+    "@weekly": "give minute",
+    "0 3 * mon *": "'mon' is no month",
+    "60 0 3 * * 1": "'60' is no second",
+    "0 ٣ * * *": "is no hour",
+}
 
 
 @pytest.mark.parametrize("cron", CRONS)
@@ -90,10 +117,15 @@ def test_and_no_schedule_is_made_of_it(double: Double):
 @pytest.mark.parametrize(
     ("cron", "six"),
     {
-        "5 4 * * 1-5": "0 5 4 * * 1-5", "0 30 22-23,0-5 * * MON-FRI": None, "0 0 3 ? jan,jul sun": None,
-        "0 5/10 * * * *": None, "0 3 29 2 *": "0 0 3 29 2 *", "0 3 30 2 1": "0 0 3 30 2 1", "00 05 03 01 01 00": None,
+        "5 4 * * 1-5": "0 5 4 * * 1-5",
+        "0 30 22-23,0-5 * * MON-FRI": None,
+        "0 0 3 ? jan,jul sun": None,
+        "0 5/10 * * * *": None,
+        "0 3 29 2 *": "0 0 3 29 2 *",
+        "0 3 30 2 1": "0 0 3 30 2 1",
+        "00 05 03 01 01 00": None,
     }.items(),
-)  # fmt: skip
+)
 def test_a_time_that_comes_is_taken(cron, six):
     assert six_fields(cron) == (six or cron)
 
@@ -122,8 +154,11 @@ def test_without_a_kubeconfig_that_names_a_cluster_it_is_said_so(config, tmp_pat
 
 def user_of(kind: str, folder: Path) -> dict[str, Any]:
     if kind == "exec":
-        told = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
-                "status": {"token": "of-exec", "expirationTimestamp": "2020-01-01T00:00:00Z"}}  # fmt: skip
+        told = {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "kind": "ExecCredential",
+            "status": {"token": "of-exec", "expirationTimestamp": "2020-01-01T00:00:00Z"},
+        }
         script = folder / "login"
         script.write_text(f"#!/bin/sh\necho '{json.dumps(told)}'\n")
         script.chmod(0o755)
@@ -147,11 +182,13 @@ def test_by_a_kubeconfig_of_any_kind_the_proxys_path_is_kept_on_every_request(ki
 
     with listening(answer) as url:
         config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "here",
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
             "clusters": [{"name": "here", "cluster": {"server": url}}],
             "users": [{"name": "me", "user": user_of(kind, tmp_path)}],
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-        }  # fmt: skip
+        }
         (tmp_path / "config").write_text(yaml.safe_dump(config))
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))

@@ -21,11 +21,21 @@ from wovr_core.settings import Settings
 CHECKOUT = Path(__file__).parents[2]
 ALL = {variable.name for variable in VARIABLES}
 OTHERS = {  # that our code reads, and that name no service
-    "WOVR_RUN", "WOVR_SCRATCH", "WOVR_SETTINGS", "WOVR_IMAGE", "WOVR_TRAINJOB", "WOVR_STACK", "WOVR_TRITON_VENV",
-    "WOVR_PULL_SECRETS", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_S3_ENDPOINT_URL",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
+    "WOVR_RUN",
+    "WOVR_SCRATCH",
+    "WOVR_SETTINGS",
+    "WOVR_IMAGE",
+    "WOVR_TRAINJOB",
+    "WOVR_STACK",
+    "WOVR_TRITON_VENV",
+    "WOVR_PULL_SECRETS",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("room", ["components", "pipelines", "wovr_core"])

@@ -31,14 +31,24 @@ def double():
 @pytest.mark.parametrize("does", ["submit", "follow", "remove"])
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(400, "unknown field"), (401, "does not know who asks"), (403, "add the verb"), (422, "spec.trainer.numNodes"),
-     (500, "gave no answer"), (503, "apiserver not ready"), (429, "Too many requests")],
-)  # fmt: skip
+    [
+        (400, "unknown field"),
+        (401, "does not know who asks"),
+        (403, "add the verb"),
+        (422, "spec.trainer.numNodes"),
+        (500, "gave no answer"),
+        (503, "apiserver not ready"),
+        (429, "Too many requests"),
+    ],
+)
 def test_whatever_the_server_refuses_is_a_sentence_with_its_reason(does, code, words, double: Double, monkeypatch):
     monkeypatch.setattr(double, "answer", _always(double, code))
     asked = cluster_at(double.url)
-    calls = {"submit": lambda: asked.submit(JOB), "follow": lambda: asked.follow(NAME, hours=1),
-             "remove": lambda: asked.remove(NAME)}  # fmt: skip
+    calls = {
+        "submit": lambda: asked.submit(JOB),
+        "follow": lambda: asked.follow(NAME, hours=1),
+        "remove": lambda: asked.remove(NAME),
+    }
     with pytest.raises(ClusterError) as complaint:
         calls[does]()
     assert words in str(complaint.value) or (code in cluster.PASSING and str(code) in str(complaint.value))
@@ -55,8 +65,11 @@ def _always(double: Double, code: int):
 def test_without_kubeflow_trainer_it_is_said_what_to_install(does, double: Double):
     double.installed = False
     asked = cluster_at(double.url)
-    calls = {"submit": lambda: asked.submit(JOB), "follow": lambda: asked.follow(NAME, hours=1),
-             "remove": lambda: asked.remove(NAME)}  # fmt: skip
+    calls = {
+        "submit": lambda: asked.submit(JOB),
+        "follow": lambda: asked.follow(NAME, hours=1),
+        "remove": lambda: asked.remove(NAME),
+    }
     with pytest.raises(ClusterError, match=r"knows no TrainJobs .*install Kubeflow Trainer 2\.2"):
         calls[does]()
 

@@ -17,9 +17,11 @@ from pipelines.runner.local import RunError
 from tests.faults.harness import FUZZ, refused, wovr
 
 OFFLINE = {  # of everything that a command line could find here
-    "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "KUBECONFIG": "nowhere", "NO_PROXY": "*",
-}  # fmt: skip
+    "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "KUBECONFIG": "nowhere",
+    "NO_PROXY": "*",
+}
 
 
 @pytest.fixture
@@ -181,11 +183,53 @@ def test_closed_streams_are_written_to_like_none():
 # ------------------------------------------------------------------------------------------------------ random lines
 
 VALUES = [
-    "", "-", "--", "-1", "0", "1", "3.5", "99999999999999999999", "nan", "x", "é", "😀", "a=b", "../..", "/", ".",
-    "empty", "text.txt", "bytes", "artifact", "nowhere", "nowhere/deeper", "two.txt", "tabletop", "libero-smoke",
-    "paper-scale", "http://127.0.0.1:9", "banana://x", "s3://bucket/key", "champion", "v1", "x" * 300, "a\nb", "[red]",
-    "posttrain", "retrain", "evaluate", "franka", "cpu", "gpu8", "collect", "promote", "world_model", "s3", "8", "16",
-]  # fmt: skip
+    "",
+    "-",
+    "--",
+    "-1",
+    "0",
+    "1",
+    "3.5",
+    "99999999999999999999",
+    "nan",
+    "x",
+    "é",
+    "😀",
+    "a=b",
+    "../..",
+    "/",
+    ".",
+    "empty",
+    "text.txt",
+    "bytes",
+    "artifact",
+    "nowhere",
+    "nowhere/deeper",
+    "two.txt",
+    "tabletop",
+    "libero-smoke",
+    "paper-scale",
+    "http://127.0.0.1:9",
+    "banana://x",
+    "s3://bucket/key",
+    "champion",
+    "v1",
+    "x" * 300,
+    "a\nb",
+    "[red]",
+    "posttrain",
+    "retrain",
+    "evaluate",
+    "franka",
+    "cpu",
+    "gpu8",
+    "collect",
+    "promote",
+    "world_model",
+    "s3",
+    "8",
+    "16",
+]
 PORTS = [
     "policy",
     "episodes",

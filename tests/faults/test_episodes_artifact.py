@@ -24,7 +24,7 @@ from wovr_core.artifacts import (
 )
 from wovr_core.artifacts.episodes import CAMERA, EPISODES, INFO, ROWS
 from wovr_core.envs.splits import split_of
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Episode
 
 
@@ -143,7 +143,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no initial state": (index(init_state=None), "episode 0"),
     "half an initial state": (index(init_state=1_000_000.5), "episode 0 has the initial state 1000000.5"),
     "a negative initial state": (index(init_state=-1), "episode 0 has the initial state -1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", WRONG)
@@ -199,9 +199,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, name, change):
 )
 def test_episodes_of_another_task_are_told_before_any_work(task, complaint):
     episodes, fitting = [an_episode(steps=16)], {"image_size": 8, "horizon": 16}
-    check_episodes_fit(episodes, Task.model_validate(fitting), "episodes")
+    check_episodes_fit(episodes, TaskSettings.model_validate(fitting), "episodes")
     with pytest.raises(ArtifactError) as error:
-        check_episodes_fit(episodes, Task.model_validate(fitting | task), "runs/mine/episodes")
+        check_episodes_fit(episodes, TaskSettings.model_validate(fitting | task), "runs/mine/episodes")
     assert "runs/mine/episodes" in str(error.value) and complaint in str(error.value), error.value
 
 

@@ -11,11 +11,46 @@ from wovr_core.artifacts.names import file_name
 from wovr_core.trajectory import Episode
 
 TEXTS = [
-    "../../escape", "/etc/passwd", "..", ".", "/", "a/b", "a\\b", "c:con", "~", "$HOME", "-rf", "a;b", "a\0b", "a\nb",
-    "pick up the soup", "Pick up the soup", "PICK UP THE SOUP", "pick up  the soup", " pick up the soup",
-    "pick_up_the_soup", "a" * 400, "a" * 401, "é" * 200, "e" * 200, "lege den Würfel ab", "lege den Wurfel ab",
-    "把红色积木放好", "把蓝色积木放好", "", " ", "unnamed", "con", "NUL", "a.b", "a b", "a  b", "\ud800", "🙂", "🙃",
-]  # fmt: skip
+    "../../escape",
+    "/etc/passwd",
+    "..",
+    ".",
+    "/",
+    "a/b",
+    "a\\b",
+    "c:con",
+    "~",
+    "$HOME",
+    "-rf",
+    "a;b",
+    "a\0b",
+    "a\nb",
+    "pick up the soup",
+    "Pick up the soup",
+    "PICK UP THE SOUP",
+    "pick up  the soup",
+    " pick up the soup",
+    "pick_up_the_soup",
+    "a" * 400,
+    "a" * 401,
+    "é" * 200,
+    "e" * 200,
+    "lege den Würfel ab",
+    "lege den Wurfel ab",
+    "把红色积木放好",
+    "把蓝色积木放好",
+    "",
+    " ",
+    "unnamed",
+    "con",
+    "NUL",
+    "a.b",
+    "a b",
+    "a  b",
+    "\ud800",
+    "🙂",
+    "🙃",
+]
 
 
 def test_names_are_plain_short_and_never_shared():
@@ -37,10 +72,13 @@ def test_a_text_cannot_take_the_name_of_another():
 def an_episode(instruction: str, seed: int) -> Episode:
     g = torch.Generator().manual_seed(seed)
     return Episode(
-        instruction=instruction, init_state=seed, actions=torch.rand(8, 7, generator=g) * 2 - 1,
+        instruction=instruction,
+        init_state=seed,
+        actions=torch.rand(8, 7, generator=g) * 2 - 1,
         frames=torch.randint(0, 256, (9, 3, 8, 8), generator=g, dtype=torch.uint8),
-        pose=torch.rand(9, 6, generator=g), success=torch.arange(9) == 8,
-    )  # fmt: skip
+        pose=torch.rand(9, 6, generator=g),
+        success=torch.arange(9) == 8,
+    )
 
 
 @pytest.fixture(scope="module")

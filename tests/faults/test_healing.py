@@ -77,7 +77,7 @@ def break_json(artifact: Path) -> None:
         (lambda artifact: (artifact / "numbers.txt").unlink(), "lacks numbers.txt"),
         (lambda artifact: shutil.rmtree(artifact), "there is no artifact at"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_artifact_is_set_aside_and_its_task_alone_runs_again(damage, words, toys, finished):
     artifact = Run.read(finished).artifact("draw", "numbers")
     damage(artifact)

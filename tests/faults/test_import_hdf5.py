@@ -114,7 +114,8 @@ DAMAGED: dict[str, tuple[Callable[[Demo], Demo], str]] = {
     "a camera that stood still": (with_value(PICTURES, lambda v: v * 0), "the same picture at every step"),
     "two arms": (lambda demo: demo | {"obs/robot1_eef_pos": np.zeros((STEPS, 3))}, "a second arm, obs/robot1_eef_pos"),
     "zero quaternion": (
-        renamed("obs/ee_ori", "obs/robot0_eef_quat", lambda v: np.zeros((len(v), 4))), "length 0 at step 0",
+        renamed("obs/ee_ori", "obs/robot0_eef_quat", lambda v: np.zeros((len(v), 4))),
+        "length 0 at step 0",
     ),
     "three numbers for a quaternion": (renamed("obs/ee_ori", "obs/robot0_eef_quat"), "4 numbers a step are read"),
     "positions of two numbers": (with_value("obs/ee_pos", lambda v: v[:, :2]), "(x, y, z) in metres"),
@@ -128,16 +129,19 @@ DAMAGED: dict[str, tuple[Callable[[Demo], Demo], str]] = {
     "no pixels": (with_value(PICTURES, lambda v: v[:, :0]), "pictures of uint8 (0, 8, 3)"),
     "oblong pictures": (with_value(PICTURES, lambda v: v[:, :4]), "pictures of 4 x 8"),
     "next_obs of another length": (
-        lambda demo: a_demo(following=True) | {"next_obs/ee_pos": np.zeros((3, 3))}, "next_obs/ee_pos of (3, 3)",
+        lambda demo: a_demo(following=True) | {"next_obs/ee_pos": np.zeros((3, 3))},
+        "next_obs/ee_pos of (3, 3)",
     ),
     "next_obs without pictures": (
-        lambda demo: without("next_obs/agentview_rgb")(a_demo(following=True)), "has no `next_obs/agentview_rgb`",
+        lambda demo: without("next_obs/agentview_rgb")(a_demo(following=True)),
+        "has no `next_obs/agentview_rgb`",
     ),
     "a group for a dataset": (
-        lambda demo: without(PICTURES)(demo) | {f"{PICTURES}/jpeg": np.zeros(3)}, "a group where the dataset",
+        lambda demo: without(PICTURES)(demo) | {f"{PICTURES}/jpeg": np.zeros(3)},
+        "a group where the dataset",
     ),
     "nothing in it": (lambda demo: {}, "none of obs/agentview_rgb"),
-}  # fmt: skip
+}
 
 
 def a_column(values: np.ndarray, dtype: Any) -> np.ndarray:
@@ -452,8 +456,12 @@ def test_an_option_that_cannot_be_is_refused_at_once(tmp_path, options, words):
 
 def random_demo(rng: np.random.Generator) -> Demo:
     """A demonstration with something odd in one or two of its datasets, or with nothing odd at all."""
-    demo = a_demo(int(rng.integers(99)), steps=int(rng.integers(1, 12)), robomimic=bool(rng.integers(2)),
-                  following=bool(rng.integers(2)))  # fmt: skip
+    demo = a_demo(
+        int(rng.integers(99)),
+        steps=int(rng.integers(1, 12)),
+        robomimic=bool(rng.integers(2)),
+        following=bool(rng.integers(2)),
+    )
     kinds: list[Any] = [np.float32, np.float64, np.int8, np.uint8, np.int64, bool, "S3", complex, np.float16]
     for _ in range(rng.integers(0, 3)):
         name = str(rng.choice(list(demo)))

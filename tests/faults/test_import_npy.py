@@ -26,11 +26,14 @@ def some_frames(seed: int = 0, *, count: int = STEPS + 1) -> list[Frame]:
     rng = np.random.default_rng(seed)
     return [
         {
-            "image": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), "delta_action": rng.uniform(-1, 1, 7),
-            "init_ee_pose": rng.normal(size=6), "instruction": "lift it", "reward": np.float32(i == count - 1),
+            "image": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8),
+            "delta_action": rng.uniform(-1, 1, 7),
+            "init_ee_pose": rng.normal(size=6),
+            "instruction": "lift it",
+            "reward": np.float32(i == count - 1),
         }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def a_file(path: Path, frames: Any) -> Path:
@@ -96,9 +99,7 @@ FAULTS: dict[str, tuple[Callable[[list[Frame]], Any], str]] = {
     "NaN in a reward": (one(reward=np.nan), "reward that are not finite, first at step 2"),
     "dense rewards": (one(reward=0.3), "dense rewards, 0 to 1"),
     "a success at every frame": (every(success=True), "a success flag at every step"),
-    "a success of 2": (
-        lambda frames: [*every(success=0)(frames[:-1]), frames[-1] | {"success": 2}], "neither 0 nor 1"
-    ),
+    "a success of 2": (lambda frames: [*every(success=0)(frames[:-1]), frames[-1] | {"success": 2}], "neither 0 nor 1"),
     "actions beyond 1": (one(delta_action=np.full(7, 1.5)), "actions that reach 1.5"),
     "actions of other lengths": (one(delta_action=np.zeros(6)), "frame 2 has delta_action of shape (6,)"),
     "actions that are numbers": (every(delta_action=0.5), "an array of 2 dimensions"),
@@ -113,7 +114,7 @@ FAULTS: dict[str, tuple[Callable[[list[Frame]], Any], str]] = {
     "channels first": (every(image=np.zeros((3, 8, 8), np.uint8)), "put the channels last"),
     "JPEG": (every(image=b"\xff\xd8\xff\xe0"), "frame 0 has image of type bytes"),
     "pictures that are lists": (every(image=np.zeros((8, 8, 3), np.uint8).tolist()), "image of type list"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -131,8 +132,10 @@ def test_which_way_up_must_be_said(tmp_path):
     file = a_file(tmp_path / "traj0.npy", frames)
     refused(
         wovr("episodes", "import", str(file), "--steps", "16", "--out", str(tmp_path / "made")),
-        "--pictures openvla", "libero", "upright",
-    )  # fmt: skip
+        "--pictures openvla",
+        "libero",
+        "upright",
+    )
     summary = bring(file, tmp_path / "made", Conventions(pictures="openvla"))
     assert summary["pictures_in_files"] == {"openvla": 1} and summary["pictures"] == "upright"
     picture = read_episodes(tmp_path / "made")[0].frames[0].permute(1, 2, 0).numpy()
@@ -222,10 +225,30 @@ def test_a_file_made_to_harm_is_refused_and_does_nothing(tmp_path, monkeypatch, 
 def random_frames(rng: np.random.Generator) -> Any:
     frames = some_frames(int(rng.integers(99)), count=int(rng.integers(0, 12)))
     odd = [
-        None, np.nan, "text", b"bytes", [], {}, [1.0, 2.0], np.zeros((8, 8, 3), np.uint8), np.zeros(7),
-        np.full(7, np.inf), np.zeros(6, np.float16), np.array("a"), np.array(None), np.zeros((0, 3)), 7, True, 2.5,
-        1e300, np.float32(1), 2**80, np.zeros(7, complex), np.zeros(7, ">f4"), np.array([1, None], dtype=object),
-    ]  # fmt: skip
+        None,
+        np.nan,
+        "text",
+        b"bytes",
+        [],
+        {},
+        [1.0, 2.0],
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros(7),
+        np.full(7, np.inf),
+        np.zeros(6, np.float16),
+        np.array("a"),
+        np.array(None),
+        np.zeros((0, 3)),
+        7,
+        True,
+        2.5,
+        1e300,
+        np.float32(1),
+        2**80,
+        np.zeros(7, complex),
+        np.zeros(7, ">f4"),
+        np.array([1, None], dtype=object),
+    ]
     for _ in range(rng.integers(0, 3) if frames else 0):
         name = str(rng.choice([*frames[0], "success", "abs_action", "task"]))
         value = odd[rng.integers(len(odd))]

@@ -26,17 +26,29 @@ def no_terminal(monkeypatch):
 @pytest.mark.parametrize(
     ("work", "advances", "seconds", "line"),
     [
-        (Work("train world model", "step", 2400), [(120, "loss 0.0123")], 41,
-         "train world model: step 120 of 2400, loss 0.0123, 41 s, eta 13 min"),
+        (
+            Work("train world model", "step", 2400),
+            [(120, "loss 0.0123")],
+            41,
+            "train world model: step 120 of 2400, loss 0.0123, 41 s, eta 13 min",
+        ),
         (Work("collect", "episode", 416), [], 60, "collect: episode 0 of 416, 60 s"),
-        (Work("collect", "episode", 416), [(208, "success 35 %"), (208, "success 36 %")], 130,
-         "collect: episode 416 of 416, success 36 %, 2 min"),
-        (Work("grpo in dreams", "update", 30, done=28), [(1, "imagined success 90 %")], 36_000,
-         "grpo in dreams: update 29 of 30, imagined success 90 %, 10.0 h, eta 10.0 h"),
+        (
+            Work("collect", "episode", 416),
+            [(208, "success 35 %"), (208, "success 36 %")],
+            130,
+            "collect: episode 416 of 416, success 36 %, 2 min",
+        ),
+        (
+            Work("grpo in dreams", "update", 30, done=28),
+            [(1, "imagined success 90 %")],
+            36_000,
+            "grpo in dreams: update 29 of 30, imagined success 90 %, 10.0 h, eta 10.0 h",
+        ),
         (Work("grpo in dreams", "update", 30, done=28), [], 36_000, "grpo in dreams: update 28 of 30, 10.0 h"),
         (Work("play", "episode", 0), [], 0, "play: episode 0 of 0, 0 s"),
     ],
-)  # fmt: skip
+)
 def test_a_line_says_step_number_that_matters_and_eta(work, advances, seconds, line):
     for count, note in advances:
         work.advance(count, note)
@@ -80,8 +92,14 @@ def test_work_that_fails_says_how_far_it_came(capsys, no_terminal):
 def test_a_training_shows_its_loss_without_a_terminal(capsys, no_terminal, generator):
     no_terminal.setenv("FORCE_COLOR", "1")  # as CI does, whose log is no terminal all the same
     model = nn.Linear(1, 1)
-    train(model, lambda step: model(torch.ones(1, 1)).square().mean(), name="toy", steps=3, learning_rate=0.1,
-          generator=generator)  # fmt: skip
+    train(
+        model,
+        lambda step: model(torch.ones(1, 1)).square().mean(),
+        name="toy",
+        steps=3,
+        learning_rate=0.1,
+        generator=generator,
+    )
     out = capsys.readouterr().out
     assert out.startswith("toy: step 3 of 3, loss ") and "\x1b" not in out and out.count("\n") == 1
 
@@ -111,8 +129,10 @@ def test_what_a_command_waits_for_is_said_without_a_terminal_when_it_changes(cap
             tell(f"waiting for s3 ({now[0]} s)")
         tell("waiting for mlflow (0 s)")
     assert capsys.readouterr().out.splitlines() == [
-        "waiting for s3 (0 s)", "waiting for s3 (60 s)", "waiting for mlflow (0 s)",
-    ]  # fmt: skip
+        "waiting for s3 (0 s)",
+        "waiting for s3 (60 s)",
+        "waiting for mlflow (0 s)",
+    ]
 
 
 @pytest.mark.parametrize(("term", "bar"), [("xterm", True), ("dumb", False)])

@@ -18,7 +18,7 @@ from components.platform.promotions import PromotionError, version_at
 from components.platform.registry import promote_policy
 from tests.components.test_registry import run_of
 from tests.faults.harness import deadline, refused, wovr
-from wovr_core.settings import Promote
+from wovr_core.settings import PromoteSettings
 
 NAMES = ["plain", "what?", "a#b", "a%41", "a%3Fb", "with space", "ü&=+", "?uri=true", "a:b@c"]
 
@@ -190,20 +190,20 @@ def registry(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cfg(registry, uri, request) -> Promote:
+def cfg(registry, uri, request) -> PromoteSettings:
     """A model with two promotions behind it."""
     uri(sqlite_uri(registry))
-    return Promote(model=re.sub(r"\W", "-", request.node.name))
+    return PromoteSettings(model=re.sub(r"\W", "-", request.node.name))
 
 
-def delete_model(cfg: Promote) -> None:
+def delete_model(cfg: PromoteSettings) -> None:
     client = open_client()
     for alias in open_client().get_registered_model(cfg.model).aliases:
         client.delete_registered_model_alias(cfg.model, alias)
     client.delete_registered_model(cfg.model)
 
 
-def make_again_by_hand(cfg: Promote) -> None:
+def make_again_by_hand(cfg: PromoteSettings) -> None:
     """Another version 1 with the alias, in a model of the same name."""
     delete_model(cfg)
     client = open_client()
@@ -212,34 +212,41 @@ def make_again_by_hand(cfg: Promote) -> None:
     client.set_registered_model_alias(cfg.model, "champion", "1")
 
 
-def delete_champion(cfg: Promote) -> None:
+def delete_champion(cfg: PromoteSettings) -> None:
     open_client().delete_model_version(cfg.model, "1")
 
 
-def delete_entry(cfg: Promote) -> None:
+def delete_entry(cfg: PromoteSettings) -> None:
     open_client().delete_model_version(f"{cfg.model}.promotions", "1")
 
 
-def delete_log(cfg: Promote) -> None:
+def delete_log(cfg: PromoteSettings) -> None:
     open_client().delete_registered_model(f"{cfg.model}.promotions")
 
 
-def spoil_entry(cfg: Promote) -> None:
+def spoil_entry(cfg: PromoteSettings) -> None:
     open_client().delete_model_version_tag(f"{cfg.model}.promotions", "1", "after")
 
 
-def move_alias(cfg: Promote) -> None:
+def move_alias(cfg: PromoteSettings) -> None:
     open_client().create_model_version(cfg.model, "elsewhere", await_creation_for=0)
     open_client().set_registered_model_alias(cfg.model, "champion", "2")
 
 
-def remove_alias(cfg: Promote) -> None:
+def remove_alias(cfg: PromoteSettings) -> None:
     open_client().delete_registered_model_alias(cfg.model, "champion")
 
 
 ACCIDENTS = [
-    delete_model, make_again_by_hand, delete_champion, delete_entry, delete_log, spoil_entry, move_alias, remove_alias,
-]  # fmt: skip
+    delete_model,
+    make_again_by_hand,
+    delete_champion,
+    delete_entry,
+    delete_log,
+    spoil_entry,
+    move_alias,
+    remove_alias,
+]
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS)

@@ -31,8 +31,7 @@ def check(folder: Path, text: str):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["team/robot", "a:b", "o'brien", '""', "a b", ".hidden", "-x", "a.promotions", "é", "a" * 129, '"x\\n"'],
+    "name", ["team/robot", "a:b", "o'brien", '""', "a b", ".hidden", "-x", "a.promotions", "é", "a" * 129, '"x\\n"']
 )
 def test_a_model_that_mlflow_could_not_register_is_refused(tmp_path, name):
     refused(check(tmp_path, f"promote: {{model: {name}}}"), "promote.model", "letters, digits")
@@ -115,10 +114,7 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
             "world_model: {pretrained: none, minimum_psnr_gain: -100, architecture: {heads: 800, head_dim: 512}}",
             ["billion weights", "GB of memory"],
         ),
-        (
-            "collect: {episodes: 10000}\ntask: {image_size: 512, horizon: 4000}",
-            ["10106 real episodes", "GB of memory"],
-        ),
+        ("collect: {episodes: 10000}\ntask: {image_size: 512, horizon: 4000}", ["10106 real episodes", "GB of memory"]),
         (
             "grpo: {num_groups: 1000000, group_size: 1000}",
             ["6000000000 pictures of an update's dreams", "GB of memory"],
@@ -261,9 +257,46 @@ PORTS = ("policy", "evaluation", "verdict", "report")
 # ------------------------------------------------------------------------------------------------------ random files
 
 VALUES = [
-    0, 1, -1, 2, 3, 5, 7, 8, 16, 47, 64, 193, 1000, 10**6, 2**53, -(10**9), 10**30, 0.0, 0.5, 1.0, -0.5, 1e-9, 1e300,
-    float("nan"), float("inf"), "x", "", "no", "none", "é", "../..", None, True, False, [], {}, [0, 1], [1], {"a": 1},
-]  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    3,
+    5,
+    7,
+    8,
+    16,
+    47,
+    64,
+    193,
+    1000,
+    10**6,
+    2**53,
+    -(10**9),
+    10**30,
+    0.0,
+    0.5,
+    1.0,
+    -0.5,
+    1e-9,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "x",
+    "",
+    "no",
+    "none",
+    "é",
+    "../..",
+    None,
+    True,
+    False,
+    [],
+    {},
+    [0, 1],
+    [1],
+    {"a": 1},
+]
 
 
 def random_text(dice: random.Random) -> str:
@@ -310,14 +343,27 @@ def dream_once(settings: Settings) -> None:
     """The models that the run would open, for a chunk."""
     task = settings.task
     policy = TinyVLA(
-        Shape(vocabulary=("a",), words=1, image_size=task.image_size, action_dim=task.embodiment.action_dim,
-              stride=settings.policy.conv_stride, kernel=settings.policy.conv_kernel)
-    )  # fmt: skip
+        Shape(
+            vocabulary=("a",),
+            words=1,
+            image_size=task.image_size,
+            action_dim=task.embodiment.action_dim,
+            stride=settings.policy.conv_stride,
+            kernel=settings.policy.conv_kernel,
+        )
+    )
     frames = torch.zeros(5, 3, task.image_size, task.image_size, dtype=torch.uint8)
     start = InitState(
-        instruction="a", reference=frames[0], memory=frames[1:], actions=torch.zeros(4, task.embodiment.action_dim),
-        pose=torch.zeros(5, task.embodiment.pose_dim), steps_left=8, episode=0, step=0, rule="initial",
-    )  # fmt: skip
+        instruction="a",
+        reference=frames[0],
+        memory=frames[1:],
+        actions=torch.zeros(4, task.embodiment.action_dim),
+        pose=torch.zeros(5, task.embodiment.pose_dim),
+        steps_left=8,
+        episode=0,
+        step=0,
+        rule="initial",
+    )
     dice = torch.Generator().manual_seed(0)
     seen = Observation(frames=frames[:1], instructions=("a",), pose=start.pose[:1])
     acted = policy.act(seen, temperature=settings.collect.temperature, generator=dice)

@@ -25,10 +25,13 @@ class Command:
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *words],
-                cwd=CHECKOUT, env={**os.environ, "TOY_LOG": f"{folder}.log", "TOY_SECONDS": "30"},
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=CHECKOUT,
+                env={**os.environ, "TOY_LOG": f"{folder}.log", "TOY_SECONDS": "30"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in STOPPING],  # ours may be ignored
-            )  # fmt: skip
+            )
 
     @property
     def text(self) -> str:

@@ -12,9 +12,17 @@ from tools.same_run import compare
 
 
 def a_run(
-    folder: Path, *, task: str = "learn", tensor: str = "a", column: str = "x", key: str = "loss",
-    weight: float = 1.0, cell: float = 1.0, loss: float = 0.5, seconds: float = 1.0,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    task: str = "learn",
+    tensor: str = "a",
+    column: str = "x",
+    key: str = "loss",
+    weight: float = 1.0,
+    cell: float = 1.0,
+    loss: float = 0.5,
+    seconds: float = 1.0,
+) -> Path:
     made = folder / task / "made"
     made.mkdir(parents=True)
     save_file({tensor: torch.tensor([weight, 2.0]), "other": torch.zeros(2)}, made / f"{tensor}.safetensors")
@@ -35,8 +43,11 @@ def test_names_and_seconds_do_not_tell_two_runs_apart(tmp_path):
 
 def test_a_weight_a_cell_or_a_figure_does(tmp_path, capsys):
     one = a_run(tmp_path / "one")
-    for what, place in (("weight", "weights a.safetensors: a"), ("cell", "tables rows.parquet: x"),
-                        ("loss", "figures summary: loss")):  # fmt: skip
+    for what, place in (
+        ("weight", "weights a.safetensors: a"),
+        ("cell", "tables rows.parquet: x"),
+        ("loss", "figures summary: loss"),
+    ):
         assert not compare(one, a_run(tmp_path / what, **{what: 1.25}))
         assert place in capsys.readouterr().out
 

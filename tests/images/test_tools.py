@@ -68,9 +68,12 @@ def test_where_no_container_can_be_started_it_is_said_and_fails_only_who_require
     nobody.write_text("#!/bin/sh\necho 1000\n")
     nobody.chmod(0o755)
     env = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "DOCKER_HOST": f"unix://{tmp_path}/nobody.sock",
-        "WOVR_DOCKER": str(tmp_path / "none"), "CONTAINERS": wish, "VENV": sys.prefix,
-    }  # fmt: skip
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "DOCKER_HOST": f"unix://{tmp_path}/nobody.sock",
+        "WOVR_DOCKER": str(tmp_path / "none"),
+        "CONTAINERS": wish,
+        "VENV": sys.prefix,
+    }
     ended = subprocess.run(
         [CHECKOUT / "tools" / "container-smoke.sh"],
         env={**os.environ, **env},

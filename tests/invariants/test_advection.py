@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wovr_core.chunk import MEMORY
-from wovr_core.settings import Architecture, WorldModel
+from wovr_core.settings import ArchitectureSettings, WorldModelSettings
 from wovr_core.trajectory import InitState, to_unit
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
 from wovr_core.world_model.conditioning import Conditions
@@ -83,11 +83,21 @@ def test_what_is_held_is_seen_as_in_the_first_frame_moved_from_where_the_hand_sh
 
 def a_model(*, patch: int = 1, channels: int = 24) -> DiffusionWorldModel:
     torch.manual_seed(0)
-    architecture = Architecture(
-        codec="components", latent_channels=channels, advection=True, heads=2, head_dim=12, layers=2, ffn_dim=32,
-        freq_dim=16, text_dim=8, patch=patch,
-    )  # fmt: skip
-    cfg = WorldModel(architecture=architecture, pretrained="none", rollout_dtype="float32", num_inference_steps=1)
+    architecture = ArchitectureSettings(
+        codec="components",
+        latent_channels=channels,
+        advection=True,
+        heads=2,
+        head_dim=12,
+        layers=2,
+        ffn_dim=32,
+        freq_dim=16,
+        text_dim=8,
+        patch=patch,
+    )
+    cfg = WorldModelSettings(
+        architecture=architecture, pretrained="none", rollout_dtype="float32", num_inference_steps=1
+    )
     codec = ComponentAutoencoder(channels=channels)
     codec.fit(pictures(40))
     return DiffusionWorldModel(cfg, codec, action_dim=3)
@@ -112,11 +122,18 @@ def test_a_dream_goes_on_from_what_it_put_together(precision, generator):
     model.trained.to(precision)
     starts = [
         InitState(
-            reference=window.frames[i, 0], memory=window.frames[i, 1:5], actions=window.actions[i, 1:5],
-            pose=window.pose[i, :5], instruction="", episode=i, step=4, rule="initial", steps_left=16,
+            reference=window.frames[i, 0],
+            memory=window.frames[i, 1:5],
+            actions=window.actions[i, 1:5],
+            pose=window.pose[i, :5],
+            instruction="",
+            episode=i,
+            step=4,
+            rule="initial",
+            steps_left=16,
         )
         for i in range(4)
-    ]  # fmt: skip
+    ]
     state = model.begin(starts)
     for _ in range(2):
         state = model.imagine(state, torch.rand(4, 8, 3), generator=generator)
@@ -282,10 +299,17 @@ def test_a_dream_decides_once_a_grasp(generator):
     advection.foresee = lambda sources: odds.expand(len(sources.pose), -1)
     starts = [
         InitState(
-            reference=window.frames[0, 0], memory=window.frames[0, 1:5], actions=-torch.ones(4, 3),
-            pose=window.pose[0, :5], instruction="", episode=0, step=4, rule="initial", steps_left=16,
+            reference=window.frames[0, 0],
+            memory=window.frames[0, 1:5],
+            actions=-torch.ones(4, 3),
+            pose=window.pose[0, :5],
+            instruction="",
+            episode=0,
+            step=4,
+            rule="initial",
+            steps_left=16,
         )
-    ]  # fmt: skip
+    ]
     state = model.begin(starts)
     shut = torch.tensor([0.005, 0.005, 1.0]).expand(1, 8, -1)
     opened = shut.clone()

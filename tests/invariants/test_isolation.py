@@ -22,7 +22,7 @@ from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.protocols import DreamState
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.settings import Grpo
+from wovr_core.settings import GrpoSettings
 from wovr_core.trajectory import Episode, InitState, Observation
 
 ROOT = Path(__file__).parents[2]
@@ -40,11 +40,15 @@ def imported_by(modules: list[str]) -> set[str]:
 def test_nothing_that_dreams_or_learns_in_dreams_imports_an_environment():
     every = imported_by(
         [
-            "wovr_core.imagination.rollout", "wovr_core.imagination.replay", "wovr_core.grpo.sampling",
-            "wovr_core.grpo.update", "wovr_core.world_model.model", "wovr_core.policy.tiny_vla",
+            "wovr_core.imagination.rollout",
+            "wovr_core.imagination.replay",
+            "wovr_core.grpo.sampling",
+            "wovr_core.grpo.update",
+            "wovr_core.world_model.model",
+            "wovr_core.policy.tiny_vla",
             "wovr_core.reward.classifier",
         ]
-    )  # fmt: skip
+    )
     assert {"wovr_core.imagination.rollout", "wovr_core.grpo.loss", "wovr_core.world_model.dit"} <= every
     assert not [name for name in every if name.startswith("wovr_core.envs")]
 
@@ -96,7 +100,7 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
         [init_state(episode, 0, index=0, steps_left=16, rule="initial")],
         [init_state(episode, 8, index=0, steps_left=8, rule="divergence")],
     )
-    cfg = Grpo(num_groups=4, group_size=4, informative=(0, 1), max_draws=1, discount=0.9)
+    cfg = GrpoSettings(num_groups=4, group_size=4, informative=(0, 1), max_draws=1, discount=0.9)
     generator = torch.Generator().manual_seed(0)
     reward.success_rule = replace(RULE, hysteresis=1)
 
@@ -112,9 +116,13 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
 
     seen: list[torch.Tensor] = []  # an untrained reward is sure of nothing: call its highest tenth a success
     dream(
-        policy, LearnedSimulator(world_model, reward), list(pool.initial) * 8, temperature=1.0,
-        generator=generator, watch=lambda rows, frames: seen.append(frames),
-    )  # fmt: skip
+        policy,
+        LearnedSimulator(world_model, reward),
+        list(pool.initial) * 8,
+        temperature=1.0,
+        generator=generator,
+        watch=lambda rows, frames: seen.append(frames),
+    )
     frames = torch.cat(seen).flatten(0, 1)
     threshold = reward.probability(frames, [episode.instruction] * len(frames)).quantile(0.9).item()
     reward.success_rule = replace(RULE, hysteresis=1, threshold=threshold)
@@ -143,16 +151,26 @@ def test_scenes_that_look_the_same_are_dreamt_the_same(minds):
         seen = env.lay(dataclasses.replace(scenes, blocks=there, block_size=sizes))
         starts = [
             InitState(
-                instruction=words, reference=frame, memory=frame.expand(4, -1, -1, -1), actions=torch.zeros(4, 3),
-                pose=pose.expand(5, -1), steps_left=16, episode=i, step=0, rule="initial",
+                instruction=words,
+                reference=frame,
+                memory=frame.expand(4, -1, -1, -1),
+                actions=torch.zeros(4, 3),
+                pose=pose.expand(5, -1),
+                steps_left=16,
+                episode=i,
+                step=0,
+                rule="initial",
             )
             for i, (frame, words, pose) in enumerate(zip(seen.frames, seen.instructions, seen.pose, strict=True))
-        ]  # fmt: skip
+        ]
         dreams.append(
             dream(
-                policy, LearnedSimulator(world_model, reward), starts, temperature=1.0,
+                policy,
+                LearnedSimulator(world_model, reward),
+                starts,
+                temperature=1.0,
                 generator=torch.Generator().manual_seed(0),
             )
-        )  # fmt: skip
+        )
     for name in ("frames", "pose", "tokens", "log_prob", "valid", "success"):
         assert torch.equal(getattr(dreams[0], name), getattr(dreams[1], name)), name

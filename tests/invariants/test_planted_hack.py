@@ -26,7 +26,16 @@ from wovr_core.protocols import DreamState
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.train import LabelledFrames, fit
-from wovr_core.settings import Collect, Evaluate, Grpo, Keyframes, Policy, Promote, Reward, Task
+from wovr_core.settings import (
+    CollectSettings,
+    EvaluateSettings,
+    GrpoSettings,
+    KeyframesSettings,
+    PolicySettings,
+    PromoteSettings,
+    RewardSettings,
+    TaskSettings,
+)
 from wovr_core.steps import report
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies, judge
@@ -36,14 +45,23 @@ from wovr_core.steps.models import RealData, open_episodes, open_policy, open_re
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.trajectory import InitState
 
-TASK = Task(image_size=32)
-BASE = Policy(demonstrations=300, steps=600, batch=48, learning_rate=3e-3)
-LEARNING = Grpo(
-    num_groups=12, group_size=8, max_draws=1, informative=(0, 1), kir_ratio=0, epochs=2, minibatch=256,
-    learning_rate=1e-3, temperature=1.0, max_imagined_gain=1.0, snapshot_every=15,
+TASK = TaskSettings(image_size=32)
+BASE = PolicySettings(demonstrations=300, steps=600, batch=48, learning_rate=3e-3)
+LEARNING = GrpoSettings(
+    num_groups=12,
+    group_size=8,
+    max_draws=1,
+    informative=(0, 1),
+    kir_ratio=0,
+    epochs=2,
+    minibatch=256,
+    learning_rate=1e-3,
+    temperature=1.0,
+    max_imagined_gain=1.0,
+    snapshot_every=15,
     detector=False,
-)  # fmt: skip
-REWARD = Reward(batch=64)
+)
+REWARD = RewardSettings(batch=64)
 DRIVEN = 0.7  # mean motion to the right over a chunk from which on the flawed dream shows success
 
 
@@ -60,9 +78,13 @@ class TabletopDream:
         self.lay(rows)
         state = self.latent(rows)
         return DreamState(
-            reference=state, memory=state, before=state, future=state[:, :, None][:, :, :0],
-            actions=torch.zeros(len(starts), 4, 3), pose=torch.stack([start.pose for start in starts]),
-        )  # fmt: skip
+            reference=state,
+            memory=state,
+            before=state,
+            future=state[:, :, None][:, :, :0],
+            actions=torch.zeros(len(starts), 4, 3),
+            pose=torch.stack([start.pose for start in starts]),
+        )
 
     def imagine(self, state: DreamState, actions: Tensor, *, generator: torch.Generator) -> DreamState:
         rows, env = self.recall(state.memory), self.env
@@ -76,10 +98,14 @@ class TabletopDream:
             latents.append(self.latent(rows))
             pose.append(env.gripper)
         return DreamState(
-            reference=state.reference, memory=latents[-1], before=state.memory, future=torch.stack(latents, 2),
-            actions=actions[:, -4:], pose=torch.stack([state.pose[:, 0], *pose[-4:]], 1),
+            reference=state.reference,
+            memory=latents[-1],
+            before=state.memory,
+            future=torch.stack(latents, 2),
+            actions=actions[:, -4:],
+            pose=torch.stack([state.pose[:, 0], *pose[-4:]], 1),
             extra=state.extra,
-        )  # fmt: skip
+        )
 
     def look(self, state: DreamState, frames: Sequence[int]) -> Tensor:
         latents = state.future[:, :, list(frames)].movedim(2, 1)
@@ -123,7 +149,7 @@ class Shelf:
 def shelf(tmp_path_factory) -> Shelf:
     folder = tmp_path_factory.mktemp("shelf")
     clone_base_policy(BASE, TASK, out=folder / "base", demonstrations=folder / "demonstrations")
-    collect_episodes(Collect(episodes=80, held_out=40), TASK, policy=folder / "base", out=folder / "episodes")
+    collect_episodes(CollectSettings(episodes=80, held_out=40), TASK, policy=folder / "base", out=folder / "episodes")
     made = Shelf(folder, open_episodes([folder / "episodes"]))
     taught = open_episodes([folder / "demonstrations"]).training + made.tried.training
 
@@ -145,7 +171,7 @@ def shelf(tmp_path_factory) -> Shelf:
         save_reward(draft.folder, reward)
         honest = replay(made.dream(flawed=False), made.tried.held_out, generator=torch.Generator())
         draft.summary |= {"threshold": 0.5, "imagined": outcomes(reward, honest).summary()}
-    mine_keyframes(Keyframes(), TASK, episodes=[made["episodes"]], reward=made["reward"], out=made["keyframes"])
+    mine_keyframes(KeyframesSettings(), TASK, episodes=[made["episodes"]], reward=made["reward"], out=made["keyframes"])
     return made
 
 
@@ -159,15 +185,26 @@ def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 
         draft.summary |= {"trustworthy": good, "fidelity": as_rows(rows), "reason": said}
     monkeypatch.setattr(report, "open_world_model", lambda path, task=None: world)
     improve_policy(
-        LEARNING, TASK, policy=shelf["base"], world_model=out / "world_model", reward=shelf["reward"],
-        keyframes=shelf["keyframes"], episodes=[shelf["episodes"]], out=out / "policy", updates=updates,
+        LEARNING,
+        TASK,
+        policy=shelf["base"],
+        world_model=out / "world_model",
+        reward=shelf["reward"],
+        keyframes=shelf["keyframes"],
+        episodes=[shelf["episodes"]],
+        out=out / "policy",
+        updates=updates,
         simulator=LearnedSimulator(world, open_reward(shelf["reward"])),
-    )  # fmt: skip
+    )
     evaluate_policies(
-        Evaluate(episodes=300, curve_episodes=100), TASK, candidate=out / "policy", baseline=shelf["base"],
-        snapshots=(out / "policy",), out=out / "evaluation",
-    )  # fmt: skip
-    return judge(Promote(), evaluation=out / "evaluation", out=out / "verdict").summary
+        EvaluateSettings(episodes=300, curve_episodes=100),
+        TASK,
+        candidate=out / "policy",
+        baseline=shelf["base"],
+        snapshots=(out / "policy",),
+        out=out / "evaluation",
+    )
+    return judge(PromoteSettings(), evaluation=out / "evaluation", out=out / "verdict").summary
 
 
 @pytest.mark.slow
@@ -186,10 +223,17 @@ def test_a_policy_that_learnt_to_exploit_its_world_model_is_held_and_the_report_
 
     monkeypatch.setattr(report, "contact_curve", lambda *args, **kwargs: [])  # staged on scenes it does not know
     told = report.write_report(
-        TASK, evaluation=tmp_path / "evaluation", verdict=tmp_path / "verdict", policies=[tmp_path / "policy"],
-        world_models=[tmp_path / "world_model"], rewards=[shelf["reward"]], keyframes=[shelf["keyframes"]],
-        demonstrations=shelf["demonstrations"], episodes=[shelf["episodes"]], out=tmp_path / "report",
-    )  # fmt: skip
+        TASK,
+        evaluation=tmp_path / "evaluation",
+        verdict=tmp_path / "verdict",
+        policies=[tmp_path / "policy"],
+        world_models=[tmp_path / "world_model"],
+        rewards=[shelf["reward"]],
+        keyframes=[shelf["keyframes"]],
+        demonstrations=shelf["demonstrations"],
+        episodes=[shelf["episodes"]],
+        out=tmp_path / "report",
+    )
     page = (tmp_path / "report" / "report.html").read_text()
     assert "<h1>Hold: the new policy exploits the world model.</h1>" in page
     assert verdict["reason"] in page

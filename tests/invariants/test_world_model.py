@@ -8,7 +8,7 @@ import torch
 
 from wovr_core.artifacts import ArtifactError
 from wovr_core.protocols import DreamState
-from wovr_core.settings import Architecture, Task, WorldModel
+from wovr_core.settings import ArchitectureSettings, TaskSettings, WorldModelSettings
 from wovr_core.steps.dreamer import new_world_model
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
@@ -24,10 +24,13 @@ def a_state(model: DiffusionWorldModel, b: int = 3, side: int = 4) -> DreamState
     g = torch.Generator().manual_seed(5)
     shape = (b, model.autoencoder.channels, side, side)
     return DreamState(
-        reference=torch.randn(shape, generator=g), memory=torch.randn(shape, generator=g),
-        before=torch.zeros(shape), future=torch.empty(b, shape[1], 0, side, side),
-        actions=torch.rand(b, 4, 3, generator=g), pose=torch.rand(b, 5, 2, generator=g),
-    )  # fmt: skip
+        reference=torch.randn(shape, generator=g),
+        memory=torch.randn(shape, generator=g),
+        before=torch.zeros(shape),
+        future=torch.empty(b, shape[1], 0, side, side),
+        actions=torch.rand(b, 4, 3, generator=g),
+        pose=torch.rand(b, 5, 2, generator=g),
+    )
 
 
 def dream_of(model: DiffusionWorldModel, state: DreamState, actions: torch.Tensor, seed: int = 1) -> DreamState:
@@ -147,10 +150,10 @@ def test_a_dream_is_where_the_kinematics_say(generator):
 
 def a_model_that_knows_its_arm() -> DiffusionWorldModel:
     torch.manual_seed(0)
-    architecture = Architecture(
+    architecture = ArchitectureSettings(
         latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, text_dim=8, kinematics=True
     )
-    cfg = WorldModel(architecture=architecture, pretrained="none")
+    cfg = WorldModelSettings(architecture=architecture, pretrained="none")
     return DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
 
 
@@ -171,21 +174,23 @@ def test_the_hand_is_where_a_pinhole_camera_sees_it():
 @pytest.mark.parametrize(
     ("task", "architecture", "said"),
     [
-        (Task(environment="libero"), Architecture(), "size mismatch for"),
-        (Task(), Architecture(layers=5), "it lacks transformer.backbone.blocks.4"),
+        (TaskSettings(environment="libero"), ArchitectureSettings(), "size mismatch for"),
+        (TaskSettings(), ArchitectureSettings(layers=5), "it lacks transformer.backbone.blocks.4"),
     ],
 )
 def test_a_backbone_of_another_shape_is_refused_with_what_differs(task, architecture, said):
     with pytest.raises(ArtifactError, match=f"does not fit world_model.architecture or task.environment: {said}"):
-        new_world_model(WorldModel(architecture=architecture), task)
+        new_world_model(WorldModelSettings(architecture=architecture), task)
 
 
 def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
     """At first every pixel stays as it was remembered, whatever the size of a patch."""
-    architecture = Architecture(
+    architecture = ArchitectureSettings(
         latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, text_dim=8, patch=2, pose_map=False
     )
-    cfg = WorldModel(architecture=architecture, pretrained="none", num_inference_steps=1, rollout_dtype="float32")
+    cfg = WorldModelSettings(
+        architecture=architecture, pretrained="none", num_inference_steps=1, rollout_dtype="float32"
+    )
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     state = a_state(model)
     mix = torch.sigmoid(torch.tensor([3.0, -3.0]))
@@ -197,7 +202,7 @@ def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
 @pytest.mark.parametrize("off", ["action_modulation", "action_tokens", "first_frame_anchor", "keep_gates", "pose_map"])
 def test_every_mechanism_can_be_switched_off(tiny_world_model, off, generator):
     shape = tiny_world_model.cfg.architecture.model_dump() | {off: False}
-    cfg = tiny_world_model.cfg.model_copy(update={"architecture": Architecture(**shape)})
+    cfg = tiny_world_model.cfg.model_copy(update={"architecture": ArchitectureSettings(**shape)})
     model = DiffusionWorldModel(cfg, tiny_world_model.autoencoder, action_dim=3)
     window = window_at(some_episodes(), torch.arange(4), torch.full((4,), 10))
     assert torch.isfinite(model.loss(window, generator=generator))
@@ -238,7 +243,7 @@ def test_of_fewer_components_those_are_kept_that_tell_most():
 
 @pytest.mark.parametrize(("codec", "kind"), [("components", ComponentAutoencoder), ("convolutional", PatchAutoencoder)])
 def test_the_tiny_codec_is_the_one_asked_for(codec, kind):
-    made = tiny_autoencoder(Architecture(codec=codec, latent_channels=12))
+    made = tiny_autoencoder(ArchitectureSettings(codec=codec, latent_channels=12))
     assert isinstance(made, kind)
     assert made.encode(torch.rand(2, 5, 3, 16, 16)).shape == (2, 12, 2, 2, 2)
 
@@ -258,9 +263,16 @@ def test_train_stop_resume_is_train(tiny_world_model, tmp_path):
             return tiny_world_model.loss(sampler.draw(4), generator=g)
 
         train(
-            tiny_world_model.transformer, loss, name="t", steps=6, learning_rate=1e-2, ema=0.9, generator=g,
-            checkpoint=checkpoint, checkpoint_every=2,
-        )  # fmt: skip
+            tiny_world_model.transformer,
+            loss,
+            name="t",
+            steps=6,
+            learning_rate=1e-2,
+            ema=0.9,
+            generator=g,
+            checkpoint=checkpoint,
+            checkpoint_every=2,
+        )
 
     tiny_world_model.load_state_dict(start)
     run(None)

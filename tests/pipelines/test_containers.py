@@ -67,9 +67,15 @@ def test_without_an_engine_it_is_said_how_to_get_one(tmp_path, monkeypatch):
 
 def test_a_container_is_told_where_the_services_are_and_not_what_else_we_know(tmp_path):
     ours = {
-        "WOVR_S3_SECRET_KEY": "k", "MLFLOW_TRACKING_URI": "http://m", "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1",
-        "WOVR_TRITON_REPOSITORY": "/models", "PYTHONPATH": "/checkout", "HOME": "/root", "AWS_SECRET_ACCESS_KEY": "x",
-    }  # fmt: skip
+        "WOVR_S3_SECRET_KEY": "k",
+        "MLFLOW_TRACKING_URI": "http://m",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "WOVR_TRITON_REPOSITORY": "/models",
+        "PYTHONPATH": "/checkout",
+        "HOME": "/root",
+        "AWS_SECRET_ACCESS_KEY": "x",
+    }
     told = _in_container(ours)
     assert {"PYTHONPATH", "HOME", "AWS_SECRET_ACCESS_KEY"}.isdisjoint(told)
     assert told.items() >= {k: ours[k] for k in ("WOVR_S3_SECRET_KEY", "MLFLOW_TRACKING_URI", "NO_PROXY")}.items()
@@ -161,7 +167,7 @@ def hang(timeout: float) -> None:
         (hang, r"did not run .* within 120 s: .*docker ps"),
         (lambda timeout: {"StatusCode": 0}, r"built from other code \(no module\)"),
     ],
-)  # fmt: skip
+)
 def test_an_engine_that_does_not_get_on_is_waited_for_no_longer_than_two_minutes(wait, complaint):
     removed = []
     probe = SimpleNamespace(wait=wait, logs=lambda **_: b"no module\n", remove=lambda force: removed.append(force))

@@ -27,9 +27,16 @@ def doctor(*words: object):
 
 
 def a_run(
-    folder: Path, *, seed: int = 0, imagined: float = 0.15, real: float = 0.12, informative: float = 0.5,
-    finished: bool = True, learnt: bool = True, **grpo: object,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    seed: int = 0,
+    imagined: float = 0.15,
+    real: float = 0.12,
+    informative: float = 0.5,
+    finished: bool = True,
+    learnt: bool = True,
+    **grpo: object,
+) -> Path:
     """The folder of a run whose success rises by `imagined` and, for real, by `real`."""
     grpo = {**TREE["grpo"], **grpo}
     folder.mkdir()
@@ -48,18 +55,29 @@ def a_run(
         improved = add("improve-policy", Kind.POLICY, "grpo", made_from={"policy": base}, stopped="", lines=lines)
         if finished:
             origin = {"candidate": improved, "baseline": base, "snapshots_0": improved}
-            rates = {"baseline": {"successes": 1050, "n": 3000},
-                     "candidate": {"successes": round(3000 * (0.35 + real)), "n": 3000}}  # fmt: skip
-            curve = [{"phase": 0, "update": u, "successes": round(300 * (0.35 + real * u / UPDATES)), "n": 300}
-                     for u in range(0, UPDATES, 8)]  # fmt: skip
+            rates = {
+                "baseline": {"successes": 1050, "n": 3000},
+                "candidate": {"successes": round(3000 * (0.35 + real)), "n": 3000},
+            }
+            curve = [
+                {"phase": 0, "update": u, "successes": round(300 * (0.35 + real * u / UPDATES)), "n": 300}
+                for u in range(0, UPDATES, 8)
+            ]
             add("evaluate-policies", Kind.EVALUATION, "evaluate", made_from=origin, curve=curve, **rates)
     return folder
 
 
 def made(
-    folder: Path, task: str, kind: Kind, settings: dict, made_from: dict | None = None, *, lines: str = "",
-    curve: list | None = None, **summary: object,
-) -> Path:  # fmt: skip
+    folder: Path,
+    task: str,
+    kind: Kind,
+    settings: dict,
+    made_from: dict | None = None,
+    *,
+    lines: str = "",
+    curve: list | None = None,
+    **summary: object,
+) -> Path:
     """An artifact, and its line in the run's record."""
     with writing(folder / task, kind, settings=settings, made_from=made_from or {}) as draft:
         draft.summary |= summary
@@ -78,10 +96,14 @@ def history(seed: int, imagined: float, informative: float) -> str:
     for update in range(UPDATES):
         jitter = 0.05 * ((7 * update + 3 * seed) % 5 - 2)
         teaching = round(48 * informative)
-        rows.append({
-            "update": update, "imagined_success": 0.3 + imagined * update / UPDATES + jitter,
-            "group_rates": [0.5] * teaching + [0.0] * (48 - teaching), "kl": 0.08 if update == 0 else 0.003,
-        })  # fmt: skip
+        rows.append(
+            {
+                "update": update,
+                "imagined_success": 0.3 + imagined * update / UPDATES + jitter,
+                "group_rates": [0.5] * teaching + [0.0] * (48 - teaching),
+                "kl": 0.08 if update == 0 else 0.003,
+            }
+        )
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 

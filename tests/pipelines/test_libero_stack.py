@@ -23,9 +23,13 @@ def test_a_run_in_libero_dreams_in_a_served_world_model_and_ends_in_a_verdict(st
     out = tmp_path / "runs" / "libero"
     ended = subprocess.run(
         [sys.executable, "-m", "pipelines", "run", "libero-smoke", "--stack", "--out", str(out)],
-        cwd=CHECKOUT, env={**os.environ, **stack.env(), "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3000,
-    )  # fmt: skip
+        cwd=CHECKOUT,
+        env={**os.environ, **stack.env(), "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=3000,
+    )
     assert ended.returncode == 0, ended.stdout
     run = Run.read(out)
     served = [run.tasks[name].outputs["Output"] for name in ("serve-dreams", "serve-dreams-2")]

@@ -13,7 +13,7 @@ from components.reward.component import train_reward
 from pipelines.cli.steps import step_named
 from pipelines.cli.words import STEPS
 from pipelines.posttrain import posttrain
-from wovr_core.settings import Collect, Grpo, Pace, Settings
+from wovr_core.settings import CollectSettings, GrpoSettings, PaceSettings, Settings
 
 
 def compiled(settings: Settings, folder) -> dict:
@@ -36,7 +36,7 @@ def test_its_parameters_are_the_branches_of_the_settings(tmp_path):
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_it_has_as_many_pace_rounds_as_the_settings_say(rounds, tmp_path):
-    spec = compiled(Settings(pace=Pace(rounds=rounds)), tmp_path)
+    spec = compiled(Settings(pace=PaceSettings(rounds=rounds)), tmp_path)
     assert sum(name.startswith("comp-pace-round") for name in spec["components"]) == rounds
     ends = sum(name.startswith("comp-promote-policy") for name in spec["components"])
     assert ends == rounds + 1, "it may end after the last round, and before each"
@@ -59,7 +59,7 @@ def test_a_policy_dreams_where_its_own_world_model_is_served(tmp_path):
 
 def test_a_policy_is_cotrained_on_the_dreams_it_learns_in_if_the_settings_say_so(tmp_path):
     (tmp_path / "with").mkdir()
-    cotraining = compiled(Settings(grpo=Grpo(cotrain_steps=5)), tmp_path / "with")
+    cotraining = compiled(Settings(grpo=GrpoSettings(cotrain_steps=5)), tmp_path / "with")
     parts = [part.get("dag", {}).get("tasks", {}) for part in cotraining["components"].values()]
     (tasks,) = [tasks for tasks in parts if "cotrain-policy" in tasks]
     asked = tasks["improve-policy"]["inputs"]["artifacts"]
@@ -118,11 +118,13 @@ def test_every_word_is_a_step_that_takes_its_branch_first(word):
 
 
 def test_several_pods_may_collect_and_what_they_bring_is_put_together(tmp_path):
-    spec = compiled(Settings(collect=Collect(shards=3)), tmp_path)
+    spec = compiled(Settings(collect=CollectSettings(shards=3)), tmp_path)
     (loop,) = [
-        task for part in spec["components"].values() for task in part.get("dag", {}).get("tasks", {}).values()
+        task
+        for part in spec["components"].values()
+        for task in part.get("dag", {}).get("tasks", {}).values()
         if "parameterIterator" in task
-    ]  # fmt: skip
+    ]
     assert loop["parameterIterator"]["items"]["raw"] == "[0, 1, 2]"
     (collects,) = spec["components"][loop["componentRef"]["name"]]["dag"]["tasks"].values()
     assert collects["componentRef"]["name"].startswith("comp-collect-episodes")

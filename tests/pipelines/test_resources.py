@@ -18,7 +18,7 @@ from pipelines.catalogue import PIPELINES
 from pipelines.cli.app import app
 from pipelines.runner.resources import PROFILES, USER, equip
 from pipelines.runner.submit import Job
-from wovr_core.settings import Collect, Franka, Settings, SettingsError
+from wovr_core.settings import CollectSettings, FrankaSettings, Settings, SettingsError
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [(pipeline, profile) for pipeline in PIPELINES for profile in PROFILES]
@@ -94,7 +94,7 @@ def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else(tmp_path):
 
 @pytest.mark.parametrize(("pipeline", "profile"), CASES)
 def test_whatever_opens_episodes_or_models_has_the_memory_and_the_time_for_it(pipeline, profile, tmp_path):
-    spec, pods = compiled(pipeline, profile, tmp_path, Settings(collect=Collect(shards=2)))
+    spec, pods = compiled(pipeline, profile, tmp_path, Settings(collect=CollectSettings(shards=2)))
     large = {f"system.{kind}" for kind in ("Episodes", "Policy", "WorldModel", "RewardModel", "Artifact")}
     opens = [
         component["executorLabel"]
@@ -110,7 +110,7 @@ def test_whatever_opens_episodes_or_models_has_the_memory_and_the_time_for_it(pi
 
 @pytest.mark.parametrize("hours", [0.5, 8, 100])
 def test_a_task_that_waits_for_people_outlives_their_patience(hours, tmp_path):
-    _, pods = compiled("franka", "cpu", tmp_path, Settings(franka=Franka(patience_hours=hours)))
+    _, pods = compiled("franka", "cpu", tmp_path, Settings(franka=FrankaSettings(patience_hours=hours)))
     assert int(pods["exec-try-on-robot"]["activeDeadlineSeconds"]) == (hours + 1) * 3600
     _, pods = compiled("posttrain", "gpu8", tmp_path)
     waits = int(pods["exec-train-world-model"]["activeDeadlineSeconds"])

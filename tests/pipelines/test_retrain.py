@@ -14,7 +14,7 @@ from components.platform.promotions import PromotionError
 from components.platform.registry import promote_policy
 from pipelines.runner.record import Run
 from wovr_core.artifacts import Kind, read_manifest, writing
-from wovr_core.settings import Promote, Settings
+from wovr_core.settings import PromoteSettings, Settings
 from wovr_core.steps.collect import RETRAINING, STATES, collect_episodes, first_state
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.policy import clone_base_policy
@@ -28,9 +28,13 @@ SMOKE = (CHECKOUT / "pipelines" / "configs" / "tabletop-smoke.yaml").read_text()
 def wovr(folder: Path, *words: str) -> tuple[str, int]:
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "run", *words],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}, text=True, timeout=400,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)},
+        text=True,
+        timeout=400,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     return done.stdout, done.returncode
 
 
@@ -52,9 +56,13 @@ def crown(settings: Settings, folder: Path) -> str:
         (draft.folder / "report.html").write_text("<h1>evidence</h1>")
     kept = {"world_model": "dreams", "reward": "reward", "demonstrations": "demonstrations", "episodes": "episodes"}
     return promote_policy(
-        settings.promote, policy=base, evaluation=folder / "evaluation", verdict=folder / "verdict",
-        report=folder / "report", learnt_in={name: folder / made for name, made in kept.items()},
-    ).version  # fmt: skip
+        settings.promote,
+        policy=base,
+        evaluation=folder / "evaluation",
+        verdict=folder / "verdict",
+        report=folder / "report",
+        learnt_in={name: folder / made for name, made in kept.items()},
+    ).version
 
 
 @pytest.mark.slow
@@ -83,18 +91,18 @@ def test_a_champion_is_left_alone_or_taught_again_as_its_world_asks(tmp_path, mo
     states = [states_of(run.artifact("collect-episodes", "episodes")) for run in (calm, learnt)]
     assert not states[0] & states[1], "each retraining looks at initial states of its own"
     client = MlflowClient()
-    assert len(client.search_model_versions(f"name = '{Promote().model}'")) == int(version) + 1
+    assert len(client.search_model_versions(f"name = '{PromoteSettings().model}'")) == int(version) + 1
 
     said, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "evaluate", "--version", str(int(version) + 1))
     assert code == 0 and "real success" in said, said
 
-    run_id = client.get_model_version(Promote().model, version).run_id
+    run_id = client.get_model_version(PromoteSettings().model, version).run_id
     client.log_text(run_id, "other bytes", "learnt_in/reward/calibration.json")
     with pytest.raises(PromotionError, match="corrupted"):
-        fetch_version(Promote(), policy=tmp_path / "p", learnt_in={"reward": tmp_path / "r"})
+        fetch_version(PromoteSettings(), policy=tmp_path / "p", learnt_in={"reward": tmp_path / "r"})
     assert not (tmp_path / "r").exists(), "nothing is half-written"
     with pytest.raises(PromotionError, match="no version 77"):
-        fetch_version(Promote(), policy=tmp_path / "q", version="77")
+        fetch_version(PromoteSettings(), policy=tmp_path / "q", version="77")
 
 
 def states_of(episodes: Path) -> set[int]:
@@ -107,7 +115,7 @@ def test_retrainings_are_counted_and_one_that_goes_on_keeps_its_number(tmp_path,
     monkeypatch.delenv("WOVR_RUN", raising=False)
 
     def count(version: str, run: str) -> int:
-        return count_retraining(Promote(), version=version, run=run, first=RETRAINING)
+        return count_retraining(PromoteSettings(), version=version, run=run, first=RETRAINING)
 
     assert [count("1", "monday"), count("1", "tuesday"), count("1", "monday"), count("2", "monday")] == [5, 6, 5, 7]
 

@@ -80,14 +80,19 @@ def test_a_run_through_services_is_the_run_without_them_and_what_is_lost_here_is
 
     # the same bits as in this process
     ports = {
-        "policy": made["clone-base-policy"]["base"], "world_model": made["train-world-model"]["fitted"],
-        "reward": made["train-reward"]["fitted"], "keyframes": made["mine-keyframes"]["chosen"],
-    }  # fmt: skip
+        "policy": made["clone-base-policy"]["base"],
+        "world_model": made["train-world-model"]["fitted"],
+        "reward": made["train-reward"]["fitted"],
+        "keyframes": made["mine-keyframes"]["chosen"],
+    }
     monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "scratch"))
     improve_policy(
-        settings.grpo, settings.task, episodes=[Path(made["collect-episodes"]["episodes"])], out=tmp_path / "here",
+        settings.grpo,
+        settings.task,
+        episodes=[Path(made["collect-episodes"]["episodes"])],
+        out=tmp_path / "here",
         **{name: Path(path) for name, path in ports.items()},
-    )  # fmt: skip
+    )
     served = Path(made["improve-policy"]["improved"])
     assert (served / "policy.safetensors").read_bytes() == (tmp_path / "here" / "policy.safetensors").read_bytes()
     assert made["serve-dreams"]["Output"] != made["serve-dreams-2"]["Output"], "the refit was put into service"
@@ -121,9 +126,13 @@ def test_a_run_through_services_is_the_run_without_them_and_what_is_lost_here_is
 def wovr(words: list[str], env: dict[str, str]) -> str:
     ended = subprocess.run(
         [sys.executable, "-m", "pipelines", *words],
-        cwd=CHECKOUT, env={**os.environ, **env, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500,
-    )  # fmt: skip
+        cwd=CHECKOUT,
+        env={**os.environ, **env, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=500,
+    )
     assert ended.returncode == 0, ended.stdout
     assert env["WOVR_S3_SECRET_KEY"] not in ended.stdout
     return ended.stdout

@@ -10,7 +10,7 @@ from components.platform.cluster import ClusterError
 from pipelines.cli.app import app
 from pipelines.runner.submit import Job, Kubeflow
 from tests.pipelines.kubeflow_double import Double, kubeflow
-from wovr_core.settings import Grpo, Settings
+from wovr_core.settings import GrpoSettings, Settings
 
 
 @pytest.fixture
@@ -29,11 +29,15 @@ def posted(double: Double, path: str) -> list[dict]:
 
 
 def test_a_run_is_sent_whole_with_its_settings_its_account_and_who_asks(double, reached):
-    settings = Settings(grpo=Grpo(updates=7))
+    settings = Settings(grpo=GrpoSettings(updates=7))
     run = reached.submit(Job(settings, profile="gpu"), "mine")
     assert [(method, path) for method, path, _ in double.requests] == [
-        ("GET", "/healthz"), ("GET", "/healthz"), ("GET", "/experiments"), ("POST", "/experiments"), ("POST", "/runs"),
-    ]  # fmt: skip
+        ("GET", "/healthz"),
+        ("GET", "/healthz"),
+        ("GET", "/experiments"),
+        ("POST", "/experiments"),
+        ("POST", "/runs"),
+    ]
     assert posted(double, "/experiments") == [{"display_name": "wovr", "namespace": "kubeflow"}]
     (body,) = posted(double, "/runs")
     assert body["display_name"] == "mine" and body["service_account"] == "wovr-pipeline"
@@ -58,7 +62,7 @@ def test_a_schedule_is_made_once_left_alone_and_replaced_when_it_changes(double,
     assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "retrain"
 
     assert reached.schedule(job, "weekly", "0 3 * * 1") == (first, False)
-    other, new = reached.schedule(Job(Settings(grpo=Grpo(updates=7)), "retrain"), "weekly", "0 3 * * 1")
+    other, new = reached.schedule(Job(Settings(grpo=GrpoSettings(updates=7)), "retrain"), "weekly", "0 3 * * 1")
     assert new and other != first
     asked = [(method, path) for method, path, _ in double.requests]
     assert asked.index(("DELETE", f"/recurringruns/{first}")) > asked.index(("POST", "/recurringruns")), (

@@ -14,31 +14,36 @@ from wovr_core.envs.splits import Split
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
-from wovr_core.settings import Architecture, Reward, Task, WorldModel
+from wovr_core.settings import ArchitectureSettings, RewardSettings, TaskSettings, WorldModelSettings
 from wovr_core.steps.dreamer import new_world_model, save_world_model
 from wovr_core.steps.models import save_detector, save_policy, save_reward
 
-TASK = Task(horizon=16, image_size=SIDE)
-ARCHITECTURE = Architecture(latent_channels=4, heads=2, head_dim=12, layers=1, ffn_dim=16, freq_dim=16, text_dim=8)
-WORLD_MODEL = WorldModel(
+TASK = TaskSettings(horizon=16, image_size=SIDE)
+ARCHITECTURE = ArchitectureSettings(
+    latent_channels=4, heads=2, head_dim=12, layers=1, ffn_dim=16, freq_dim=16, text_dim=8
+)
+WORLD_MODEL = WorldModelSettings(
     architecture=ARCHITECTURE, pretrained="none", steps=2, batch=2, checkpoint_every=1, minimum_psnr_gain=-100
 )
-REWARD = Reward(steps=2, imagined_steps=1, detector_steps=2, batch=8)
+REWARD = RewardSettings(steps=2, imagined_steps=1, detector_steps=2, batch=8)
 SHAPE = Shape(
-    vocabulary=("block", "green", "on", "pad", "put", "red", "the"), words=8, image_size=SIDE, features=4, keypoints=2,
+    vocabulary=("block", "green", "on", "pad", "put", "red", "the"),
+    words=8,
+    image_size=SIDE,
+    features=4,
+    keypoints=2,
     hidden=8,
-)  # fmt: skip
+)
 
 
 def collection(out: Path, wins: Sequence[bool], splits: Sequence[Split] = ()) -> Path:
     """Episodes that won or not; every other one is held out, if nothing else is said."""
     episodes = [
         an_episode(
-            steps=16, success_at=12 if won else None, closes=[9, 10], shade=20 * i,
-            init_state=split.ids(1, start=i)[0],
+            steps=16, success_at=12 if won else None, closes=[9, 10], shade=20 * i, init_state=split.ids(1, start=i)[0]
         )
         for i, (won, split) in enumerate(zip(wins, splits or cycle((Split.KEYFRAMES, Split.COLLECTION)), strict=False))
-    ]  # fmt: skip
+    ]
     with writing(out, Kind.EPISODES, settings={}) as draft:
         write_episodes(draft.folder, episodes, source="by hand", policy_digest="none")
     return out

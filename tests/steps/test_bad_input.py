@@ -17,7 +17,15 @@ from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_weights, rea
 from wovr_core.envs.splits import Split
 from wovr_core.grpo.update import UpdateError
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.settings import Collect, Evaluate, Grpo, Keyframes, Pace, Policy, Promote
+from wovr_core.settings import (
+    CollectSettings,
+    EvaluateSettings,
+    GrpoSettings,
+    KeyframesSettings,
+    PaceSettings,
+    PolicySettings,
+    PromoteSettings,
+)
 from wovr_core.steps import grpo
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies, judge
@@ -30,14 +38,16 @@ from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
 from wovr_core.training.loop import TrainingError
 
-GRPO = Grpo(updates=1, num_groups=2, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1)
-PACE = Pace(steps=1)
-KEYFRAMES = Keyframes(min_steps_left=8)
+GRPO = GrpoSettings(
+    updates=1, num_groups=2, group_size=2, informative=(0, 1), max_draws=1, keyframe_horizon=8, epochs=1
+)
+PACE = PaceSettings(steps=1)
+KEYFRAMES = KeyframesSettings(min_steps_left=8)
 
 # every step, and the artifacts it reads by the name of their shelf
 STEPS: dict[str, tuple[Callable[..., Manifest], dict[str, str]]] = {
     "collect": (
-        lambda out, policy: collect_episodes(Collect(episodes=2, held_out=1), TASK, policy=policy, out=out),
+        lambda out, policy: collect_episodes(CollectSettings(episodes=2, held_out=1), TASK, policy=policy, out=out),
         {"policy": "policy"},
     ),
     "world_model": (
@@ -60,9 +70,7 @@ STEPS: dict[str, tuple[Callable[..., Manifest], dict[str, str]]] = {
     ),
     "pace, choose": (
         lambda out, **ports: choose_policy(PACE, TASK, out=out, **ports),
-        {
-            "evolved": "policy", "evolved_episodes": "episodes", "previous": "policy", "previous_episodes": "episodes",
-        },
+        {"evolved": "policy", "evolved_episodes": "episodes", "previous": "policy", "previous_episodes": "episodes"},
     ),
     "pace, refit": (
         lambda out, older, newest, world_model: refit_world_model(
@@ -71,11 +79,14 @@ STEPS: dict[str, tuple[Callable[..., Manifest], dict[str, str]]] = {
         {"older": "episodes", "newest": "episodes", "world_model": "world_model"},
     ),
     "evaluate": (
-        lambda out, **ports: evaluate_policies(Evaluate(episodes=4), TASK, out=out, **ports),
+        lambda out, **ports: evaluate_policies(EvaluateSettings(episodes=4), TASK, out=out, **ports),
         {"candidate": "policy", "baseline": "policy"},
     ),
-    "judge": (lambda out, evaluation: judge(Promote(), evaluation=evaluation, out=out), {"evaluation": "evaluation"}),
-}  # fmt: skip
+    "judge": (
+        lambda out, evaluation: judge(PromoteSettings(), evaluation=evaluation, out=out),
+        {"evaluation": "evaluation"},
+    ),
+}
 PORTS = [(step, port) for step, (_, ports) in STEPS.items() for port in ports]
 
 
@@ -159,14 +170,14 @@ def test_episodes_that_lack_a_part_are_refused_before_training(missing, shelf, t
 
 
 def test_demonstrations_that_all_fail_are_refused_with_what_to_change(tmp_path):
-    cfg = Policy(demonstrations=2, action_noise=1.0, steps=1)
+    cfg = PolicySettings(demonstrations=2, action_noise=1.0, steps=1)
     with pytest.raises(TrainingError, match=r"none of 2 demonstrations succeeded.*policy.action_noise \(1\)"):
         clone_base_policy(cfg, TASK, out=tmp_path / "out", demonstrations=tmp_path / "demonstrations")
     assert nothing_is_left(tmp_path)
 
 
 def test_a_base_policy_whose_training_breaks_is_not_written(tmp_path):
-    cfg = Policy(demonstrations=4, steps=40).model_copy(update={"learning_rate": 1e30})
+    cfg = PolicySettings(demonstrations=4, steps=40).model_copy(update={"learning_rate": 1e30})
     with pytest.raises(TrainingError, match=r"base policy: the loss is .*Lower the learning rate \(1e\+30\)"):
         clone_base_policy(
             cfg, TASK.model_copy(update={"horizon": 48}), out=tmp_path / "out", demonstrations=tmp_path / "shown"

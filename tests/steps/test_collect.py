@@ -5,10 +5,10 @@ import pytest
 from tests.steps.conftest import TASK
 from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.episodes import read_episodes
-from wovr_core.settings import Collect
+from wovr_core.settings import CollectSettings
 from wovr_core.steps.collect import collect_episodes, merge_episodes
 
-CFG = Collect(episodes=5, held_out=3, shards=3)
+CFG = CollectSettings(episodes=5, held_out=3, shards=3)
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def states(path):
 
 
 def test_shards_share_out_the_initial_states_of_one_collection(shelf, parts, tmp_path):
-    whole = collect_episodes(Collect(episodes=5, held_out=3), TASK, policy=shelf / "policy", out=tmp_path / "whole")
+    whole = collect_episodes(
+        CollectSettings(episodes=5, held_out=3), TASK, policy=shelf / "policy", out=tmp_path / "whole"
+    )
     apart = [set(states(part)) for part in parts]
     assert not apart[0] & apart[1] and not apart[1] & apart[2] and not apart[0] & apart[2]
     merged = merge_episodes(CFG, policy=shelf / "policy", parts=parts, out=tmp_path / "merged")

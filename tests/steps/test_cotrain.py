@@ -10,7 +10,7 @@ from tests.toys import ToyWorld, an_episode
 from wovr_core.artifacts import load_weights
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import DreamState
-from wovr_core.settings import Grpo, Policy
+from wovr_core.settings import GrpoSettings, PolicySettings
 from wovr_core.steps.cotrain import cotrain_policy, dreamt_data
 
 
@@ -28,7 +28,7 @@ def marked(success_at: int | None) -> torch.Tensor:
     episode = an_episode(steps=40, success_at=success_at)
     episode.actions[:, 0] = torch.arange(40.0)
     both = [episode, an_episode(steps=40, success_at=20)]
-    lessons = dreamt_data(Walking(), both, Policy(after_success=8), generator=torch.Generator())
+    lessons = dreamt_data(Walking(), both, PolicySettings(after_success=8), generator=torch.Generator())
     first = lessons.frames[:, 1, 0, 0][: len(lessons) - 8]  # of the other there are eight
     assert lessons.pose[: len(first), 0].tolist() == first.tolist()
     assert lessons.actions[: len(first), :, 0].tolist() == (first[:, None] + torch.arange(8.0)).tolist()
@@ -46,8 +46,8 @@ def test_cotraining_goes_on_from_the_policy_with_dreams_of_its_demonstrations(sh
     monkeypatch.setattr(cloned, lambda actor, lessons, *_, steps, **__: shown.append((lessons, steps)) or [0.5])
     ports = {"policy": shelf / "policy", "world_model": shelf / "world_model"}
     ports["demonstrations"] = collection(tmp_path / "shown", [True] * 2, [Split.DEMONSTRATION] * 2)
-    cfg = Policy(demonstration_stride=1)
-    manifest = cotrain_policy(cfg, Grpo(cotrain_steps=3), TASK, **ports, out=tmp_path / "out")
+    cfg = PolicySettings(demonstration_stride=1)
+    manifest = cotrain_policy(cfg, GrpoSettings(cotrain_steps=3), TASK, **ports, out=tmp_path / "out")
     ((real, dreamt), steps) = shown[0]
     assert steps == 3
     assert (len(real), len(dreamt)) == (18, 8)  # 16 steps: a chunk may begin at 0 to 8; of its dream, at 5 to 8
@@ -59,7 +59,7 @@ def test_cotraining_goes_on_from_the_policy_with_dreams_of_its_demonstrations(sh
 
     monkeypatch.undo()
     monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "scratch"))
-    cotrain_policy(cfg, Grpo(cotrain_steps=3), TASK, **ports, out=tmp_path / "again")
+    cotrain_policy(cfg, GrpoSettings(cotrain_steps=3), TASK, **ports, out=tmp_path / "again")
     before, after = (load_weights(path, "policy") for path in (shelf / "policy", tmp_path / "again"))
     moved = max((before[name] - after[name]).abs().max().item() for name in before)
     assert 0 < moved < 0.1, "it goes on, it does not begin anew"

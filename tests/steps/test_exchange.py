@@ -25,10 +25,13 @@ def an_arm_episode(steps: int = 16, *, seed: int = 0) -> Episode:
     """Noise from an arm whose hand has a place in space; succeeds at its end."""
     g = torch.Generator().manual_seed(seed)
     return Episode(
-        instruction=WORDS, init_state=seed, actions=torch.rand(steps, 7, generator=g) * 2 - 1,
+        instruction=WORDS,
+        init_state=seed,
+        actions=torch.rand(steps, 7, generator=g) * 2 - 1,
         frames=torch.randint(0, 256, (steps + 1, 3, 8, 8), generator=g, dtype=torch.uint8),
-        pose=torch.rand(steps + 1, 6, generator=g), success=torch.arange(steps + 1) == steps,
-    )  # fmt: skip
+        pose=torch.rand(steps + 1, 6, generator=g),
+        success=torch.arange(steps + 1) == steps,
+    )
 
 
 def same(one: Episode, other: Episode) -> bool:

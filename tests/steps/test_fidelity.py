@@ -28,8 +28,13 @@ def test_a_dream_is_told_beside_its_rulers(shelf, networks, tmp_path, monkeypatc
     pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'wovr[fidelity]'")
     monkeypatch.setattr(fidelity, "find_spec", lambda name: None)  # the pictures are too small to flow
     episodes = collection(tmp_path / "episodes", [True, False] * 4, [Split.KEYFRAMES] * 8)
-    facts = measure_fidelity(shelf / "world_model", [episodes], out=tmp_path / "told", reward=shelf / "reward",
-                             official=list(networks.values()))  # fmt: skip
+    facts = measure_fidelity(
+        shelf / "world_model",
+        [episodes],
+        out=tmp_path / "told",
+        reward=shelf / "reward",
+        official=list(networks.values()),
+    )
     looks = {(row["depth"], row["who"]): row for row in facts["looks"]}
     assert looks.keys() == {(depth, who) for depth in (8, 16) for who in ("dream", "hold", "real")}
     assert looks[8, "hold"]["psnr"] == 60 and looks[8, "hold"]["lpips"] < 1e-6, "nothing moves in these episodes"

@@ -7,7 +7,7 @@ from tests.steps.conftest import REWARD, SHAPE, TASK, WORLD_MODEL, collection
 from wovr_core.artifacts import Kind, load_weights, read_manifest, writing
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.reward.detector import FrameErrorClassifier
-from wovr_core.settings import Pace
+from wovr_core.settings import PaceSettings
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import save_policy
 from wovr_core.steps.pace import choose_policy, refit_world_model
@@ -46,7 +46,7 @@ def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back
             save_policy(draft.folder, TinyVLA(SHAPE))
         episodes = collection(tmp_path / f"{name}_episodes", [True] * wins + [False] * (12 - wins))
         ports |= {name: tmp_path / name, f"{name}_episodes": episodes}
-    manifest = choose_policy(Pace(plateau=0.0), TASK, **ports, out=tmp_path / "out")
+    manifest = choose_policy(PaceSettings(plateau=0.0), TASK, **ports, out=tmp_path / "out")
     assert manifest.summary["rolled_back"] is rolled_back
     assert manifest.summary["settled"] is settled
     assert (
@@ -61,7 +61,7 @@ def test_a_policy_that_is_really_worse_is_rolled_back(before, after, rolled_back
 
 def test_a_refit_goes_on_from_what_was_learnt_and_keeps_its_settings(shelf, tmp_path):
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
-    manifest = refit_world_model(Pace(steps=2), TASK, **ports, out=tmp_path / "out")
+    manifest = refit_world_model(PaceSettings(steps=2), TASK, **ports, out=tmp_path / "out")
     old, new = (
         open_world_model(path / name, dreaming=False) for path, name in ((shelf, "world_model"), (tmp_path, "out"))
     )
@@ -85,16 +85,21 @@ def test_after_a_roll_back_the_next_policy_is_compared_with_the_one_that_stands(
     dropped = collection(tmp_path / "dropped", [True] + [False] * 11)
     episodes = collection(tmp_path / "new", [True] * 4 + [False] * 8)
     manifest = choose_policy(
-        Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
-        previous_episodes=dropped, out=tmp_path / "out",
-    )  # fmt: skip
+        PaceSettings(),
+        TASK,
+        evolved=tmp_path / "evolved",
+        evolved_episodes=episodes,
+        previous=shelf / "policy",
+        previous_episodes=dropped,
+        out=tmp_path / "out",
+    )
     assert manifest.summary["rolled_back"] and "after 83.3 %" in manifest.summary["reason"]
     assert manifest.summary["decisions"][-1]["stands"] == [10, 12]
 
 
 def test_without_drift_the_world_model_stays_as_it_was(shelf, tmp_path):
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
-    manifest = refit_world_model(Pace(steps=2, drift=1.0), TASK, **ports, out=tmp_path / "out")
+    manifest = refit_world_model(PaceSettings(steps=2, drift=1.0), TASK, **ports, out=tmp_path / "out")
     assert manifest.summary["refit_kept"] is False and "no refit" in manifest.summary["refit_reason"]
     old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
     assert all(torch.equal(old[name], new[name]) for name in old)
@@ -110,7 +115,7 @@ def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
 
     monkeypatch.setattr("wovr_core.steps.pace.fit_world_model", spoil)
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}
-    manifest = refit_world_model(Pace(steps=2), TASK, **ports, out=tmp_path / "out")
+    manifest = refit_world_model(PaceSettings(steps=2), TASK, **ports, out=tmp_path / "out")
     assert manifest.summary["refit_kept"] is False
     old, new = (load_weights(path, "world_model") for path in (shelf / "world_model", tmp_path / "out"))
     assert all(torch.equal(old[name], new[name]) for name in old)
@@ -178,9 +183,14 @@ def test_the_gap_between_dreams_and_reality_is_logged_in_every_round(shelf, tmp_
         draft.summary |= {"imagined_success": [0.2, 0.9], "decisions": [DECISION]}
     episodes = collection(tmp_path / "new", [True] * 3 + [False] * 9)
     manifest = choose_policy(
-        Pace(), TASK, evolved=tmp_path / "evolved", evolved_episodes=episodes, previous=shelf / "policy",
-        previous_episodes=shelf / "episodes", out=tmp_path / "out",
-    )  # fmt: skip
+        PaceSettings(),
+        TASK,
+        evolved=tmp_path / "evolved",
+        evolved_episodes=episodes,
+        previous=shelf / "policy",
+        previous_episodes=shelf / "episodes",
+        out=tmp_path / "out",
+    )
     before, decision = manifest.summary["decisions"]
     assert before == DECISION and decision["round"] == 2
     assert decision["imagined_success"] == [0.2, 0.9]

@@ -12,17 +12,17 @@ from wovr_core import embodiment
 from wovr_core.artifacts import read_episodes
 from wovr_core.embodiment import TABLETOP, Embodiment, EmbodimentError, Mirror, register
 from wovr_core.settings import (
-    Collect,
-    Evaluate,
-    Grpo,
-    Keyframes,
-    Policy,
-    Promote,
-    Reward,
+    CollectSettings,
+    EvaluateSettings,
+    GrpoSettings,
+    KeyframesSettings,
+    PolicySettings,
+    PromoteSettings,
+    RewardSettings,
     Settings,
     SettingsError,
-    Task,
-    WorldModel,
+    TaskSettings,
+    WorldModelSettings,
 )
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.environment import demonstrator, open_environment
@@ -35,39 +35,58 @@ from wovr_core.steps.world_model import train_world_model
 
 
 @pytest.fixture
-def reach(monkeypatch) -> Task:
+def reach(monkeypatch) -> TaskSettings:
     monkeypatch.setattr(embodiment, "_registered", dict(embodiment._registered))
     register(REACH)
-    return Task.model_validate({"environment": "reach", "image_size": 8, "options": {"near": 0.2}})
+    return TaskSettings.model_validate({"environment": "reach", "image_size": 8, "options": {"near": 0.2}})
 
 
 def test_it_is_collected_dreamt_learnt_in_and_evaluated(reach, tmp_path):
-    at = {name: tmp_path / name for name in (
-        "demonstrations", "policy", "episodes", "world_model", "reward", "keyframes", "improved", "evaluation",
-    )}  # fmt: skip
+    at = {
+        name: tmp_path / name
+        for name in (
+            "demonstrations",
+            "policy",
+            "episodes",
+            "world_model",
+            "reward",
+            "keyframes",
+            "improved",
+            "evaluation",
+        )
+    }
     clone_base_policy(
-        Policy(demonstrations=8, steps=2, batch=8, demonstration_stride=1), reach,
-        out=at["policy"], demonstrations=at["demonstrations"],
-    )  # fmt: skip
-    collect_episodes(Collect(episodes=12, held_out=6), reach, policy=at["policy"], out=at["episodes"])
+        PolicySettings(demonstrations=8, steps=2, batch=8, demonstration_stride=1),
+        reach,
+        out=at["policy"],
+        demonstrations=at["demonstrations"],
+    )
+    collect_episodes(CollectSettings(episodes=12, held_out=6), reach, policy=at["policy"], out=at["episodes"])
     episodes = [at["demonstrations"], at["episodes"]]
     bare = ARCHITECTURE.model_copy(update={"pose_map": False})
-    cfg = WorldModel(
+    cfg = WorldModelSettings(
         architecture=bare, pretrained="none", steps=2, batch=2, minimum_psnr_gain=-100, num_inference_steps=1
     )
     train_world_model(cfg, reach, episodes=episodes, out=at["world_model"])
-    reward = Reward(steps=2, imagined_steps=1, detector_steps=2, batch=8)
+    reward = RewardSettings(steps=2, imagined_steps=1, detector_steps=2, batch=8)
     train_reward(reward, reach, episodes=episodes, world_model=at["world_model"], out=at["reward"])
-    mine_keyframes(Keyframes(), reach, episodes=episodes, reward=at["reward"], out=at["keyframes"])
+    mine_keyframes(KeyframesSettings(), reach, episodes=episodes, reward=at["reward"], out=at["keyframes"])
     improve_policy(
-        Grpo(updates=1, num_groups=2, group_size=4, informative=(0, 1), base_success=(0, 1), epochs=1, kir_ratio=0),
-        reach, policy=at["policy"], episodes=episodes, world_model=at["world_model"], reward=at["reward"],
-        keyframes=at["keyframes"], out=at["improved"],
-    )  # fmt: skip
-    evaluate_policies(
-        Evaluate(episodes=8), reach, candidate=at["improved"], baseline=at["policy"], out=at["evaluation"]
+        GrpoSettings(
+            updates=1, num_groups=2, group_size=4, informative=(0, 1), base_success=(0, 1), epochs=1, kir_ratio=0
+        ),
+        reach,
+        policy=at["policy"],
+        episodes=episodes,
+        world_model=at["world_model"],
+        reward=at["reward"],
+        keyframes=at["keyframes"],
+        out=at["improved"],
     )
-    verdict = judge(Promote(), evaluation=at["evaluation"], out=tmp_path / "verdict")
+    evaluate_policies(
+        EvaluateSettings(episodes=8), reach, candidate=at["improved"], baseline=at["policy"], out=at["evaluation"]
+    )
+    verdict = judge(PromoteSettings(), evaluation=at["evaluation"], out=tmp_path / "verdict")
     assert verdict.summary["candidate"]["n"] == 8
     shown = read_episodes(at["demonstrations"])
     assert shown[0].actions.shape == (16, 4) and shown[0].pose.shape == (17, 3)
@@ -75,7 +94,7 @@ def test_it_is_collected_dreamt_learnt_in_and_evaluated(reach, tmp_path):
 
 
 def test_its_options_are_checked_by_its_own_model(reach):
-    assert Task.model_validate(reach.model_dump()) == reach
+    assert TaskSettings.model_validate(reach.model_dump()) == reach
     assert reach.model_dump()["options"] == {"near": 0.2} and reach.horizon == 16
     with pytest.raises(SettingsError, match=r"task\.options\.nera: unknown setting; did you mean near\?"):
         Settings.parse({"task": {"environment": "reach", "options": {"nera": 1}}})
@@ -88,7 +107,7 @@ def test_one_is_found_by_the_entry_point_of_a_package(monkeypatch):
         for name, value in (("reach", "tests.reach:REACH"), ("lost", "nowhere:IT"), ("other", "tests.reach:REACH"))
     )
     monkeypatch.setattr(embodiment, "entry_points", points.select)
-    assert Task(environment="reach").embodiment is REACH
+    assert TaskSettings(environment="reach").embodiment is REACH
     for name, words in (("lost", "nowhere:IT, which cannot be imported"), ("other", "no Embodiment of that name")):
         with pytest.raises(SettingsError, match=words):
             Settings.parse({"task": {"environment": name}})
@@ -110,9 +129,9 @@ def test_what_an_embodiment_cannot_be_is_refused():
 def test_nobody_demonstrates_where_there_is_no_demonstrator(monkeypatch):
     monkeypatch.setattr(embodiment, "_registered", dict(embodiment._registered))
     register(Embodiment(**{**vars(REACH), "name": "silent", "demonstrate": None}))
-    task = Task(environment="silent")
+    task = TaskSettings(environment="silent")
     with (
         open_environment(task) as env,
         pytest.raises(EmbodimentError, match="nobody demonstrates in the environment silent"),
     ):
-        demonstrator(env, Policy(), task, generator=torch.Generator())
+        demonstrator(env, PolicySettings(), task, generator=torch.Generator())

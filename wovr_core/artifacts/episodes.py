@@ -204,9 +204,14 @@ def _episode(about: dict[str, Any], rows: pa.Table, index: int, size: tuple[int,
         raise ArtifactError(f"{where} has an action in its last row, where none was taken: it must be zero")
     (instruction,) = about["tasks"]
     return as_episode(
-        where, instruction=instruction, init_state=about["init_state"], actions=actions[:-1],
-        frames=_decode(rows[CAMERA].to_pylist(), size, where), pose=column("observation.state"), success=success,
-    )  # fmt: skip
+        where,
+        instruction=instruction,
+        init_state=about["init_state"],
+        actions=actions[:-1],
+        frames=_decode(rows[CAMERA].to_pylist(), size, where),
+        pose=column("observation.state"),
+        success=success,
+    )
 
 
 def _encode(frames: UInt8[Tensor, "n c h w"]) -> list[bytes]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool
 
 from wovr_core.artifacts.manifest import ArtifactError
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Episode
 
 FURTHEST = 100.0  # of a pose, in metres, radians or table units; a pose in millimetres goes beyond it
@@ -45,15 +45,20 @@ def as_episode(
     check_range(where, "poses", pose)
     held = labels(where, "success", success)
     for name, length, wanted in (
-        ("actions", len(actions), steps), ("poses", len(pose), steps + 1), ("success labels", len(held), steps + 1),
-    ):  # fmt: skip
+        ("actions", len(actions), steps),
+        ("poses", len(pose), steps + 1),
+        ("success labels", len(held), steps + 1),
+    ):
         if length != wanted:
             raise ArtifactError(f"{where} has {steps + 1} frames but {length} {name}: there must be {wanted}")
     episode = Episode(
-        instruction=instruction, init_state=init_state, actions=torch.from_numpy(actions.astype(np.float32)),
+        instruction=instruction,
+        init_state=init_state,
+        actions=torch.from_numpy(actions.astype(np.float32)),
         frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
-        pose=torch.from_numpy(pose.astype(np.float32)), success=torch.from_numpy(held.copy()),
-    )  # fmt: skip
+        pose=torch.from_numpy(pose.astype(np.float32)),
+        success=torch.from_numpy(held.copy()),
+    )
     check_episode(episode, where)
     return episode
 
@@ -131,7 +136,7 @@ def labels(where: str, name: str, values: np.ndarray) -> Bool[np.ndarray, " n"]:
     return values == 1
 
 
-def check_episodes_fit(episodes: Sequence[Episode], task: Task, where: object) -> None:
+def check_episodes_fit(episodes: Sequence[Episode], task: TaskSettings, where: object) -> None:
     """Refuse episodes of another robot, camera or length than the task's, before any work is done with them.
 
     `where` is the artifact they were read from. Steps call this once for every Episodes artifact that they open.

@@ -76,12 +76,13 @@ def read_npy(path: Path, conventions: Conventions) -> Imported:
     )
     taken = len(frames) if "delta_action" in frames[-1] else len(frames) - 1  # no frame shows what the last one led to
     episode = as_episode(
-        where, instruction=instruction_of(where, conventions, lambda: _instruction(frames, words, where)),
-        actions=column("delta_action", taken=taken)[: len(frames) - 1], frames=upright(images, conventions.pictures),
-        pose=hand_poses(
-            where, hand[:, :3], Rotation.from_rotvec(hand[:, 3:]), np.linalg.norm(hand[:, 3:], axis=1)
-        ), success=holds,
-    )  # fmt: skip
+        where,
+        instruction=instruction_of(where, conventions, lambda: _instruction(frames, words, where)),
+        actions=column("delta_action", taken=taken)[: len(frames) - 1],
+        frames=upright(images, conventions.pictures),
+        pose=hand_poses(where, hand[:, :3], Rotation.from_rotvec(hand[:, 3:]), np.linalg.norm(hand[:, 3:], axis=1)),
+        success=holds,
+    )
     return Imported(episode=episode, where=where, success_rule=rule, pictures=conventions.pictures)
 
 
@@ -132,9 +133,21 @@ def read_objects(path: Path) -> np.ndarray:
 
 
 NEEDLESS = (  # other objects, sets, and what reserves memory: data can do without
-    pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
-    pickle.BINPERSID, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8, pickle.NEXT_BUFFER,
-)  # fmt: skip
+    pickle.INST,
+    pickle.OBJ,
+    pickle.NEWOBJ,
+    pickle.NEWOBJ_EX,
+    pickle.EXT1,
+    pickle.EXT2,
+    pickle.EXT4,
+    pickle.PERSID,
+    pickle.BINPERSID,
+    pickle.EMPTY_SET,
+    pickle.ADDITEMS,
+    pickle.FROZENSET,
+    pickle.BYTEARRAY8,
+    pickle.NEXT_BUFFER,
+)
 KEYED = {pickle.SETITEM: slice(-2, -1), pickle.SETITEMS: slice(None, None, 2), pickle.DICT: slice(None, None, 2)}
 
 

@@ -33,7 +33,7 @@ from wovr_core.artifacts.conventions import from_down
 from wovr_core.embodiment import LIBERO, EmbodimentError, LiberoOptions
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.protocols import EnvironmentLostError
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Observation
 
 SUITES = get_args(LiberoOptions.model_fields["suite"].annotation)
@@ -169,7 +169,7 @@ class Libero:
         return answers
 
 
-def open_libero(task: Task) -> Libero:
+def open_libero(task: TaskSettings) -> Libero:
     """The environments that the settings describe."""
     options = task.options
     assert isinstance(options, LiberoOptions)
@@ -220,8 +220,9 @@ class _Worker:
         self._pipe.close()
 
 
-def _serve(pipe: Connection, slot: int, suite: str, image_size: int, rendering: Rendering, name: str,
-           shape: tuple[int, ...]) -> None:  # fmt: skip
+def _serve(
+    pipe: Connection, slot: int, suite: str, image_size: int, rendering: Rendering, name: str, shape: tuple[int, ...]
+) -> None:
     """The far end: answers one question after another until told to close."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}  # a core each: no threads of the renderer's own
@@ -309,9 +310,15 @@ class _Environment:
         random.seed(0)
         draws = self.rendering != "none"
         env = ControlEnv(
-            bddl_file_name=str(found.scene), camera_names=[CAMERA], horizon=10**9, camera_heights=self.image_size,
-            camera_widths=self.image_size, use_camera_obs=draws, has_offscreen_renderer=draws, has_renderer=False,
-        )  # fmt: skip
+            bddl_file_name=str(found.scene),
+            camera_names=[CAMERA],
+            horizon=10**9,
+            camera_heights=self.image_size,
+            camera_widths=self.image_size,
+            use_camera_obs=draws,
+            has_offscreen_renderer=draws,
+            has_renderer=False,
+        )
         env.seed(0)
         env.reset()
         env.env.hard_reset = False  # from here on a reset keeps the model: 30 ms instead of 3 s

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.envs.splits import Split
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Observation
 
 STEP = 0.06  # table lengths moved by an action of 1
@@ -136,10 +136,17 @@ def _scenes(ids: Sequence[int], look: Look) -> Scenes:
         rows.append((place, block_size, pad_size, block_colour, pad_colour, grey, rng.uniform(0, 1, 3), int(i) % 4))
     column = [torch.from_numpy(np.stack(values).astype(np.float32)) for values in list(zip(*rows, strict=True))[:7]]
     return Scenes(
-        gripper=column[0][:, 0], blocks=column[0][:, 1:3], pads=column[0][:, 3:5], block_size=column[1],
-        pad_size=column[2], block_colour=column[3], pad_colour=column[4], table_colour=column[5], shade=column[6],
+        gripper=column[0][:, 0],
+        blocks=column[0][:, 1:3],
+        pads=column[0][:, 3:5],
+        block_size=column[1],
+        pad_size=column[2],
+        block_colour=column[3],
+        pad_colour=column[4],
+        table_colour=column[5],
+        shade=column[6],
         task=torch.tensor([row[7] for row in rows]),
-    )  # fmt: skip
+    )
 
 
 Part = tuple[tuple[Tensor | float, float], tuple[Tensor, Tensor], Tensor]  # offset, half sizes, colour
@@ -271,6 +278,6 @@ class Tabletop:
         canvas.scatter_(1, index, patch.round().to(torch.uint8))
 
 
-def open_tabletop(task: Task) -> Tabletop:
+def open_tabletop(task: TaskSettings) -> Tabletop:
     """The environment that the settings describe."""
     return Tabletop(image_size=task.image_size)

@@ -49,11 +49,7 @@ class Replayed:
 
 
 def watch(
-    world_model: WorldModel,
-    reward: RewardModel,
-    episodes: Sequence[Episode],
-    *,
-    generator: torch.Generator,
+    world_model: WorldModel, reward: RewardModel, episodes: Sequence[Episode], *, generator: torch.Generator
 ) -> Replayed:
     """Dream the episodes' own actions from their first frames, and let the reward model watch."""
     dreams, rule = replay(world_model, episodes, generator=generator), reward.success_rule

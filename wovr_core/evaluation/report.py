@@ -28,9 +28,12 @@ SPACE = "\N{NO-BREAK SPACE}"
 def render(story: Story) -> str:
     """The page. Everything that came from an artifact is escaped."""
     room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     room.filters |= {
         "percent": percent,
         "about": about,
@@ -41,12 +44,17 @@ def render(story: Story) -> str:
         "count": "{:,}".format,
     }
     return room.get_template("report.html.j2").render(
-        s=story, c=story.comparison, headline=headline(story), figures=figures(story), rounds=by_round(story),
-        uninformative=[share_uninformative(phase) for phase in story.phases], rules=gallery(story),
+        s=story,
+        c=story.comparison,
+        headline=headline(story),
+        figures=figures(story),
+        rounds=by_round(story),
+        uninformative=[share_uninformative(phase) for phase in story.phases],
+        rules=gallery(story),
         names=[phase_name(phase.round) for phase in story.phases],
         collections=[(s.collected, s.held_out) for s in story.phases[:1]] + [(s.real, s.held_out) for s in story.looks],
         imagined_frames=sum(phase.imagined_frames for phase in story.phases),
-    )  # fmt: skip
+    )
 
 
 def headline(story: Story) -> tuple[str, str]:
@@ -77,10 +85,17 @@ def headline(story: Story) -> tuple[str, str]:
 
 def figures(story: Story) -> dict[str, Any]:
     return {
-        "rates": rates(story), "difference": difference(story), "tasks": tasks(story), "progress": progress(story),
-        "fidelity": [fidelity(phase) for phase in story.phases], "agreement": agreement(story),
-        "contact": contact(story), "outcomes": outcomes(story), "groups": groups(story), "waste": waste(story),
-    }  # fmt: skip
+        "rates": rates(story),
+        "difference": difference(story),
+        "tasks": tasks(story),
+        "progress": progress(story),
+        "fidelity": [fidelity(phase) for phase in story.phases],
+        "agreement": agreement(story),
+        "contact": contact(story),
+        "outcomes": outcomes(story),
+        "groups": groups(story),
+        "waste": waste(story),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ the verdict
@@ -204,9 +219,11 @@ def fidelity(phase: Phase) -> Markup:
     ]
     values = [value for line, _ in series for _, value in line]
     chart = Chart(
-        depth_axis([row.depth for row in rows]), Axis.around([*values, min(values) - 1], "PSNR", "{:g} dB".format),
-        "Error of the dream by depth", left=62,
-    )  # fmt: skip
+        depth_axis([row.depth for row in rows]),
+        Axis.around([*values, min(values) - 1], "PSNR", "{:g} dB".format),
+        "Error of the dream by depth",
+        left=62,
+    )
     for line, kind in reversed(series):
         chart.line(line, kind, dots=4)
     return chart.svg()
@@ -263,14 +280,18 @@ def groups(story: Story) -> Markup:
     size = story.phases[-1].group_size
     counts = Counter(
         round(rate * phase.group_size)
-        for phase in story.phases if phase.group_size == size for update in phase.updates for rate in update.group_rates
-    )  # fmt: skip
+        for phase in story.phases
+        if phase.group_size == size
+        for update in phase.updates
+        for rate in update.group_rates
+    )
     total = max(1, counts.total())
     top = max(counts.values(), default=1) / total
     chart = Chart(
         Axis(-0.6, size + 0.6, range(size + 1), f"members of a group of {size} that succeeded"),
-        Axis.around([0, top], "groups", about), "How many members of a group succeeded",
-    )  # fmt: skip
+        Axis.around([0, top], "groups", about),
+        "How many members of a group succeeded",
+    )
     for wins in range(size + 1):
         part = counts[wins] / total
         informative = is_informative(wins / size, story.phases[-1].informative)
@@ -300,11 +321,13 @@ def gallery(story: Story) -> list[tuple[str, str, int, list[Thumbnail]]]:
     found = story.phases[-1].keyframes
     return [
         (
-            name.replace("_", " "), " ".join((rule.__doc__ or "").split()), found.get(name, 0),
+            name.replace("_", " "),
+            " ".join((rule.__doc__ or "").split()),
+            found.get(name, 0),
             [thumbnail for thumbnail in story.thumbnails if thumbnail.rule == name],
         )
         for name, rule in RULES.items()
-    ]  # fmt: skip
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ small words

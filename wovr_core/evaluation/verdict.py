@@ -39,9 +39,16 @@ def compare(
     half = z * ((plus + minus) - (plus - minus) ** 2 / total) ** 0.5 / total
     p_value = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
     return Comparison(
-        candidate=rates[0], baseline=rates[1], gained=gained, lost=lost, difference=(gained - lost) / n,
-        low=middle - half, high=middle + half, p_value=p_value, confidence=confidence,
-    )  # fmt: skip
+        candidate=rates[0],
+        baseline=rates[1],
+        gained=gained,
+        lost=lost,
+        difference=(gained - lost) / n,
+        low=middle - half,
+        high=middle + half,
+        p_value=p_value,
+        confidence=confidence,
+    )
 
 
 EXPLOITED = 0.15  # imagined success of one update, 12 starts dreamt 8 times, is off by 5 points; a gain by 7
@@ -75,8 +82,10 @@ def decide(
     if c.low > minimum_gain and (champion is None or champion.low > minimum_gain):
         return Verdict(True, reason)
     if imagined is not None and exploits(c, imagined):
-        dreamt, real = (" to ".join(f"{100 * share:.0f} %" for share in pair)
-                        for pair in (imagined, (c.baseline.value, c.candidate.value)))  # fmt: skip
+        dreamt, real = (
+            " to ".join(f"{100 * share:.0f} %" for share in pair)
+            for pair in (imagined, (c.baseline.value, c.candidate.value))
+        )
         return Verdict(
             False,
             f"In dreams the policy went from {dreamt}, in reality from {real}: "

@@ -11,7 +11,7 @@ from wovr_core.chunk import CHUNK
 from wovr_core.grpo.advantages import group_advantages, informative_groups, returns
 from wovr_core.imagination.rollout import Rollouts, dream, together
 from wovr_core.protocols import BrokenDreamError, Policy, Simulator
-from wovr_core.settings import Grpo
+from wovr_core.settings import GrpoSettings
 from wovr_core.trajectory import InitState
 
 
@@ -48,12 +48,7 @@ class Harvest:
 
 
 def harvest(
-    policy: Policy,
-    simulator: Simulator,
-    pool: StartPool,
-    cfg: Grpo,
-    *,
-    generator: torch.Generator,
+    policy: Policy, simulator: Simulator, pool: StartPool, cfg: GrpoSettings, *, generator: torch.Generator
 ) -> Harvest | None:
     """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is.
 
@@ -68,9 +63,7 @@ def harvest(
     for _ in range(cfg.max_draws):
         starts = pool.draw(cfg.num_groups, cfg.kir_ratio, generator=generator)
         members = [start for start in starts for _ in range(cfg.group_size)]
-        dreams = dream(
-            policy, simulator, members, temperature=cfg.temperature, generator=generator, mask=cfg.mask
-        )  # fmt: skip
+        dreams = dream(policy, simulator, members, temperature=cfg.temperature, generator=generator, mask=cfg.mask)
         frames += int(dreams.valid.any(-1).sum()) * CHUNK
         success = dreams.success.unflatten(0, (-1, cfg.group_size))
         whole = ~dreams.broken.unflatten(0, (-1, cfg.group_size)).any(-1)
@@ -99,8 +92,12 @@ def harvest(
     if not parts:
         return None
     return Harvest(
-        dreams=together([dreams for dreams, _ in parts]), advantages=torch.cat([values for _, values in parts]),
-        group_rates=rates, kept=kept, broken=broken, imagined_frames=frames,
+        dreams=together([dreams for dreams, _ in parts]),
+        advantages=torch.cat([values for _, values in parts]),
+        group_rates=rates,
+        kept=kept,
+        broken=broken,
+        imagined_frames=frames,
         hallucinated=torch.cat(hallucinated).float().mean().item(),
         success=torch.stack(started).float().mean().item() if started else float("nan"),
-    )  # fmt: skip
+    )

@@ -12,7 +12,7 @@ from wovr_core.grpo.loss import kl_penalty, policy_loss
 from wovr_core.grpo.symmetry import with_mirrored
 from wovr_core.imagination.rollout import Rollouts
 from wovr_core.protocols import Policy
-from wovr_core.settings import Grpo
+from wovr_core.settings import GrpoSettings
 from wovr_core.trajectory import Observation
 
 
@@ -35,7 +35,7 @@ def update_policy(
     optimiser: torch.optim.Optimizer,
     dreams: Rollouts,
     advantages: Float[Tensor, " rollout"],
-    cfg: Grpo,
+    cfg: GrpoSettings,
     *,
     generator: torch.Generator,
     mirrors: Sequence[Mirror] = (),
@@ -61,9 +61,10 @@ def update_policy(
         parts = order.chunk(max(1, len(chunks) // cfg.minibatch))
         for rows, at in (part.unbind(1) for part in parts):
             seen = Observation(
-                frames=dreams.frames[rows, at], pose=dreams.pose[rows, at],
+                frames=dreams.frames[rows, at],
+                pose=dreams.pose[rows, at],
                 instructions=tuple(dreams.starts[row].instruction for row in rows.tolist()),
-            )  # fmt: skip
+            )
             tokens, old, valid = dreams.tokens[rows, at], dreams.log_prob[rows, at], dreams.valid[rows, at]
             chosen = valid & (rows < dreamt)[:, None]  # an image was not: it tells no divergence
             new = policy.log_prob(seen, tokens, temperature=cfg.temperature)

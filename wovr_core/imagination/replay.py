@@ -30,10 +30,16 @@ def init_state(episode: Episode, step: int, *, index: int, steps_left: int, rule
     before = torch.arange(step - MEMORY, step)
     actions = episode.actions[before.clamp(min=0)] * (before >= 0)[:, None]
     return InitState(
-        instruction=episode.instruction, reference=episode.frames[0], memory=episode.frames[frames], actions=actions,
-        pose=torch.cat([episode.pose[:1], episode.pose[frames]]), steps_left=steps_left, episode=index, step=step,
+        instruction=episode.instruction,
+        reference=episode.frames[0],
+        memory=episode.frames[frames],
+        actions=actions,
+        pose=torch.cat([episode.pose[:1], episode.pose[frames]]),
+        steps_left=steps_left,
+        episode=index,
+        step=step,
         rule=rule,
-    )  # fmt: skip
+    )
 
 
 def replay(
@@ -70,8 +76,10 @@ def replay(
             pose.append(torch.stack(path, 1))
     decoded = [start + chunk * CHUNK + frame + 1 for chunk in range(count) for frame in frames]
     return Replay(
-        instructions=tuple(e.instruction for e in episodes), imagined=torch.cat(imagined),
+        instructions=tuple(e.instruction for e in episodes),
+        imagined=torch.cat(imagined),
         real=torch.stack([e.frames[decoded] for e in episodes]),
         success=torch.stack([e.success[decoded] for e in episodes]),
-        first=torch.stack([e.frames[start] for e in episodes]), pose=torch.cat(pose),
-    )  # fmt: skip
+        first=torch.stack([e.frames[start] for e in episodes]),
+        pose=torch.cat(pose),
+    )

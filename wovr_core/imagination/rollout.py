@@ -163,9 +163,12 @@ def _dream(
             ends[:, judged] = (holds | lost) if mask else lost
             counted = valid_steps(ends) & whole[:, None]
         for name, values in (
-            ("frames", seen.frames), ("pose", seen.pose), ("tokens", decided.tokens),
-            ("log_prob", decided.log_prob), ("valid", counted),
-        ):  # fmt: skip
+            ("frames", seen.frames),
+            ("pose", seen.pose),
+            ("tokens", decided.tokens),
+            ("log_prob", decided.log_prob),
+            ("valid", counted),
+        ):
             columns[name].append(scatter(values))
         if not whole.any():
             break

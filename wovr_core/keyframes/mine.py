@@ -9,7 +9,7 @@ from wovr_core.artifacts.manifest import Facts
 from wovr_core.chunk import CHUNK
 from wovr_core.keyframes.rules import RULES, Evidence, nearest_success, thumbnails
 from wovr_core.protocols import RewardModel
-from wovr_core.settings import Keyframes, Task
+from wovr_core.settings import KeyframesSettings, TaskSettings
 from wovr_core.trajectory import Episode
 
 QUOTA = 400  # keyframes of one rule and of one task, at most: the loudest rule must not drown the others
@@ -27,8 +27,8 @@ class Keyframe(Facts):
 def mine(
     episodes: Sequence[Episode],
     reward: RewardModel,
-    cfg: Keyframes,
-    task: Task,
+    cfg: KeyframesSettings,
+    task: TaskSettings,
     *,
     per_rule: int = QUOTA,
     per_task: int = QUOTA,
@@ -87,7 +87,7 @@ def in_turn(proposals: Sequence[Keyframe]) -> list[Keyframe]:
     return [keyframe for _, keyframe in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def decision_before(step: int, task: Task, cfg: Keyframes) -> int:
+def decision_before(step: int, task: TaskSettings, cfg: KeyframesSettings) -> int:
     """The policy's last decision before a step, early enough that `min_steps_left` remain."""
     latest = (task.horizon - cfg.min_steps_left) // CHUNK * CHUNK
     return min(max(0, step - 1) // CHUNK * CHUNK, latest)

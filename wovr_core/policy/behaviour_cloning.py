@@ -14,7 +14,7 @@ from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Mirror
 from wovr_core.policy.action_chunks import to_tokens
 from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.settings import Policy as Settings
+from wovr_core.settings import PolicySettings
 from wovr_core.training.augmentation import in_turn, jitter, mirror_actions, mirror_frames, mirror_pose
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
@@ -64,7 +64,7 @@ class CloningData:
         return len(self.frames)
 
 
-def cloning_data(episodes: Sequence[Episode], cfg: Settings) -> CloningData:
+def cloning_data(episodes: Sequence[Episode], cfg: PolicySettings) -> CloningData:
     """Every `cfg.demonstration_stride`-th moment of real episodes."""
     stride = cfg.demonstration_stride
     return CloningData.concatenate(
@@ -84,7 +84,7 @@ def cloning_data(episodes: Sequence[Episode], cfg: Settings) -> CloningData:
 def clone(
     policy: TinyVLA,
     data: Sequence[CloningData],
-    cfg: Settings,
+    cfg: PolicySettings,
     *,
     steps: int,
     mirrors: Sequence[Mirror],

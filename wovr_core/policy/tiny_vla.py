@@ -103,10 +103,12 @@ class TinyVLA(nn.Module):
             self.register_buffer("pose_mean", torch.zeros(shape.pose_dim))
             self.register_buffer("pose_std", torch.ones(shape.pose_dim))
         self.head = nn.Sequential(
-            nn.Linear(self.trunk.width + shape.pose_dim, shape.hidden), nn.GELU(),
-            nn.Linear(shape.hidden, shape.hidden), nn.GELU(),
+            nn.Linear(self.trunk.width + shape.pose_dim, shape.hidden),
+            nn.GELU(),
+            nn.Linear(shape.hidden, shape.hidden),
+            nn.GELU(),
             nn.Linear(shape.hidden, shape.chunk * (2 * motions + 1)),
-        )  # fmt: skip
+        )
 
     def standardise(self, pose: Float[Tensor, "n p"]) -> None:
         """Read poses in units of how these, of the demonstrations, are spread."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wovr_core.protocols import RewardModel
-from wovr_core.settings import Reward
+from wovr_core.settings import RewardSettings
 from wovr_core.success_rule import SuccessRule
 
 SLACK = 0.03  # of F1
@@ -86,7 +86,7 @@ def threshold_for_recall(score: Float[Tensor, " rollout"], recall: float) -> flo
     return float(torch.nextafter(highest, torch.ones(())))
 
 
-def uncalibrated_rule(cfg: Reward) -> SuccessRule:
+def uncalibrated_rule(cfg: RewardSettings) -> SuccessRule:
     """Which frames are judged, before any threshold is set: with this one nothing but certainty is a success."""
     return SuccessRule(threshold=1.0, stride=cfg.stride, hysteresis=cfg.hysteresis)
 
@@ -105,7 +105,7 @@ def calibrate_on_replays(
     probability: Float[Tensor, "replay judged"],
     score: Float[Tensor, "replay judged"] | None,
     real: Bool[Tensor, " replay"],
-    cfg: Reward,
+    cfg: RewardSettings,
     *,
     episodes: int,
     newest: int,

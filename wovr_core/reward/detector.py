@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.embodiment import Mirror
-from wovr_core.settings import Reward
+from wovr_core.settings import RewardSettings
 from wovr_core.training.augmentation import in_turn, mirror_frames
 from wovr_core.training.loop import train
 from wovr_core.training.precision import autocast
@@ -67,7 +67,7 @@ def fit_detector(
     imagined: UInt8[Tensor, "b t 3 h w"],
     references: UInt8[Tensor, "b 3 h w"],
     label: Bool[Tensor, "b t"],
-    cfg: Reward,
+    cfg: RewardSettings,
     *,
     mirrors: Sequence[Mirror],
     generator: torch.Generator,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from wovr_core.embodiment import Mirror
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.settings import Reward
+from wovr_core.settings import RewardSettings
 from wovr_core.training.augmentation import in_turn, jitter, mirror_frames
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
@@ -78,7 +78,7 @@ class BalancedSampler:
 def fit(
     classifier: SuccessClassifier,
     sources: Sequence[LabelledFrames],
-    cfg: Reward,
+    cfg: RewardSettings,
     *,
     steps: int,
     name: str,

@@ -10,7 +10,7 @@ from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split, SplitError
 from wovr_core.evaluation.success import policy_decides, run_trials, success_rate
 from wovr_core.settings import RETRAINING_STATES as STATES
-from wovr_core.settings import ROUND_STATES, Collect, Task
+from wovr_core.settings import ROUND_STATES, CollectSettings, TaskSettings
 from wovr_core.steps.environment import open_environment
 from wovr_core.steps.models import open_episodes, open_policy
 from wovr_core.training.progress import counting
@@ -35,7 +35,7 @@ def first_state(round: int, *, count: int) -> int:
 
 
 def collect_episodes(
-    cfg: Collect, task: Task, *, policy: Path, out: Path, round: int = 0, shard: int | None = None
+    cfg: CollectSettings, task: TaskSettings, *, policy: Path, out: Path, round: int = 0, shard: int | None = None
 ) -> Manifest:
     """Episodes to train on, and fewer that nothing is ever trained on. Every round takes new initial states.
 
@@ -65,14 +65,14 @@ def collect_episodes(
     return draft.manifest
 
 
-def merge_episodes(cfg: Collect, *, policy: Path, parts: Sequence[Path], out: Path) -> Manifest:
+def merge_episodes(cfg: CollectSettings, *, policy: Path, parts: Sequence[Path], out: Path) -> Manifest:
     """The shards of a collection as one, whichever was finished first."""
     manifests = [read_manifest(part, Kind.EPISODES) for part in parts]
     shards = [manifest.branch("shard", int, part) for manifest, part in zip(manifests, parts, strict=True)]
     if sorted(shards) != list(range(cfg.shards)):
         raise ArtifactError(f"collect: there are {cfg.shards} shards to put together, got those numbered {shards}")
     by_shard = [part for _, part in sorted(zip(shards, parts, strict=True))]
-    task, round = manifests[0].branch("task", Task, parts[0]), manifests[0].branch("round", int, parts[0])
+    task, round = manifests[0].branch("task", TaskSettings, parts[0]), manifests[0].branch("round", int, parts[0])
     settings, *others = ({k: v for k, v in made.settings.items() if k != "shard"} for made in manifests)
     if any(other != settings for other in others):
         raise ArtifactError("collect: the shards were collected with different settings: give those of one collection")
@@ -84,12 +84,15 @@ def merge_episodes(cfg: Collect, *, policy: Path, parts: Sequence[Path], out: Pa
     return draft.manifest
 
 
-def _write(draft: Draft, episodes: list[Episode], task: Task, *, round: int) -> None:
+def _write(draft: Draft, episodes: list[Episode], task: TaskSettings, *, round: int) -> None:
     """The episodes of a policy, and what they came to."""
     source, policy = f"{task.environment}, round {round}", draft.made_from["policy"]
     write_episodes(draft.folder, episodes, source=source, policy_digest=policy, fps=task.embodiment.fps)
     rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
     draft.summary |= {
-        "episodes": len(episodes), "successes": rate.successes, "success_rate": rate.value,
-        "interval": [rate.low, rate.high], "round": round,
-    }  # fmt: skip
+        "episodes": len(episodes),
+        "successes": rate.successes,
+        "success_rate": rate.value,
+        "interval": [rate.low, rate.high],
+        "round": round,
+    }

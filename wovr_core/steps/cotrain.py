@@ -11,7 +11,7 @@ from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.imagination.replay import replay
 from wovr_core.policy.behaviour_cloning import CloningData, clone, cloning_data
 from wovr_core.protocols import WorldModel
-from wovr_core.settings import Grpo, Policy, Task
+from wovr_core.settings import GrpoSettings, PolicySettings, TaskSettings
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import open_episodes, open_policy, save_policy
 from wovr_core.training.checkpoint import scratch
@@ -19,7 +19,14 @@ from wovr_core.trajectory import Episode
 
 
 def cotrain_policy(
-    cfg: Policy, grpo: Grpo, task: Task, *, policy: Path, demonstrations: Path, world_model: Path, out: Path
+    cfg: PolicySettings,
+    grpo: GrpoSettings,
+    task: TaskSettings,
+    *,
+    policy: Path,
+    demonstrations: Path,
+    world_model: Path,
+    out: Path,
 ) -> Manifest:
     """Clone on, half from the demonstrations and half from dreams of them, so that a dream's pictures are known too.
 
@@ -40,19 +47,26 @@ def cotrain_policy(
     ):
         data = [cloning_data(shown, cfg), dreamt_data(dreamer, shown, cfg, generator=generator)]
         losses = clone(
-            actor, data, cfg, steps=grpo.cotrain_steps, mirrors=task.embodiment.mirrors, generator=generator,
-            name="cotrain", checkpoint=kept / "checkpoint.safetensors",
-        )  # fmt: skip
+            actor,
+            data,
+            cfg,
+            steps=grpo.cotrain_steps,
+            mirrors=task.embodiment.mirrors,
+            generator=generator,
+            name="cotrain",
+            checkpoint=kept / "checkpoint.safetensors",
+        )
         save_policy(draft.folder, actor)
         draft.summary |= {
-            "real_moments": len(data[0]), "dreamt_moments": len(data[1]),
+            "real_moments": len(data[0]),
+            "dreamt_moments": len(data[1]),
             "loss": round(losses[-1], 4) if losses else None,
-        }  # fmt: skip
+        }
     return draft.manifest
 
 
 def dreamt_data(
-    world_model: WorldModel, episodes: Sequence[Episode], cfg: Policy, *, generator: torch.Generator
+    world_model: WorldModel, episodes: Sequence[Episode], cfg: PolicySettings, *, generator: torch.Generator
 ) -> CloningData:
     """The episodes as they are dreamt, at the last frames of every chunk: there a dream knows where its arm is."""
     dreamt = replay(world_model, episodes, generator=generator)

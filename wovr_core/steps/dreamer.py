@@ -16,8 +16,7 @@ from wovr_core.artifacts import (
     save_weights,
 )
 from wovr_core.imagination.simulator import LearnedSimulator
-from wovr_core.settings import Task
-from wovr_core.settings import WorldModel as WorldModelSettings
+from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.steps.models import open_detector, open_reward, refuse_misfit
 from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import tiny_autoencoder
@@ -26,7 +25,7 @@ from wovr_core.world_model.model import DiffusionWorldModel
 PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
 
 
-def new_world_model(cfg: WorldModelSettings, task: Task) -> DiffusionWorldModel:
+def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> DiffusionWorldModel:
     """Untrained, or the backbone shipped with the package: codec, transformer and action statistics."""
     model = _empty(cfg, action_dim=task.embodiment.action_dim, pose_dim=task.embodiment.pose_dim)
     if cfg.pretrained == "none":
@@ -68,14 +67,14 @@ def save_world_model(folder: Path, model: DiffusionWorldModel) -> None:
     save_weights(folder, "world_model", model.state_dict())
 
 
-def open_world_model(path: Path, task: Task | None = None, *, dreaming: bool = True) -> DiffusionWorldModel:
+def open_world_model(path: Path, task: TaskSettings | None = None, *, dreaming: bool = True) -> DiffusionWorldModel:
     """The world model of an artifact; for dreaming, in the precision it is to dream in."""
     manifest = read_manifest(path, Kind.WORLD_MODEL)
     cfg, weights = load_json(path, "world_model", WorldModelSettings), load_weights(path, "world_model")
     sizes = {"action_dim": len(_row(weights, "q01", path)), "pose_dim": len(_row(weights, "reach", path))}
     refuse_misfit("world model", path, sizes, task)
     if "task" in manifest.settings:  # the weights do not tell how large the pictures were
-        refuse_misfit("world model", path, {"image_size": manifest.branch("task", Task, path).image_size}, task)
+        refuse_misfit("world model", path, {"image_size": manifest.branch("task", TaskSettings, path).image_size}, task)
     model = module_of(weights, lambda: _empty(cfg, **sizes), path)
     return for_dreaming(model) if dreaming else model
 
@@ -89,7 +88,7 @@ def _row(weights: dict[str, Tensor], statistic: str, path: Path) -> Tensor:
 
 
 def open_simulator(
-    world_model: Path, reward: Path, task: Task | None = None, *, detector: bool = True
+    world_model: Path, reward: Path, task: TaskSettings | None = None, *, detector: bool = True
 ) -> LearnedSimulator:
     """What a policy dreams in: the world model of one artifact, reward model and detector of another."""
     dreams, sees_success = open_world_model(world_model, task), open_reward(reward, task)

@@ -7,11 +7,11 @@ import torch
 
 from wovr_core.embodiment import EmbodimentError
 from wovr_core.protocols import Decide, Env
-from wovr_core.settings import Policy, Task
+from wovr_core.settings import PolicySettings, TaskSettings
 
 
 @contextmanager
-def open_environment(task: Task) -> Iterator[Env]:
+def open_environment(task: TaskSettings) -> Iterator[Env]:
     """The environment, for as long as it is needed."""
     embodiment = task.embodiment
     env = embodiment.function(embodiment.open)(task)
@@ -21,7 +21,7 @@ def open_environment(task: Task) -> Iterator[Env]:
         env.close()
 
 
-def demonstrator(env: Env, cfg: Policy, task: Task, *, generator: torch.Generator) -> Decide:
+def demonstrator(env: Env, cfg: PolicySettings, task: TaskSettings, *, generator: torch.Generator) -> Decide:
     """Who shows how it is done; it looks at the simulator's state, as nothing that learns may."""
     embodiment = task.embodiment
     if embodiment.demonstrate is None:

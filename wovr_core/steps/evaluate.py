@@ -23,7 +23,7 @@ from wovr_core.evaluation.success import TrialResults, policy_decides, run_trial
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Env
-from wovr_core.settings import Evaluate, Promote, Task
+from wovr_core.settings import EvaluateSettings, PromoteSettings, TaskSettings
 from wovr_core.steps.environment import open_environment
 from wovr_core.steps.facts import EvaluateFacts, ImaginedFacts, PolicyFacts, Trial
 from wovr_core.steps.models import open_policy
@@ -33,8 +33,8 @@ SEED = 77  # of the evaluation itself: the same for every candidate, whatever th
 
 
 def evaluate_policies(
-    cfg: Evaluate,
-    task: Task,
+    cfg: EvaluateSettings,
+    task: TaskSettings,
     *,
     candidate: Path,
     baseline: Path,
@@ -100,7 +100,7 @@ def evaluate_policies(
     return draft.manifest
 
 
-def _open_champion(path: Path, task: Task) -> TinyVLA:
+def _open_champion(path: Path, task: TaskSettings) -> TinyVLA:
     try:
         return open_policy(path, task)
     except ArtifactError as error:
@@ -110,7 +110,9 @@ def _open_champion(path: Path, task: Task) -> TinyVLA:
         ) from error
 
 
-def trials(policy: TinyVLA, cfg: Evaluate, task: Task, ids: range, *, env: Env, watch: Advance) -> TrialResults:
+def trials(
+    policy: TinyVLA, cfg: EvaluateSettings, task: TaskSettings, ids: range, *, env: Env, watch: Advance
+) -> TrialResults:
     """Did the policy reach the goal from each initial state, and what was it told?"""
     generator = torch.Generator().manual_seed(SEED)
     decider = policy_decides(policy, temperature=cfg.temperature, generator=generator)
@@ -145,7 +147,7 @@ def _update_of(snapshot: Path) -> int:
     return int(number)
 
 
-def judge(cfg: Promote, *, evaluation: Path, out: Path) -> Manifest:
+def judge(cfg: PromoteSettings, *, evaluation: Path, out: Path) -> Manifest:
     """Promote or hold. Holding is a result, not a failure."""
     manifest = read_manifest(evaluation, Kind.EVALUATION)
     rows = load_table(evaluation, "trials", Trial)

@@ -22,7 +22,7 @@ from wovr_core.artifacts.names import file_name
 from wovr_core.artifacts.npy import read_npy
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import success_rate
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Episode
 
 FIRST = 900_000  # initial state of the split's from which imported episodes are numbered: no run begins there
@@ -56,9 +56,12 @@ def import_episodes(
     files = files_in(sources)
     names = [os.fsencode(file.name).decode(errors="replace") for file in files]  # they need not be UTF-8
     settings = {
-        "steps": steps, "image_size": image_size, "files": names, "pictures": "upright",
+        "steps": steps,
+        "image_size": image_size,
+        "files": names,
+        "pictures": "upright",
         "conventions": vars(conventions),
-    }  # fmt: skip
+    }
     with writing(out, Kind.EPISODES, settings=settings) as draft:
         imported = [one for file in files for one in _read(file, conventions)]
         _refuse_unlike(imported, image_size)
@@ -70,21 +73,27 @@ def import_episodes(
         write_episodes(draft.folder, numbered, source="imported", policy_digest="unknown", fps=fps)
         rate = success_rate(sum(episode.succeeded for episode in numbered), len(numbered))
         draft.summary |= {
-            "episodes": len(numbered), "split": split.name.lower(), "files": len(files),
+            "episodes": len(numbered),
+            "split": split.name.lower(),
+            "files": len(files),
             "instructions": dict(Counter(episode.instruction for episode in numbered)),
-            "successes": rate.successes, "success_rate": rate.value,
-            "interval": [rate.low, rate.high], "failures": len(numbered) - rate.successes,
+            "successes": rate.successes,
+            "success_rate": rate.value,
+            "interval": [rate.low, rate.high],
+            "failures": len(numbered) - rate.successes,
             "cut": sum(len(one.episode.actions) > steps for one in imported),
             "successes_cut_off": sum(one.episode.succeeded for one in imported) - rate.successes,
             "success_rules": dict(Counter(one.success_rule for one in imported)),
             "masks": dict(Counter(mask for one in imported for mask in one.masks)),
-            "pictures_in_files": dict(Counter(one.pictures for one in imported)), "pictures": "upright",
+            "pictures_in_files": dict(Counter(one.pictures for one in imported)),
+            "pictures": "upright",
             "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
             "actions_from": _rounded(torch.stack([one.episode.actions.amin(0) for one in imported]).amin(0)),
             "actions_to": _rounded(torch.stack([one.episode.actions.amax(0) for one in imported]).amax(0)),
-            "action_dim": numbered[0].actions.shape[1], "pose_dim": numbered[0].pose.shape[1],
+            "action_dim": numbered[0].actions.shape[1],
+            "pose_dim": numbered[0].pose.shape[1],
             "picture_size": list(numbered[0].frames.shape[-2:]),
-        }  # fmt: skip
+        }
     return draft.manifest
 
 
@@ -122,7 +131,7 @@ def _check_memory(count: int, steps: int, size: int) -> None:
 def _check_task(what: str, **values: int) -> None:
     """Refuse what no task can have, by the task's own bounds."""
     try:
-        Task.model_validate(values)
+        TaskSettings.model_validate(values)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ArtifactError(f"{what} fits no task: {reason}") from error
@@ -216,9 +225,12 @@ def lasting(episode: Episode, steps: int) -> Episode:
         return torch.cat([first, first[-1:].expand(missing, *first.shape[1:])])
 
     return replace(
-        episode, actions=torch.cat([taken, rest]), frames=longer(episode.frames), pose=longer(episode.pose),
+        episode,
+        actions=torch.cat([taken, rest]),
+        frames=longer(episode.frames),
+        pose=longer(episode.pose),
         success=longer(episode.success),
-    )  # fmt: skip
+    )
 
 
 def at_size(episode: Episode, size: int | None) -> Episode:

@@ -12,7 +12,7 @@ from wovr_core.artifacts.manifest import Facts
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.success import Rate
 from wovr_core.reward.calibrate import Agreement
-from wovr_core.settings import Evaluate
+from wovr_core.settings import EvaluateSettings
 from wovr_core.success_rule import SuccessRule
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -186,7 +186,7 @@ class ChampionFacts(Facts):
 class EvaluateFacts(Facts):
     """Of the settings of an evaluation, which need not be one of ours."""
 
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Evaluate().confidence
+    confidence: Annotated[float, Field(gt=0, lt=1)] = EvaluateSettings().confidence
 
 
 class VerdictFacts(Facts):

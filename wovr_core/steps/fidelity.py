@@ -22,7 +22,7 @@ from wovr_core.evaluation.fidelity import outcomes, psnr
 from wovr_core.evaluation.official import Official
 from wovr_core.evaluation.perceptual import Extractor, flolpips, frechet, lpips, motion_features
 from wovr_core.imagination.replay import replay
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import open_episodes, open_reward
 from wovr_core.training.progress import counting
@@ -66,7 +66,7 @@ def measure_fidelity(
     held_out = open_episodes(episodes).held_out[:limit]
     if len(held_out) < FEWEST:
         raise ArtifactError(f"fidelity: {len(held_out)} held-out episodes are too few to compare sets: give {FEWEST}")
-    task = read_manifest(world_model, Kind.WORLD_MODEL).branch("task", Task, world_model)
+    task = read_manifest(world_model, Kind.WORLD_MODEL).branch("task", TaskSettings, world_model)
     task = task.model_copy(update={"horizon": len(held_out[0].actions)})  # a dream may be longer than it learnt from
     check_episodes_fit(held_out, task, ", ".join(map(str, episodes)))
     reward_model = None if reward is None else open_reward(reward, task)
@@ -79,11 +79,16 @@ def measure_fidelity(
             rows += look(extractor, shown.real, shown.imagined, shown.first, depth, published)
             watch()
     facts: dict[str, object] = {
-        "n": len(held_out), "seed": seed, "date": date.today().isoformat(), "code_version": code_version(),
-        "world_model": digest_at(world_model), "episodes": [digest_at(path) for path in episodes],
-        "extractor": {"name": extractor.name, "sha256": extractor.digest}, "official": published.digests,
+        "n": len(held_out),
+        "seed": seed,
+        "date": date.today().isoformat(),
+        "code_version": code_version(),
+        "world_model": digest_at(world_model),
+        "episodes": [digest_at(path) for path in episodes],
+        "extractor": {"name": extractor.name, "sha256": extractor.digest},
+        "official": published.digests,
         "looks": [asdict(row) for row in rows],
-    }  # fmt: skip
+    }
     if reward is not None and reward_model is not None:
         facts |= {"reward": digest_at(reward), "outcomes": outcomes(reward_model, shown).summary()}
     out.mkdir(parents=True, exist_ok=True)
@@ -134,11 +139,15 @@ def look(
             flowing = float(torch.stack([flolpips(extractor, *pair) for pair in zip(seen, truth, strict=True)]).mean())
         rows.append(
             Look(
-                depth, who, psnr=float(psnr(seen[:, -1], truth[:, -1]).mean()), ssim=_ssim(seen[:, -1], truth[:, -1]),
-                lpips=float(lpips(extractor(seen[:, -1].contiguous()), last).mean()), flolpips=flowing,
+                depth,
+                who,
+                psnr=float(psnr(seen[:, -1], truth[:, -1]).mean()),
+                ssim=_ssim(seen[:, -1], truth[:, -1]),
+                lpips=float(lpips(extractor(seen[:, -1].contiguous()), last).mean()),
+                flolpips=flowing,
                 **sets,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -166,11 +175,14 @@ def as_markdown(facts: dict[str, object], rows: Sequence[Look]) -> str:
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for depth in sorted({row.depth for row in rows}):
         cells = [
-            cell(depth, lambda row: row.psnr, ".1f"), cell(depth, lambda row: row.ssim, ".3f"),
-            cell(depth, lambda row: row.lpips, ".4f"), cell(depth, lambda row: row.flolpips, ".4f"),
-            cell(depth, lambda row: row.fid, ".2f"), cell(depth, lambda row: row.fvd, ".2f"),
+            cell(depth, lambda row: row.psnr, ".1f"),
+            cell(depth, lambda row: row.ssim, ".3f"),
+            cell(depth, lambda row: row.lpips, ".4f"),
+            cell(depth, lambda row: row.flolpips, ".4f"),
+            cell(depth, lambda row: row.fid, ".2f"),
+            cell(depth, lambda row: row.fvd, ".2f"),
             *(cell(depth, pick, ".4g") for pick in published),
-        ]  # fmt: skip
+        ]
         lines.append(f"| {depth} | " + " | ".join(cells) + " |")
     lines += [
         "",

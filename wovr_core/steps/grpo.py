@@ -20,17 +20,10 @@ from wovr_core.imagination.replay import init_state
 from wovr_core.keyframes.mine import Keyframe
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
-from wovr_core.settings import Grpo, Task
+from wovr_core.settings import GrpoSettings, TaskSettings
 from wovr_core.steps.dreamer import open_simulator
 from wovr_core.steps.facts import PolicyFacts
-from wovr_core.steps.models import (
-    RealData,
-    load_keyframes,
-    named,
-    open_episodes,
-    open_policy,
-    save_policy,
-)
+from wovr_core.steps.models import RealData, load_keyframes, named, open_episodes, open_policy, save_policy
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
 from wovr_core.training.loop import TrainingError
 from wovr_core.training.progress import counting
@@ -38,8 +31,8 @@ from wovr_core.trajectory import InitState
 
 
 def improve_policy(
-    cfg: Grpo,
-    task: Task,
+    cfg: GrpoSettings,
+    task: TaskSettings,
     *,
     policy: Path,
     world_model: Path,
@@ -103,7 +96,7 @@ def improve_policy(
 class Learner:
     """A policy, and all that it takes to improve it in dreams."""
 
-    cfg: Grpo
+    cfg: GrpoSettings
     policy: TinyVLA
     simulator: Simulator
     pool: StartPool
@@ -187,7 +180,7 @@ def metrics_of(record: UpdateRecord, *, seconds: float) -> dict[str, float]:
     return {f"grpo/{name}": float(value) for name, value in numbers.items()}
 
 
-def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
+def check_something_to_learn(data: RealData, cfg: GrpoSettings) -> None:
     """A policy that never or always succeeds gives groups that all agree: say so before an hour is spent."""
     low, high = cfg.base_success
     if not low <= data.success_rate <= high:
@@ -201,7 +194,7 @@ def check_something_to_learn(data: RealData, cfg: Grpo) -> None:
         )
 
 
-def start_pool(data: RealData, keyframes: Sequence[Keyframe], cfg: Grpo, task: Task) -> StartPool:
+def start_pool(data: RealData, keyframes: Sequence[Keyframe], cfg: GrpoSettings, task: TaskSettings) -> StartPool:
     """Init states of the dreams; those at keyframes are short."""
     initial = [
         init_state(episode, 0, index=i, steps_left=task.horizon, rule="initial")
@@ -210,6 +203,6 @@ def start_pool(data: RealData, keyframes: Sequence[Keyframe], cfg: Grpo, task: T
     return StartPool(initial, [keyframe_start(data, row, cfg, task) for row in keyframes])
 
 
-def keyframe_start(data: RealData, row: Keyframe, cfg: Grpo, task: Task) -> InitState:
+def keyframe_start(data: RealData, row: Keyframe, cfg: GrpoSettings, task: TaskSettings) -> InitState:
     left = min(task.horizon - row.step, cfg.keyframe_horizon) // CHUNK * CHUNK
     return init_state(data.episodes[row.episode], row.step, index=row.episode, steps_left=left, rule=row.rule)

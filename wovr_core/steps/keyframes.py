@@ -6,11 +6,13 @@ from pathlib import Path
 
 from wovr_core.artifacts import Kind, Manifest, save_table, writing
 from wovr_core.keyframes.mine import mine
-from wovr_core.settings import Keyframes, Task
+from wovr_core.settings import KeyframesSettings, TaskSettings
 from wovr_core.steps.models import named, open_episodes, open_reward
 
 
-def mine_keyframes(cfg: Keyframes, task: Task, *, episodes: Sequence[Path], reward: Path, out: Path) -> Manifest:
+def mine_keyframes(
+    cfg: KeyframesSettings, task: TaskSettings, *, episodes: Sequence[Path], reward: Path, out: Path
+) -> Manifest:
     """References (episode, step, rule, score) into the newest collection: the failures of the policy as it is now."""
     newest, reward_model = open_episodes(episodes[-1:], task).episodes, open_reward(reward, task)
     before = sum(len(open_episodes([path], task).episodes) for path in episodes[:-1])

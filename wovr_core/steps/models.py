@@ -27,14 +27,14 @@ from wovr_core.keyframes.mine import Keyframe
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
-from wovr_core.settings import Task
+from wovr_core.settings import TaskSettings
 from wovr_core.steps.facts import Calibration, DetectorCalibration
 from wovr_core.trajectory import Episode
 
 FOR_TRAINING = (Split.DEMONSTRATION, Split.COLLECTION)
 
 
-def refuse_misfit(what: str, path: Path, sizes: Mapping[str, int], task: Task | None) -> None:
+def refuse_misfit(what: str, path: Path, sizes: Mapping[str, int], task: TaskSettings | None) -> None:
     """A model of other sizes than the task's would fail deep inside of a step, or quietly do nonsense.
 
     No task is known to a server, which answers whoever has one.
@@ -61,7 +61,7 @@ def save_policy(folder: Path, policy: TinyVLA) -> None:
     save_weights(folder, "policy", policy.state_dict())
 
 
-def open_policy(path: Path, task: Task | None = None, *, weights: str = "policy") -> TinyVLA:
+def open_policy(path: Path, task: TaskSettings | None = None, *, weights: str = "policy") -> TinyVLA:
     """The policy of an artifact, or one of its snapshots."""
     read_manifest(path, Kind.POLICY)
     shape = load_json(path, "policy", Shape)
@@ -75,21 +75,17 @@ def open_policy(path: Path, task: Task | None = None, *, weights: str = "policy"
 
 def save_reward(folder: Path, reward: SuccessClassifier) -> None:
     save_json(folder, "reward", reward.shape.model_dump(mode="json"))
-    save_json(
-        folder,
-        "calibration",
-        {"dtype": reward.dtype, **asdict(reward.success_rule)},
-    )
+    save_json(folder, "calibration", {"dtype": reward.dtype, **asdict(reward.success_rule)})
     save_weights(folder, "reward", reward.state_dict())
 
 
-def open_reward(path: Path, task: Task | None = None) -> SuccessClassifier:
+def open_reward(path: Path, task: TaskSettings | None = None) -> SuccessClassifier:
     """The reward model of an artifact."""
     manifest = read_manifest(path, Kind.REWARD_MODEL)
     calibration, shape = load_json(path, "calibration", Calibration), load_json(path, "reward", Shape)
     refuse_misfit("reward model", path, {"image_size": shape.image_size}, task)
     if task is not None and "task" in manifest.settings:  # it sees pictures alone, which tell no task from another
-        learnt_in = manifest.branch("task", Task, path).environment
+        learnt_in = manifest.branch("task", TaskSettings, path).environment
         if learnt_in != task.environment:
             raise ArtifactError(
                 f"the reward model at {path} learnt in {learnt_in}, but task.environment is {task.environment}: give a "
@@ -170,7 +166,7 @@ class RealData:
         return sum(episode.succeeded for episode in self.episodes) / len(self.episodes)
 
 
-def open_episodes(paths: Sequence[Path], task: Task | None = None) -> RealData:
+def open_episodes(paths: Sequence[Path], task: TaskSettings | None = None) -> RealData:
     """Collections of episodes, all of the task."""
     every: list[Episode] = []
     sizes, digests = [], []
@@ -209,7 +205,7 @@ def collections_of(manifest: Manifest) -> list[str]:
     return [manifest.made_from[role] for role in roles if role in manifest.made_from]
 
 
-def load_keyframes(path: Path, data: RealData, task: Task) -> list[Keyframe]:
+def load_keyframes(path: Path, data: RealData, task: TaskSettings) -> list[Keyframe]:
     """Keyframes of these very episodes, each with time for a dream after it."""
     manifest = read_manifest(path, Kind.KEYFRAMES)
     rows = load_table(path, "keyframes", Keyframe)

@@ -13,7 +13,7 @@ from wovr_core.imagination.replay import replay
 from wovr_core.pace.drift import drift, worse
 from wovr_core.pace.mixture import episode_shares
 from wovr_core.protocols import Tracker
-from wovr_core.settings import Pace, Task
+from wovr_core.settings import PaceSettings, TaskSettings
 from wovr_core.steps.dreamer import for_dreaming, open_world_model, save_world_model
 from wovr_core.steps.facts import PaceDecision, PolicyFacts
 from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
@@ -23,7 +23,14 @@ from wovr_core.world_model.windows import EpisodeBatch
 
 
 def choose_policy(
-    cfg: Pace, task: Task, *, evolved: Path, evolved_episodes: Path, previous: Path, previous_episodes: Path, out: Path
+    cfg: PaceSettings,
+    task: TaskSettings,
+    *,
+    evolved: Path,
+    evolved_episodes: Path,
+    previous: Path,
+    previous_episodes: Path,
+    out: Path,
 ) -> Manifest:
     """The evolved policy, unless its own real episodes say that it is worse than the one before.
 
@@ -51,7 +58,7 @@ def choose_policy(
     return draft.manifest
 
 
-def decide(cfg: Pace, new: RealData, *, before: tuple[int, int], past: PolicyFacts) -> PaceDecision:
+def decide(cfg: PaceSettings, new: RealData, *, before: tuple[int, int], past: PolicyFacts) -> PaceDecision:
     """Keep the evolved policy, which collected `new`, or roll it back; and whether to go on learning.
 
     `before`: successes and trials of the policy that it has to stand against. `past`: what the evolved policy's own
@@ -84,7 +91,13 @@ def decide(cfg: Pace, new: RealData, *, before: tuple[int, int], past: PolicyFac
 
 
 def refit_world_model(
-    cfg: Pace, task: Task, *, world_model: Path, episodes: Sequence[Path], out: Path, tracker: Tracker | None = None
+    cfg: PaceSettings,
+    task: TaskSettings,
+    *,
+    world_model: Path,
+    episodes: Sequence[Path],
+    out: Path,
+    tracker: Tracker | None = None,
 ) -> Manifest:
     """Continue the world model on old and new episodes, newest collection last; says how far the policy has drifted.
 
@@ -105,9 +118,15 @@ def refit_world_model(
             refit = open_world_model(world_model, task, dreaming=False)
             refit.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
             fit_world_model(
-                refit, EpisodeBatch.of(data.training), steps=cfg.steps, name="world model refit", seed=task.seed,
-                data=episodes, share=episode_shares(data.sizes, cfg.new_share), tracker=tracker,
-            )  # fmt: skip
+                refit,
+                EpisodeBatch.of(data.training),
+                steps=cfg.steps,
+                name="world model refit",
+                seed=task.seed,
+                data=episodes,
+                share=episode_shares(data.sizes, cfg.new_share),
+                tracker=tracker,
+            )
             after = float(replay_psnr(deepcopy(refit), newest, task.seed).mean())
             kept = after >= moved.new
             refit_reason = (
@@ -120,12 +139,17 @@ def refit_world_model(
         rows = measure(model, newest.held_out, seed=task.seed)
         good, said = trustworthy(rows, model.cfg.minimum_psnr_gain)
         draft.summary |= {
-            "trustworthy": good, "reason": said, "fidelity": as_rows(rows), "training_episodes": len(data.training),
-            "refit_kept": kept, "refit_reason": refit_reason,
+            "trustworthy": good,
+            "reason": said,
+            "fidelity": as_rows(rows),
+            "training_episodes": len(data.training),
+            "refit_kept": kept,
+            "refit_reason": refit_reason,
             "drift_db": moved.decibels,
             "drift_reason": f"new episodes are dreamt at {moved.new:.1f} dB, older ones at {moved.old:.1f} dB",
-            "held_out_episodes": len(newest.held_out), "steps": cfg.steps,
-        }  # fmt: skip
+            "held_out_episodes": len(newest.held_out),
+            "steps": cfg.steps,
+        }
     return draft.manifest
 
 

@@ -12,7 +12,7 @@ from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import run_trials
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
-from wovr_core.settings import Policy, Task
+from wovr_core.settings import PolicySettings, TaskSettings
 from wovr_core.steps.environment import demonstrator, open_environment
 from wovr_core.steps.models import save_policy
 from wovr_core.training.checkpoint import scratch
@@ -21,7 +21,7 @@ from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 
 
-def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Path) -> Manifest:
+def clone_base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path, demonstrations: Path) -> Manifest:
     """Record the scripted demonstrator and behaviour-clone it; what fails is left out. Writes both artifacts.
 
     The demonstrations are kept because the world model and the reward learn from them too.
@@ -73,7 +73,7 @@ def clone_base_policy(cfg: Policy, task: Task, *, out: Path, demonstrations: Pat
     return draft.manifest
 
 
-def _demonstrate(cfg: Policy, task: Task, *, generator: torch.Generator) -> list[Episode]:
+def _demonstrate(cfg: PolicySettings, task: TaskSettings, *, generator: torch.Generator) -> list[Episode]:
     """What the scripted demonstrator does, whether it succeeds or not."""
     ids = Split.DEMONSTRATION.ids(cfg.demonstrations, start=task.seed % 10 * 100_000)
     with open_environment(task) as env, counting("demonstrations", len(ids), unit="episode") as watch:

@@ -28,7 +28,7 @@ from wovr_core.evaluation.verdict import Comparison, Verdict
 from wovr_core.grpo.history import UpdateRecord
 from wovr_core.keyframes.mine import Keyframe
 from wovr_core.protocols import RewardModel, WorldModel
-from wovr_core.settings import Grpo, Promote, Task
+from wovr_core.settings import GrpoSettings, PromoteSettings, TaskSettings
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.facts import (
     ChampionFacts,
@@ -62,7 +62,7 @@ PHASES = {
 
 
 def write_report(
-    task: Task,
+    task: TaskSettings,
     *,
     evaluation: Path,
     verdict: Path,
@@ -114,7 +114,7 @@ def write_report(
         shown = replay_held_out(task, tried[-1].held_out, world_model, sees_success)
         story = Story(
             verdict=judged.summarised(Verdict, verdict),
-            minimum_gain=judged.branch("promote", Promote, verdict).minimum_gain,
+            minimum_gain=judged.branch("promote", PromoteSettings, verdict).minimum_gain,
             comparison=judged.summarised(Comparison, verdict),
             champion=over_champion(judged.summarised(ChampionFacts, verdict)),
             by_task=tasks_of(outcome, evaluation),
@@ -122,8 +122,11 @@ def write_report(
             phases=phases,
             looks=[
                 Look(
-                    imagined=look.imagined_success, real=success_rate(look.successes, look.n), held_out=look.held_out,
-                    rolled_back=look.rolled_back, reason=look.reason,
+                    imagined=look.imagined_success,
+                    real=success_rate(look.successes, look.n),
+                    held_out=look.held_out,
+                    rolled_back=look.rolled_back,
+                    reason=look.reason,
                 )
                 for look in looks
             ],
@@ -138,7 +141,7 @@ def write_report(
             settings=settings_of(taught, *(made for column in opened.values() for made in column), trials, judged),
             origin=draft.made_from,
             code_version=trials.code_version,
-        )  # fmt: skip
+        )
         page = render(story).encode()
         if len(page) > LIMIT:
             raise ArtifactError(f"the report would be {len(page):,} bytes, more than {LIMIT:,}: show fewer thumbnails")
@@ -147,7 +150,7 @@ def write_report(
     return draft.manifest
 
 
-def contact_of(task: Task, world_model: WorldModel) -> list[Contact]:
+def contact_of(task: TaskSettings, world_model: WorldModel) -> list[Contact]:
     """Staged grasps, where they can be staged."""
     embodiment = task.embodiment
     if embodiment.staged_contact is None:
@@ -185,7 +188,7 @@ def phase_of(made: dict[str, tuple[Path, Manifest]], held_out: int) -> Phase:
     policy, world = facts("policies", PolicyFacts), facts("world_models", WorldModelFacts)
     reward, collected = facts("rewards", RewardFacts), facts("episodes", CollectedFacts)
     where, learnt = made["policies"]
-    grpo, rows = learnt.branch("grpo", Grpo, where), load_lines(where, "history", UpdateRecord)
+    grpo, rows = learnt.branch("grpo", GrpoSettings, where), load_lines(where, "history", UpdateRecord)
     if not rows:
         raise ArtifactError(f"{where} has learnt nothing, its history is empty: give a policy that grpo wrote")
     notes = []
@@ -254,13 +257,10 @@ def settings_of(*manifests: Manifest) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
-def replay_held_out(task: Task, held_out: list[Episode], world_model: WorldModel, reward: RewardModel) -> Replayed:
-    return watch(
-        world_model,
-        reward,
-        held_out[:REPLAYED],
-        generator=torch.Generator().manual_seed(task.seed),
-    )
+def replay_held_out(
+    task: TaskSettings, held_out: list[Episode], world_model: WorldModel, reward: RewardModel
+) -> Replayed:
+    return watch(world_model, reward, held_out[:REPLAYED], generator=torch.Generator().manual_seed(task.seed))
 
 
 def clips_of(shown: Replayed) -> list[tuple[str, int, list[Clip]]]:

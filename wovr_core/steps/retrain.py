@@ -6,7 +6,7 @@ from pathlib import Path
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.pace.drift import drift, worse
-from wovr_core.settings import Retrain, Task
+from wovr_core.settings import RetrainSettings, TaskSettings
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.facts import EvaluationFacts
 from wovr_core.steps.models import open_episodes
@@ -24,7 +24,7 @@ class Change:
 
 
 def look_for_change(
-    cfg: Retrain, task: Task, *, episodes: Path, newest: Path, evaluation: Path, world_model: Path
+    cfg: RetrainSettings, task: TaskSettings, *, episodes: Path, newest: Path, evaluation: Path, world_model: Path
 ) -> Change:
     """Has the champion's world changed, or does it do worse there? `evaluation` is the one that made it champion."""
     older, new = open_episodes([episodes], task), open_episodes([newest], task)

@@ -19,7 +19,7 @@ from wovr_core.reward.calibrate import (
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier, fit_detector, frame_errors
 from wovr_core.reward.train import LabelledFrames, fit
-from wovr_core.settings import Reward, Task
+from wovr_core.settings import RewardSettings, TaskSettings
 from wovr_core.steps.dreamer import open_world_model
 from wovr_core.steps.models import named, open_episodes, open_reward, save_detector, save_reward
 from wovr_core.success_rule import SuccessRule
@@ -28,8 +28,8 @@ from wovr_core.trajectory import Episode
 
 
 def train_reward(
-    cfg: Reward,
-    task: Task,
+    cfg: RewardSettings,
+    task: TaskSettings,
     *,
     episodes: Sequence[Path],
     world_model: Path,
@@ -60,15 +60,27 @@ def train_reward(
         real = LabelledFrames.of_episodes(data.training)
         if previous is None:
             fit(
-                reward, [real], cfg, steps=cfg.steps, name="reward", mirrors=mirrors, generator=generator,
+                reward,
+                [real],
+                cfg,
+                steps=cfg.steps,
+                name="reward",
+                mirrors=mirrors,
+                generator=generator,
                 on_step=tell_loss(tracker, "reward/loss"),
-            )  # fmt: skip
+            )
         replays = replay(dreamer, data.training, generator=generator, frames=rule.frames)
         imagined = LabelledFrames.of_sequences(replays.imagined, replays.instructions, replays.success)
         fit(
-            reward, [real, imagined], cfg, steps=cfg.imagined_steps, name="reward on dreams", mirrors=mirrors,
-            generator=generator, on_step=tell_loss(tracker, "reward/loss_on_dreams"),
-        )  # fmt: skip
+            reward,
+            [real, imagined],
+            cfg,
+            steps=cfg.imagined_steps,
+            name="reward on dreams",
+            mirrors=mirrors,
+            generator=generator,
+            on_step=tell_loss(tracker, "reward/loss_on_dreams"),
+        )
         detector = None
         if cfg.detector_steps:
             detector = learn_detector(cfg, task, replays, generator=generator, tracker=tracker)
@@ -101,25 +113,31 @@ def check_both_outcomes(training: Sequence[Episode]) -> None:
         )
 
 
-def new_classifier(cfg: Reward, task: Task, training: Sequence[Episode], rule: SuccessRule) -> SuccessClassifier:
+def new_classifier(
+    cfg: RewardSettings, task: TaskSettings, training: Sequence[Episode], rule: SuccessRule
+) -> SuccessClassifier:
     """An untrained classifier that knows the words of these episodes."""
     vocabulary, words = vocabulary_of([episode.instruction for episode in training])
-    shape = Shape(
-        vocabulary=vocabulary, words=words, image_size=task.image_size, features=24, keypoints=12, kernel=3
-    )  # fmt: skip
+    shape = Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, features=24, keypoints=12, kernel=3)
     return SuccessClassifier(shape, success_rule=rule, dtype=cfg.dtype)
 
 
 def learn_detector(
-    cfg: Reward, task: Task, replays: Replay, *, generator: torch.Generator, tracker: Tracker | None
+    cfg: RewardSettings, task: TaskSettings, replays: Replay, *, generator: torch.Generator, tracker: Tracker | None
 ) -> FrameErrorClassifier:
     """A hallucination detector fitted to replays of training episodes; its threshold is yet to be set."""
     detector = FrameErrorClassifier(threshold=1.0, dtype=cfg.dtype)
     label = frame_errors(replays.imagined, replays.real, tolerance=cfg.error_tolerance)
     fit_detector(
-        detector, replays.imagined, replays.first, label, cfg, mirrors=task.embodiment.mirrors, generator=generator,
+        detector,
+        replays.imagined,
+        replays.first,
+        label,
+        cfg,
+        mirrors=task.embodiment.mirrors,
+        generator=generator,
         on_step=tell_loss(tracker, "reward/detector_loss"),
-    )  # fmt: skip
+    )
     return detector
 
 

@@ -10,7 +10,7 @@ from wovr_core.artifacts import Kind, Manifest, digest_at, writing
 from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.protocols import Tracker
-from wovr_core.settings import Task, WorldModel
+from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
 from wovr_core.steps.models import named, open_episodes
 from wovr_core.training.checkpoint import scratch
@@ -25,7 +25,7 @@ GRASP_STEPS, GRASP_LEARNING_RATE = 60, 1e-4  # few and small: a policy's few gra
 
 
 def train_world_model(
-    cfg: WorldModel, task: Task, *, episodes: Sequence[Path], out: Path, tracker: Tracker | None = None
+    cfg: WorldModelSettings, task: TaskSettings, *, episodes: Sequence[Path], out: Path, tracker: Tracker | None = None
 ) -> Manifest:
     """Learn from the training episodes; measure on the held-out ones."""
     data = open_episodes(episodes, task)
@@ -44,9 +44,14 @@ def train_world_model(
         rows = measure(model, data.held_out, seed=task.seed)
         good, said = trustworthy(rows, cfg.minimum_psnr_gain)
         draft.summary |= {
-            "trustworthy": good, "reason": said, "fidelity": as_rows(rows), "training_episodes": len(data.training),
-            "held_out_episodes": len(data.held_out), "steps": cfg.steps, "backbone": provenance(cfg),
-        }  # fmt: skip
+            "trustworthy": good,
+            "reason": said,
+            "fidelity": as_rows(rows),
+            "training_episodes": len(data.training),
+            "held_out_episodes": len(data.held_out),
+            "steps": cfg.steps,
+            "backbone": provenance(cfg),
+        }
     return draft.manifest
 
 
@@ -76,11 +81,19 @@ def fit_world_model(
             learner = deepcopy(model)
             shard(learner, forward="learn", ignored=[learner.autoencoder])
         train(
-            learner.trained, lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
-            name=name, steps=steps, learning_rate=cfg.learning_rate, ema=cfg.ema, clip=cfg.clip, generator=generator,
-            checkpoint=folder / "checkpoint.safetensors", checkpoint_every=cfg.checkpoint_every,
-            on_step=tell_loss(tracker, "world_model/loss"), group=group,
-        )  # fmt: skip
+            learner.trained,
+            lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
+            name=name,
+            steps=steps,
+            learning_rate=cfg.learning_rate,
+            ema=cfg.ema,
+            clip=cfg.clip,
+            generator=generator,
+            checkpoint=folder / "checkpoint.safetensors",
+            checkpoint_every=cfg.checkpoint_every,
+            on_step=tell_loss(tracker, "world_model/loss"),
+            group=group,
+        )
         if learner is not model:
             model.load_state_dict({key: full_tensor(value) for key, value in learner.state_dict().items()})
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.settings import Architecture
+from wovr_core.settings import ArchitectureSettings
 
 FRAMES_PER_LATENT = 4
 
@@ -45,15 +45,24 @@ class PatchAutoencoder(Autoencoder):
         super().__init__()
         self.channels, self.width = channels, width
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, fine, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(fine, width, 3, stride=2, padding=1), Residual(width),
-        )  # fmt: skip
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, fine, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(fine, width, 3, stride=2, padding=1),
+            Residual(width),
+        )
         self.merge = nn.Linear(FRAMES_PER_LATENT * width, channels)
         self.split = nn.Linear(channels, FRAMES_PER_LATENT * width)
         self.decoder = nn.Sequential(
-            Residual(width), nn.Conv2d(width, 4 * fine, 1), nn.PixelShuffle(2), nn.SiLU(),
-            nn.Conv2d(fine, fine, 3, padding=1), nn.SiLU(), nn.Conv2d(fine, 48, 3, padding=1), nn.PixelShuffle(4),
-        )  # fmt: skip
+            Residual(width),
+            nn.Conv2d(width, 4 * fine, 1),
+            nn.PixelShuffle(2),
+            nn.SiLU(),
+            nn.Conv2d(fine, fine, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(fine, 48, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
         self.latents_mean: Tensor
         self.latents_std: Tensor
         self.register_buffer("latents_mean", torch.zeros(channels))
@@ -151,7 +160,7 @@ class Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
-def tiny_autoencoder(architecture: Architecture) -> Autoencoder:
+def tiny_autoencoder(architecture: ArchitectureSettings) -> Autoencoder:
     """The tiny profile's codec, not fitted yet."""
     kind = ComponentAutoencoder if architecture.codec == "components" else PatchAutoencoder
     return kind(channels=architecture.latent_channels)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.settings import Architecture
+from wovr_core.settings import ArchitectureSettings
 from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, Conditions, PoseMap
 
 Heads = tuple[Tensor, Tensor]  # keys and values, (b, heads, tokens, head_dim)
@@ -40,16 +40,25 @@ class Context:
 class WorldModelTransformer(nn.Module):
     """Predicts the flow velocity of the future latents of a window."""
 
-    def __init__(self, cfg: Architecture, *, action_dim: int, pose_dim: int = 2) -> None:
+    def __init__(self, cfg: ArchitectureSettings, *, action_dim: int, pose_dim: int = 2) -> None:
         super().__init__()
         self.cfg = cfg
         width = cfg.heads * cfg.head_dim
         self.backbone = WanTransformer3DModel(
-            patch_size=(1, cfg.patch, cfg.patch), num_attention_heads=cfg.heads, attention_head_dim=cfg.head_dim,
-            in_channels=cfg.latent_channels, out_channels=cfg.latent_channels, text_dim=cfg.text_dim,
-            freq_dim=cfg.freq_dim, ffn_dim=cfg.ffn_dim, num_layers=cfg.layers, cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads", eps=1e-6, rope_max_seq_len=1024,
-        )  # fmt: skip
+            patch_size=(1, cfg.patch, cfg.patch),
+            num_attention_heads=cfg.heads,
+            attention_head_dim=cfg.head_dim,
+            in_channels=cfg.latent_channels,
+            out_channels=cfg.latent_channels,
+            text_dim=cfg.text_dim,
+            freq_dim=cfg.freq_dim,
+            ffn_dim=cfg.ffn_dim,
+            num_layers=cfg.layers,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            eps=1e-6,
+            rope_max_seq_len=1024,
+        )
         del self.backbone.condition_embedder.text_embedder  # actions take the place of words
         self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
         self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
@@ -102,10 +111,7 @@ class WorldModelTransformer(nn.Module):
         return Context(reference, memory, kept, cross, modulation, future_poses, mix)
 
     def forward(
-        self,
-        noisy: Float[Tensor, "b c 2 y x"],
-        noise_level: Float[Tensor, " b"],
-        context: Context,
+        self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
     ) -> Float[Tensor, "b c 2 y x"]:
         """The velocity `noise - future` at `noisy = (1 - s) future + s noise`, with s the noise level in (0, 1]."""
         x = self._embed(noisy, context.poses)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.protocols import DreamState
-from wovr_core.settings import WorldModel as Settings
+from wovr_core.settings import WorldModelSettings
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import InitState, to_pixels, to_unit
 from wovr_core.world_model import flow
@@ -25,7 +25,9 @@ from wovr_core.world_model.windows import EpisodeBatch, Window
 class DiffusionWorldModel(nn.Module):
     """Dreams what the camera will see if the arm does this (the `WorldModel` protocol)."""
 
-    def __init__(self, cfg: Settings, autoencoder: Autoencoder, *, action_dim: int, pose_dim: int = 2) -> None:
+    def __init__(
+        self, cfg: WorldModelSettings, autoencoder: Autoencoder, *, action_dim: int, pose_dim: int = 2
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         self.autoencoder = autoencoder.requires_grad_(False)
@@ -99,13 +101,7 @@ class DiffusionWorldModel(nn.Module):
         pose = self.mixer.window_pose(self.statistics, window.pose, window.actions)
         conditions = self._conditions(window.actions, pose)
         return conditions, self.mixer.train_mix(
-            reference,
-            memory,
-            window,
-            conditions,
-            statistics=self.statistics,
-            codec=self.autoencoder,
-            draws=draws,
+            reference, memory, window, conditions, statistics=self.statistics, codec=self.autoencoder, draws=draws
         )
 
     def _conditions(self, actions: Float[Tensor, "b 13 a"], pose: Float[Tensor, "b 13 p"]) -> Conditions:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wovr_core.chunk import CHUNK, MEMORY
-from wovr_core.settings import WorldModel
+from wovr_core.settings import WorldModelSettings
 from wovr_core.trajectory import Episode
 
 
@@ -86,7 +86,7 @@ class WindowSampler:
     def __init__(
         self,
         episodes: EpisodeBatch,
-        cfg: WorldModel,
+        cfg: WorldModelSettings,
         *,
         generator: torch.Generator,
         share: Float[Tensor, " episode"] | None = None,

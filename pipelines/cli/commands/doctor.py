@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from pipelines.cli.terminal import complaints, console, path, plainly
-from wovr_core.settings import Promote, SettingsError
+from wovr_core.settings import PromoteSettings, SettingsError
 
 app = typer.Typer()
 
@@ -62,7 +62,7 @@ def _examine() -> int:
     try:
         source, env = find_services(Path.cwd())
         enter(env)
-        checks += [Check("services", f"as {source} says"), *examine_services(env, model=Promote().model)]
+        checks += [Check("services", f"as {source} says"), *examine_services(env, model=PromoteSettings().model)]
     except ServicesError as error:
         checks.append(Check("services", f"{error} (a run without --stack needs none)"))
     for check in checks:

@@ -56,11 +56,16 @@ def import_episodes(
 
         ends_well = None if ends is None else ends == "success"
         made = import_episodes(
-            sources, out=out, steps=steps, split=Split[split.upper()], image_size=image_size, fps=fps,
+            sources,
+            out=out,
+            steps=steps,
+            split=Split[split.upper()],
+            image_size=image_size,
+            fps=fps,
             conventions=Conventions(
                 instruction=instruction, ends=ends_well, success_at=success_at, pictures=pictures, mask=mask
             ),
-        )  # fmt: skip
+        )
         console.print_json(data=made.summary)
 
 

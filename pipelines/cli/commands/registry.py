@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 
 from pipelines.cli.terminal import console, plainly
-from wovr_core.settings import Promote, alias_name, model_name
+from wovr_core.settings import PromoteSettings, alias_name, model_name
 
 app = typer.Typer()
 
@@ -59,4 +59,4 @@ def metrics(
 
 
 def _model(name: str | None) -> str:
-    return model_name(Promote().model if name is None else name)
+    return model_name(PromoteSettings().model if name is None else name)

@@ -18,10 +18,7 @@ app = typer.Typer()
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def step(
     context: typer.Context,
-    word: Annotated[
-        str,
-        typer.Argument(help=f"One of {', '.join(STEPS)}."),
-    ],
+    word: Annotated[str, typer.Argument(help=f"One of {', '.join(STEPS)}.")],
     config: Config = "tabletop",
 ) -> None:
     """Run one step alone, from artifact to artifact.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wovr_core.envs.libero import CAMERA, Libero, LiberoError
 from wovr_core.protocols import Decide
-from wovr_core.settings import Policy
+from wovr_core.settings import PolicySettings
 from wovr_core.trajectory import Observation
 
 MOVES = ("in", "on")  # goals that picking up and putting down fulfils
@@ -30,7 +30,7 @@ STEP, TURN = 0.05, 0.5  # what an action of 1 moves (metres) and turns (radians)
 CLEAR = 0.05  # metres above everything on the way
 
 
-def demonstrator(env: Libero, cfg: Policy, *, generator: torch.Generator) -> Decide:
+def demonstrator(env: Libero, cfg: PolicySettings, *, generator: torch.Generator) -> Decide:
     """Decides as `demonstrate` does."""
 
     def decide(observation: Observation) -> Tensor:
@@ -229,9 +229,17 @@ class Arm:
         return np.array([0, 0, rise, 0, 0, 0, OPEN])
 
     def go(
-        self, point: Callable[[], np.ndarray], turn: np.ndarray, grip: float, *, steps: int, near: float = 0.0,
-        straight: float = np.inf, speed: float = 1.0, until: Callable[[], bool] | None = None,
-    ) -> Iterator[np.ndarray]:  # fmt: skip
+        self,
+        point: Callable[[], np.ndarray],
+        turn: np.ndarray,
+        grip: float,
+        *,
+        steps: int,
+        near: float = 0.0,
+        straight: float = np.inf,
+        speed: float = 1.0,
+        until: Callable[[], bool] | None = None,
+    ) -> Iterator[np.ndarray]:
         """Towards a point and an orientation, for at most `steps`; ends when both are near, or `until` holds."""
         for _ in range(steps):
             way = point() - self.hand

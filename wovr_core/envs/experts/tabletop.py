@@ -10,14 +10,14 @@ from torch import Tensor
 from wovr_core.chunk import CHUNK
 from wovr_core.envs.tabletop import STEP, Tabletop
 from wovr_core.protocols import Decide
-from wovr_core.settings import Policy
+from wovr_core.settings import PolicySettings
 
 SLOPPY = 0.02  # how far beside a block's middle a demonstration grasps it, in table units (standard deviation)
 ASIDE = 0.17  # play aims at most so far beside a block, in table units: twice what a grasp tolerates
 REACH_STEPS = 5  # a chunk of 8 moves for five steps, then closes or opens, and sees what came of it
 
 
-def demonstrator(env: Tabletop, cfg: Policy, *, generator: torch.Generator) -> Decide:
+def demonstrator(env: Tabletop, cfg: PolicySettings, *, generator: torch.Generator) -> Decide:
     """Decides as `demonstrate` does."""
     return lambda observation: demonstrate(env, noise=cfg.action_noise, generator=generator)
 

@@ -164,10 +164,15 @@ class Advection(nn.Module):
         gates, flow, drawn = decided.split((self.SOURCES, 2 * self.FLOWS, 3), 1)
         bent = FLOW * flow.unflatten(1, (self.FLOWS, 2))  # (row, flow, uv, h, w)
         choices = [
-            reference, memory, advected(reference, by[:, 0] + bent[:, 0]), advected(memory, by[:, 1] + bent[:, 1]),
-            advected(memory, by[:, 1] / 2 + bent[:, 2]), (arm[:, :3] + drawn).tanh(),
-            self._behind(size).expand_as(memory), advected(reference, carried + bent[:, 3]),
-        ]  # fmt: skip
+            reference,
+            memory,
+            advected(reference, by[:, 0] + bent[:, 0]),
+            advected(memory, by[:, 1] + bent[:, 1]),
+            advected(memory, by[:, 1] / 2 + bent[:, 2]),
+            (arm[:, :3] + drawn).tanh(),
+            self._behind(size).expand_as(memory),
+            advected(reference, carried + bent[:, 3]),
+        ]
         nothing = (held == STAYS).repeat_interleave(latents, 0)
         gates = torch.cat([gates[:, :-1], gates[:, -1:].masked_fill(nothing[:, None, None, None], -1e4)], 1)
         sharpness = torch.where(held == GOES, sources.sharpness, 1.0).repeat_interleave(latents, 0)
@@ -222,6 +227,12 @@ def fit_grasp(
         return F.cross_entropy(advection.foresee(sources), held[episode, at])
 
     return train(
-        advection.grasp, loss, name="grasp", steps=steps, learning_rate=learning_rate, weight_decay=3e-2,
-        generator=generator, ema=0.99,
-    )  # fmt: skip
+        advection.grasp,
+        loss,
+        name="grasp",
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=3e-2,
+        generator=generator,
+        ema=0.99,
+    )

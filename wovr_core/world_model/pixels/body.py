@@ -28,9 +28,14 @@ class Body(nn.Module):
         features = (pose_dim + 4) * (1 + 2 * len(OCTAVES)) + 1
         coarse, *finer = CHANNELS
         self.place = nn.Sequential(
-            nn.Conv2d(features, HIDDEN, 1), nn.SiLU(), nn.Conv2d(HIDDEN, HIDDEN, 1), nn.SiLU(),
-            nn.Conv2d(HIDDEN, coarse, 1), nn.SiLU(), nn.Conv2d(coarse, coarse, 3, padding=1),
-        )  # fmt: skip
+            nn.Conv2d(features, HIDDEN, 1),
+            nn.SiLU(),
+            nn.Conv2d(HIDDEN, HIDDEN, 1),
+            nn.SiLU(),
+            nn.Conv2d(HIDDEN, coarse, 1),
+            nn.SiLU(),
+            nn.Conv2d(coarse, coarse, 3, padding=1),
+        )
         steps = list(zip(CHANNELS, finer, strict=False))
         self.up = nn.ModuleList(nn.Conv2d(above, 4 * below, 3, padding=1) for above, below in steps)
         self.more = nn.ModuleList(nn.Conv2d(below, below, 3, padding=1) for below in finer)

@@ -81,9 +81,15 @@ class Grasp(nn.Module):
         super().__init__()
         enter, middle, last = CHANNELS
         self.see = nn.Sequential(
-            nn.Conv2d(6, enter, 3, padding=1), nn.SiLU(), nn.Conv2d(enter, middle, 3, 2, 1), nn.SiLU(),
-            nn.Conv2d(middle, last, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear((CROP // 4) ** 2 * last, last),
-        )  # fmt: skip
+            nn.Conv2d(6, enter, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(enter, middle, 3, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(middle, last, 3, 2, 1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear((CROP // 4) ** 2 * last, last),
+        )
         self.tell = nn.Sequential(nn.Linear(last + 3 * (pose_dim + 1), 2 * last), nn.SiLU(), nn.Linear(2 * last, 2))
 
     def forward(

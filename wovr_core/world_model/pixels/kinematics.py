@@ -27,9 +27,14 @@ class Kinematics(nn.Module):
         super().__init__()
         known = pose_dim * MEMORY + action_dim * MEMORY
         self.moves = nn.Sequential(
-            nn.Linear(known, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, pose_dim),
-        )  # fmt: skip
+            nn.Linear(known, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, pose_dim),
+        )
 
     def forward(
         self, past: Float[Tensor, "b 4 p"], done: Float[Tensor, "b 4 a"], actions: Float[Tensor, "b t a"]
@@ -72,7 +77,12 @@ def fit_kinematics(
             return nn.functional.smooth_l1_loss(path / UNIT, pose[episode, future + 1] / UNIT, beta=0.1)
 
         losses += train(
-            kinematics, loss, name="kinematics", steps=round(share * steps), generator=generator, ema=0.99,
+            kinematics,
+            loss,
+            name="kinematics",
+            steps=round(share * steps),
+            generator=generator,
+            ema=0.99,
             learning_rate=2e-3 / ahead**0.25,  # lower, the longer the way a gradient comes
-        )  # fmt: skip
+        )
     return losses

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wovr_core.chunk import MEMORY
 from wovr_core.protocols import DreamState
-from wovr_core.settings import Architecture
+from wovr_core.settings import ArchitectureSettings
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import Conditions
 from wovr_core.world_model.flow import Draws
@@ -45,7 +45,7 @@ class FitSteps:
 class PixelMixer(nn.Module):
     """Predicts where the arm goes, and mixes the future from the pixels that were seen (either part may be off)."""
 
-    def __init__(self, cfg: Architecture, *, action_dim: int, pose_dim: int) -> None:
+    def __init__(self, cfg: ArchitectureSettings, *, action_dim: int, pose_dim: int) -> None:
         super().__init__()
         self.advection = Advection(cfg.heads * cfg.head_dim, cfg.patch, pose_dim) if cfg.advection else None
         self.kinematics = Kinematics(action_dim, pose_dim) if cfg.kinematics else None
