@@ -33,7 +33,7 @@ class Server:
     def __init__(self, version: Path) -> None:
         detector = (version / "reward" / "detector.safetensors").exists()
         self.simulator = open_simulator(version / "world_model", version / "reward", detector=detector)
-        self.about_it = load_json(version, "served", dict[str, Any])
+        self.about_it = load_json(version, "served", dict)
         if (here := code_that_dreams()) != self.about_it["code"]:
             raise RuntimeError(
                 f"this version was made for {self.about_it['code']}, but Triton runs {here}: start Triton again from "

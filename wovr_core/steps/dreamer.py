@@ -1,7 +1,6 @@
 """Opening and saving world models; apart from the other models, for diffusers takes long to import."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -59,7 +58,7 @@ def _empty(cfg: WorldModelSettings, *, action_dim: int, pose_dim: int) -> Diffus
 def provenance(cfg: WorldModelSettings) -> dict[str, object]:
     """What the shipped backbone was trained on, and at what cost; empty when there is none."""
     folder = PRETRAINED / cfg.pretrained
-    return load_json(folder, "provenance", dict[str, Any]) if (folder / "provenance.json").exists() else {}
+    return load_json(folder, "provenance", dict) if (folder / "provenance.json").exists() else {}
 
 
 def save_world_model(folder: Path, model: DiffusionWorldModel) -> None:
