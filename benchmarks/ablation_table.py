@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import t as student
 
-from wovr_core.evaluation.charts import WIDTH, alone, dot, svg, tag, text
 from wovr_core.evaluation.verdict import compare
+from wovr_core.report.charts import WIDTH, alone, dot, svg, tag, text
 
 Seeds = dict[int, dict[str, Any]]  # results of a row by seed
 GROUPS = {  # kind of row: its heading in the figure, and its colour

@@ -35,13 +35,13 @@ from wovr_core.evaluation.verdict import compare
 from wovr_core.settings import PaceSettings, PolicySettings, Settings, SettingsError, TaskSettings
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies
-from wovr_core.steps.facts import Trial
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
 from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
+from wovr_core.store.facts import Trial
 from wovr_core.strict_yaml import YamlError, parse_yaml
 
 CONFIG = Path(__file__).parents[1] / "pipelines" / "configs" / "tabletop.yaml"

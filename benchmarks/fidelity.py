@@ -24,7 +24,6 @@ from torch import Tensor
 from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
-from wovr_core.evaluation.charts import Axis, Chart, alone, text
 from wovr_core.evaluation.contact import Contact, contact_curve
 from wovr_core.evaluation.fidelity import by_depth, outcomes
 from wovr_core.evaluation.success import policy_decides, run_trials, success_rate
@@ -32,8 +31,10 @@ from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.policy.action_chunks import from_tokens
-from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_detector, open_policy, open_reward
+from wovr_core.report.charts import Axis, Chart, alone, text
+from wovr_core.store.policies import open_policy
+from wovr_core.store.rewards import open_detector, open_reward
+from wovr_core.store.world_models import open_world_model
 
 FRESH = 500_000  # first of the collection-free initial states used here
 

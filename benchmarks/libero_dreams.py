@@ -33,9 +33,10 @@ from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import dream
 from wovr_core.policy.action_chunks import from_tokens
 from wovr_core.settings import Settings
-from wovr_core.steps.dreamer import open_simulator
-from wovr_core.steps.environment import open_environment
-from wovr_core.steps.models import open_episodes, open_policy
+from wovr_core.store.environments import open_environment
+from wovr_core.store.episodes import open_episodes
+from wovr_core.store.policies import open_policy
+from wovr_core.store.world_models import open_simulator
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 

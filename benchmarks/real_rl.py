@@ -23,7 +23,7 @@ from wovr_core.imagination.rollout import Rollouts
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.protocols import Policy as Actor
 from wovr_core.settings import GrpoSettings, PolicySettings, TaskSettings
-from wovr_core.steps.models import open_policy, save_policy
+from wovr_core.store.policies import open_policy, save_policy
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode, InitState
 

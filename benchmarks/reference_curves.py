@@ -16,7 +16,7 @@ from typing import Any
 from pipelines.cli.curve import REFERENCES, differing, read_references, read_run, write_references
 from pipelines.cli.terminal import CONFIGS
 from pipelines.runner.record import Run
-from wovr_core.evaluation.curves import Curve, CurveError, Reference
+from wovr_core.report.curves import Curve, CurveError, Reference
 from wovr_core.settings import Settings
 
 

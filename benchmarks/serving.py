@@ -29,8 +29,9 @@ from wovr_core.chunk import CHUNK
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import dream
 from wovr_core.settings import ServeSettings
-from wovr_core.steps.dreamer import open_simulator
-from wovr_core.steps.models import open_episodes, open_policy
+from wovr_core.store.episodes import open_episodes
+from wovr_core.store.policies import open_policy
+from wovr_core.store.world_models import open_simulator
 
 
 @dataclass(frozen=True)

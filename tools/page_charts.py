@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from wovr_core.evaluation.charts import Axis, Chart, Interval, alone, intervals
+from wovr_core.report.charts import Axis, Chart, Interval, alone, intervals
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 Row = list[str]

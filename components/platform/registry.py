@@ -33,7 +33,7 @@ from components.platform.promotions import (
 from components.platform.tracking import Row, rows_of, send
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
 from wovr_core.settings import PromoteSettings
-from wovr_core.steps.facts import VerdictFacts
+from wovr_core.store.facts import VerdictFacts
 
 __all__ = ["Promotion", "PromotionError", "adopt", "promote_policy", "rollback"]
 

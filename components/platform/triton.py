@@ -338,7 +338,7 @@ def _withdraw(connection: grpc.InferenceServerClient, place: Path) -> None:
 
 def _check(cfg: ServeSettings, url: str, name: str, world_model: Path, reward: Path) -> None:
     """Does it answer a known dream as this process does?"""
-    from wovr_core.steps.dreamer import open_simulator
+    from wovr_core.store.world_models import open_simulator
 
     detector = (reward / "detector.safetensors").exists()
     simulator = ServedSimulator(url, name, detector=detector, patience=30)

@@ -17,7 +17,7 @@ from components.serving.wire import CALLS, pack, unpack
 from wovr_core.artifacts import load_json
 from wovr_core.artifacts.manifest import code_version
 from wovr_core.protocols import DreamState
-from wovr_core.steps.dreamer import open_simulator
+from wovr_core.store.world_models import open_simulator
 
 Rows = dict[str, Any]  # by port: a tensor or a list of words, one row per dream
 

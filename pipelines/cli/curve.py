@@ -13,12 +13,12 @@ from rich.text import Text
 
 from pipelines.runner.record import RecordError, Run, read_made
 from wovr_core.artifacts import Kind, Manifest, load_json, load_lines
-from wovr_core.evaluation import curves
-from wovr_core.evaluation.charts import Axis, Chart, alone, between
-from wovr_core.evaluation.curves import Curve, CurveError, Phase, Point, Reference
 from wovr_core.grpo.advantages import is_informative
 from wovr_core.grpo.history import UpdateRecord
-from wovr_core.steps.facts import SnapshotRow
+from wovr_core.report import curves
+from wovr_core.report.charts import Axis, Chart, alone, between
+from wovr_core.report.curves import Curve, CurveError, Phase, Point, Reference
+from wovr_core.store.facts import SnapshotRow
 
 REFERENCES = Path(__file__).parent / "reference_curves.json"
 FORMAT = 1  # of that file

@@ -16,7 +16,7 @@ def tell_outcome(run: "Run") -> None:
     """Base and final success for real, the verdict, and where the evidence lies."""
     from pipelines.runner.record import read_made
     from wovr_core.artifacts import Kind
-    from wovr_core.steps.facts import VerdictFacts, WorldModelFacts
+    from wovr_core.store.facts import VerdictFacts, WorldModelFacts
 
     verdict, world_model = run.artifact("judge", "verdict"), run.artifact("train-world-model", "fitted")
     if verdict is None and (look := run.tasks.get("look-for-change")):

@@ -11,7 +11,7 @@ STEPS = {
     "grpo": "wovr_core.steps.grpo:improve_policy",
     "pace": "wovr_core.steps.pace:refit_world_model",
     "choose": "wovr_core.steps.pace:choose_policy",
-    "retrain": "wovr_core.steps.pace:look_for_change",
+    "retrain": "wovr_core.steps.retrain:look_for_change",
     "evaluate": "wovr_core.steps.evaluate:evaluate_policies",
     "judge": "wovr_core.steps.evaluate:judge",
     "franka": "components.platform.robot:try_on_robot",

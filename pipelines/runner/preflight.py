@@ -148,7 +148,7 @@ def _parameters(settings: Settings) -> int:
     """How many weights the world model has; it is built without any memory for them, and takes its backbone."""
     import torch
 
-    from wovr_core.steps.dreamer import new_world_model
+    from wovr_core.store.world_models import new_world_model
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that nothing is copied to weights that are not there

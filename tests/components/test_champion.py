@@ -16,8 +16,8 @@ from wovr_core.artifacts import ArtifactError, Kind, load_table, read_manifest, 
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.settings import EvaluateSettings, PromoteSettings, Settings, TaskSettings
 from wovr_core.steps.evaluate import evaluate_policies, judge
-from wovr_core.steps.facts import Trial
-from wovr_core.steps.models import save_policy
+from wovr_core.store.facts import Trial
+from wovr_core.store.policies import save_policy
 
 TASK = TaskSettings(horizon=16, image_size=16)
 EVALUATE = EvaluateSettings(episodes=6, curve_episodes=0)

@@ -32,9 +32,10 @@ from wovr_core.protocols import Readout, Simulator
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import GrpoSettings, RewardSettings, ServeSettings, TaskSettings
-from wovr_core.steps.dreamer import new_world_model, open_simulator, save_world_model
 from wovr_core.steps.grpo import improve_policy
-from wovr_core.steps.models import save_detector, save_policy, save_reward
+from wovr_core.store.policies import save_policy
+from wovr_core.store.rewards import save_detector, save_reward
+from wovr_core.store.world_models import new_world_model, open_simulator, save_world_model
 from wovr_core.training.loop import TrainingError
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.model import DiffusionWorldModel

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wovr_core.evaluation.curves import Curve, Phase, diagnose, imagined_success, placed, real_success
+from wovr_core.report.curves import Curve, Phase, diagnose, imagined_success, placed, real_success
 
 
 def a_run(

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from wovr_core.artifacts import ArtifactError, Kind, writing
-from wovr_core.evaluation.clips import side_by_side, thumbnail
 from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed
-from wovr_core.evaluation.report import LIMIT, render
-from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict, compare
 from wovr_core.imagination.replay import Replay
 from wovr_core.keyframes.rules import RULES
+from wovr_core.report.clips import side_by_side, thumbnail
+from wovr_core.report.page import LIMIT, render
+from wovr_core.report.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import TaskSettings
 from wovr_core.steps.report import write_report

@@ -9,7 +9,7 @@ from wovr_core.artifacts import ArtifactError, Kind, writing
 from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.envs.tabletop import Tabletop
-from wovr_core.steps.models import open_episodes
+from wovr_core.store.episodes import open_episodes
 
 
 def test_splits_do_not_overlap():

@@ -22,8 +22,8 @@ from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.keyframes import mine as keyframes
 from wovr_core.settings import FrankaSettings, KeyframesSettings, Settings
 from wovr_core.steps.collect import collect_episodes
-from wovr_core.steps.environment import open_environment
 from wovr_core.steps.policy import clone_base_policy
+from wovr_core.store.environments import open_environment
 from wovr_core.success_rule import SuccessRule
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()

@@ -29,9 +29,9 @@ from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.settings import EvaluateSettings, PolicySettings, PromoteSettings, SettingsError
 from wovr_core.steps.evaluate import evaluate_policies
 from wovr_core.steps.grpo import improve_policy
-from wovr_core.steps.models import open_policy
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.world_model import train_world_model
+from wovr_core.store.policies import open_policy
 from wovr_core.training.loop import TrainingError
 from wovr_core.world_model.statistics import ActionStatistics
 from wovr_core.world_model.windows import EpisodeBatch
@@ -387,7 +387,7 @@ def test_snapshots_are_opened_before_anything_is_tried(shelf, tmp_path, monkeypa
 def test_shipped_weights_that_were_not_fetched_are_named(shelf, tmp_path, monkeypatch):
     (tmp_path / "tabletop-play").mkdir()
     (tmp_path / "tabletop-play" / "weights.safetensors").write_text(POINTER)
-    monkeypatch.setattr("wovr_core.steps.dreamer.PRETRAINED", tmp_path)
+    monkeypatch.setattr("wovr_core.store.world_models.PRETRAINED", tmp_path)
     cfg = WORLD_MODEL.model_copy(update={"pretrained": "tabletop-play"})
     with pytest.raises(ArtifactError, match=r"weights\.safetensors is a pointer of Git LFS.*git lfs pull"):
         train_world_model(cfg, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out")

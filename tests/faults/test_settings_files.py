@@ -14,7 +14,7 @@ from pipelines.posttrain import posttrain
 from tests.faults.harness import FUZZ, refused, wovr
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.settings import Settings
-from wovr_core.steps.dreamer import for_dreaming, new_world_model
+from wovr_core.store.world_models import for_dreaming, new_world_model
 from wovr_core.trajectory import InitState, Observation
 
 

@@ -41,8 +41,10 @@ from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
-from wovr_core.steps.models import RealData, open_episodes, open_policy, open_reward, save_reward
 from wovr_core.steps.policy import clone_base_policy
+from wovr_core.store.episodes import RealData, open_episodes
+from wovr_core.store.policies import open_policy
+from wovr_core.store.rewards import open_reward, save_reward
 from wovr_core.trajectory import InitState
 
 TASK = TaskSettings(image_size=32)

@@ -9,7 +9,7 @@ import torch
 from wovr_core.artifacts import ArtifactError
 from wovr_core.protocols import DreamState
 from wovr_core.settings import ArchitectureSettings, TaskSettings, WorldModelSettings
-from wovr_core.steps.dreamer import new_world_model
+from wovr_core.store.world_models import new_world_model
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow

@@ -15,7 +15,7 @@ from pipelines.cli.terminal import CONFIGS
 from pipelines.runner.record import Finished, Run
 from pipelines.stack import doctor as doctor_module
 from wovr_core.artifacts import Kind, save_json, writing
-from wovr_core.evaluation.curves import CurveError
+from wovr_core.report.curves import CurveError
 from wovr_core.settings import Settings
 
 TREE = Settings.load(CONFIGS / "tabletop.yaml").model_dump(mode="json")

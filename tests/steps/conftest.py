@@ -15,8 +15,9 @@ from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import ArchitectureSettings, RewardSettings, TaskSettings, WorldModelSettings
-from wovr_core.steps.dreamer import new_world_model, save_world_model
-from wovr_core.steps.models import save_detector, save_policy, save_reward
+from wovr_core.store.policies import save_policy
+from wovr_core.store.rewards import save_detector, save_reward
+from wovr_core.store.world_models import new_world_model, save_world_model
 
 TASK = TaskSettings(horizon=16, image_size=SIDE)
 ARCHITECTURE = ArchitectureSettings(

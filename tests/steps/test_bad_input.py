@@ -31,11 +31,11 @@ from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
-from wovr_core.steps.models import save_reward
 from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
+from wovr_core.store.rewards import save_reward
 from wovr_core.training.loop import TrainingError
 
 GRPO = GrpoSettings(

@@ -8,10 +8,10 @@ from wovr_core.artifacts import Kind, load_weights, read_manifest, writing
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import PaceSettings
-from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import save_policy
 from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.reward import train_reward
+from wovr_core.store.policies import save_policy
+from wovr_core.store.world_models import open_world_model
 from wovr_core.success_rule import SuccessRule
 
 DECISION = {

@@ -25,13 +25,13 @@ from wovr_core.settings import (
     WorldModelSettings,
 )
 from wovr_core.steps.collect import collect_episodes
-from wovr_core.steps.environment import demonstrator, open_environment
 from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
+from wovr_core.store.environments import demonstrator, open_environment
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from wovr_core.envs.splits import Split, SplitError
 from wovr_core.evaluation.success import policy_decides, run_trials, success_rate
 from wovr_core.settings import RETRAINING_STATES as STATES
 from wovr_core.settings import ROUND_STATES, CollectSettings, TaskSettings
-from wovr_core.steps.environment import open_environment
-from wovr_core.steps.models import open_episodes, open_policy
+from wovr_core.store.environments import open_environment
+from wovr_core.store.episodes import open_episodes
+from wovr_core.store.policies import open_policy
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
 

@@ -12,8 +12,9 @@ from wovr_core.imagination.replay import replay
 from wovr_core.policy.behaviour_cloning import CloningData, clone, cloning_data
 from wovr_core.protocols import WorldModel
 from wovr_core.settings import GrpoSettings, PolicySettings, TaskSettings
-from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_episodes, open_policy, save_policy
+from wovr_core.store.episodes import open_episodes
+from wovr_core.store.policies import open_policy, save_policy
+from wovr_core.store.world_models import open_world_model
 from wovr_core.training.checkpoint import scratch
 from wovr_core.trajectory import Episode
 

@@ -24,9 +24,9 @@ from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Env
 from wovr_core.settings import EvaluateSettings, PromoteSettings, TaskSettings
-from wovr_core.steps.environment import open_environment
-from wovr_core.steps.facts import EvaluateFacts, ImaginedFacts, PolicyFacts, Trial
-from wovr_core.steps.models import open_policy
+from wovr_core.store.environments import open_environment
+from wovr_core.store.facts import EvaluateFacts, ImaginedFacts, PolicyFacts, Trial
+from wovr_core.store.policies import open_policy
 from wovr_core.training.progress import Advance, counting
 
 SEED = 77  # of the evaluation itself: the same for every candidate, whatever the run's seed

@@ -17,14 +17,15 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from wovr_core.artifacts import ArtifactError, Kind, check_episodes_fit, digest_at, read_manifest
 from wovr_core.artifacts.manifest import code_version
 from wovr_core.chunk import CHUNK
-from wovr_core.evaluation.clips import with_difference
 from wovr_core.evaluation.fidelity import outcomes, psnr
 from wovr_core.evaluation.official import Official
 from wovr_core.evaluation.perceptual import Extractor, flolpips, frechet, lpips, motion_features
 from wovr_core.imagination.replay import replay
+from wovr_core.report.clips import with_difference
 from wovr_core.settings import TaskSettings
-from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import open_episodes, open_reward
+from wovr_core.store.episodes import open_episodes
+from wovr_core.store.rewards import open_reward
+from wovr_core.store.world_models import open_world_model
 from wovr_core.training.progress import counting
 
 FEWEST = 8  # episodes: two halves of four

@@ -21,9 +21,10 @@ from wovr_core.keyframes.mine import Keyframe
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
 from wovr_core.settings import GrpoSettings, TaskSettings
-from wovr_core.steps.dreamer import open_simulator
-from wovr_core.steps.facts import PolicyFacts
-from wovr_core.steps.models import RealData, load_keyframes, named, open_episodes, open_policy, save_policy
+from wovr_core.store.episodes import RealData, load_keyframes, named, open_episodes
+from wovr_core.store.facts import PolicyFacts
+from wovr_core.store.policies import open_policy, save_policy
+from wovr_core.store.world_models import open_simulator
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
 from wovr_core.training.loop import TrainingError
 from wovr_core.training.progress import counting

@@ -7,7 +7,8 @@ from pathlib import Path
 from wovr_core.artifacts import Kind, Manifest, save_table, writing
 from wovr_core.keyframes.mine import mine
 from wovr_core.settings import KeyframesSettings, TaskSettings
-from wovr_core.steps.models import named, open_episodes, open_reward
+from wovr_core.store.episodes import named, open_episodes
+from wovr_core.store.rewards import open_reward
 
 
 def mine_keyframes(

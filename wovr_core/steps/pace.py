@@ -14,10 +14,11 @@ from wovr_core.pace.drift import drift, worse
 from wovr_core.pace.mixture import episode_shares
 from wovr_core.protocols import Tracker
 from wovr_core.settings import PaceSettings, TaskSettings
-from wovr_core.steps.dreamer import for_dreaming, open_world_model, save_world_model
-from wovr_core.steps.facts import PaceDecision, PolicyFacts
-from wovr_core.steps.models import RealData, named, open_episodes, open_policy, save_policy
 from wovr_core.steps.world_model import fit_world_model, measure
+from wovr_core.store.episodes import RealData, named, open_episodes
+from wovr_core.store.facts import PaceDecision, PolicyFacts
+from wovr_core.store.policies import open_policy, save_policy
+from wovr_core.store.world_models import for_dreaming, open_world_model, save_world_model
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import EpisodeBatch
 

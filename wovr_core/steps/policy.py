@@ -13,8 +13,8 @@ from wovr_core.evaluation.success import run_trials
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
 from wovr_core.settings import PolicySettings, TaskSettings
-from wovr_core.steps.environment import demonstrator, open_environment
-from wovr_core.steps.models import save_policy
+from wovr_core.store.environments import demonstrator, open_environment
+from wovr_core.store.policies import save_policy
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.loop import TrainingError
 from wovr_core.training.progress import counting

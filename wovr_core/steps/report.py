@@ -18,19 +18,19 @@ from wovr_core.artifacts import (
     read_manifest,
     writing,
 )
-from wovr_core.evaluation.clips import side_by_side, thumbnail
 from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.replayed import Replayed, watch
-from wovr_core.evaluation.report import LIMIT, render
-from wovr_core.evaluation.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict
 from wovr_core.grpo.history import UpdateRecord
 from wovr_core.keyframes.mine import Keyframe
 from wovr_core.protocols import RewardModel, WorldModel
+from wovr_core.report.clips import side_by_side, thumbnail
+from wovr_core.report.page import LIMIT, render
+from wovr_core.report.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
 from wovr_core.settings import GrpoSettings, PromoteSettings, TaskSettings
-from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.facts import (
+from wovr_core.store.episodes import RealData, collections_of, open_episodes
+from wovr_core.store.facts import (
     ChampionFacts,
     CollectedFacts,
     DemonstrationFacts,
@@ -42,7 +42,8 @@ from wovr_core.steps.facts import (
     SnapshotRate,
     WorldModelFacts,
 )
-from wovr_core.steps.models import RealData, collections_of, open_episodes, open_reward
+from wovr_core.store.rewards import open_reward
+from wovr_core.store.world_models import open_world_model
 from wovr_core.trajectory import Episode
 
 T = TypeVar("T")

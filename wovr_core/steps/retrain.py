@@ -7,10 +7,10 @@ from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.pace.drift import drift, worse
 from wovr_core.settings import RetrainSettings, TaskSettings
-from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.facts import EvaluationFacts
-from wovr_core.steps.models import open_episodes
 from wovr_core.steps.pace import replay_psnr
+from wovr_core.store.episodes import open_episodes
+from wovr_core.store.facts import EvaluationFacts
+from wovr_core.store.world_models import open_world_model
 
 
 @dataclass(frozen=True)

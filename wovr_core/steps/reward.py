@@ -20,8 +20,9 @@ from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier, fit_detector, frame_errors
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import RewardSettings, TaskSettings
-from wovr_core.steps.dreamer import open_world_model
-from wovr_core.steps.models import named, open_episodes, open_reward, save_detector, save_reward
+from wovr_core.store.episodes import named, open_episodes
+from wovr_core.store.rewards import open_reward, save_detector, save_reward
+from wovr_core.store.world_models import open_world_model
 from wovr_core.success_rule import SuccessRule
 from wovr_core.training.loop import TrainingError, tell_loss
 from wovr_core.trajectory import Episode

@@ -11,8 +11,8 @@ from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.protocols import Tracker
 from wovr_core.settings import TaskSettings, WorldModelSettings
-from wovr_core.steps.dreamer import for_dreaming, new_world_model, provenance, save_world_model
-from wovr_core.steps.models import named, open_episodes
+from wovr_core.store.episodes import named, open_episodes
+from wovr_core.store.world_models import for_dreaming, new_world_model, provenance, save_world_model
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.distributed import full_tensor, process_group, shard
 from wovr_core.training.loop import tell_loss, train

@@ -16,7 +16,8 @@ from wovr_core.artifacts import (
 )
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.settings import TaskSettings, WorldModelSettings
-from wovr_core.steps.models import open_detector, open_reward, refuse_misfit
+from wovr_core.store.checks import refuse_misfit
+from wovr_core.store.rewards import open_detector, open_reward
 from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import tiny_autoencoder
 from wovr_core.world_model.model import DiffusionWorldModel

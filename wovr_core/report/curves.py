@@ -14,8 +14,8 @@ from scipy.stats import linregress
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-from wovr_core.evaluation.charts import between
 from wovr_core.evaluation.success import success_rate
+from wovr_core.report.charts import between
 
 NEAR = 2  # updates averaged to either side
 STARVED = 0.25  # of the groups informative: a judgement, not measured

@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from wovr_core.evaluation.charts import Axis, Chart, Interval, between, intervals
-from wovr_core.evaluation.story import Phase, Story, Thumbnail
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison
 from wovr_core.grpo.advantages import is_informative
 from wovr_core.keyframes.rules import RULES
+from wovr_core.report.charts import Axis, Chart, Interval, between, intervals
+from wovr_core.report.story import Phase, Story, Thumbnail
 from wovr_core.reward.calibrate import Agreement
 
 LIMIT = 5_000_000  # bytes of the page
