@@ -15,8 +15,8 @@ from tests.toys import RULE, SIDE
 from wovr_core.artifacts import Kind, writing
 from wovr_core.protocols import DreamState
 from wovr_core.reward.classifier import SuccessClassifier
-from wovr_core.steps.dreamer import new_world_model, save_world_model
-from wovr_core.steps.models import save_reward
+from wovr_core.store.rewards import save_reward
+from wovr_core.store.world_models import new_world_model, save_world_model
 
 
 @pytest.mark.parametrize(
