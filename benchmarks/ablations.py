@@ -32,7 +32,8 @@ from real_rl import clone_successes, improve_for_real
 from wovr_core.artifacts import Kind, Manifest, digest_at, load_table, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, code_version
 from wovr_core.evaluation.verdict import compare
-from wovr_core.settings import PaceSettings, PolicySettings, Settings, SettingsError, TaskSettings
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import PaceSettings, PolicySettings, Settings, TaskSettings
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies
 from wovr_core.steps.grpo import improve_policy

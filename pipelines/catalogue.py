@@ -8,7 +8,8 @@ from pipelines.evaluate import evaluate
 from pipelines.franka import franka
 from pipelines.posttrain import posttrain
 from pipelines.retrain import retrain
-from wovr_core.settings import Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import Settings
 
 PIPELINES: dict[str, Callable[[Settings], BaseComponent]] = {
     "posttrain": posttrain,

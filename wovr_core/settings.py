@@ -6,16 +6,11 @@ defaults are those of the tabletop quick start, except where a comment says whos
 """
 
 import json
-import re
-from difflib import get_close_matches
 from pathlib import Path
-from reprlib import Repr
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -28,91 +23,27 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Embodiment, embodiment_named
 from wovr_core.section import Section
+from wovr_core.setting_errors import SettingsError, explain, unknown_setting
+from wovr_core.setting_types import (
+    SPLIT_STATES,
+    AliasName,
+    Bounds,
+    Confidence,
+    Count,
+    CountOrZero,
+    Decibels,
+    EpisodesOfARound,
+    Few,
+    Gain,
+    Gateway,
+    LearningRate,
+    ModelName,
+    Seed,
+    Share,
+    Temperature,
+    Weight,
+)
 from wovr_core.strict_yaml import YamlError, read_yaml
-
-SPLIT_STATES = 1_000_000  # initial states of a split
-ROUND_STATES = 10_000  # of those, the ones that a collection may take: a seed's are shared out among its rounds
-RETRAINING_STATES = 500  # and those of a retraining
-
-Few = Annotated[int, Field(ge=1, le=1000)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
-Seed = Annotated[int, Field(ge=0, lt=2**53)]  # Kubeflow hands numbers on as doubles, which know no larger ones apart
-Share = Annotated[float, Field(ge=0, le=1)]
-Confidence = Annotated[float, Field(gt=0, lt=1)]
-Weight = Annotated[float, Field(ge=0.01, le=1000)]
-Temperature = Annotated[float, Field(ge=0.01, le=100)]
-LearningRate = Annotated[float, Field(gt=0, le=1)]
-Gain = Annotated[float, Field(ge=-1, le=1)]
-Decibels = Annotated[float, Field(ge=-1000, le=1000)]
-
-
-def _of_a_round(episodes: int) -> int:
-    if episodes > ROUND_STATES:
-        raise ValueError(
-            f"{episodes} episodes, but a round has {ROUND_STATES} initial states, and the next ones are another "
-            f"round's: use {ROUND_STATES} or fewer"
-        )
-    return episodes
-
-
-EpisodesOfARound = Annotated[Count, AfterValidator(_of_a_round)]
-
-
-class SettingsError(ValueError):
-    """Settings that cannot be run, and why."""
-
-
-def model_name(text: str) -> str:
-    """A name that MLflow's registry takes, stands in its filters unquoted, and leaves its log a place."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", text) or text.endswith(".promotions"):
-        raise SettingsError(
-            f"{text!r} cannot name a registered model. Use letters, digits, '_', '-' and '.', a letter or digit first, "
-            f"128 at most, and not the ending .promotions, which is its log's"
-        )
-    return text
-
-
-def alias_name(text: str) -> str:
-    """An alias that MLflow's registry takes, and that is none of those it or the log of promotions moves by itself."""
-    reserved = re.fullmatch(r"latest|v\d+|previous(-.*)?", text, re.IGNORECASE)
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", text) or reserved:
-        raise SettingsError(
-            f"{text!r} cannot be the alias of a registered model. Use letters, digits, '_' and '-', 128 at most, and "
-            f"none of latest, v1 (a version) and previous (the champion before)"
-        )
-    return text
-
-
-def _gateway(text: str) -> str:
-    """Scheme, host and port, and nothing else; or none at all."""
-    try:
-        address = urlsplit(text)
-        host = f"[{address.hostname}]" if ":" in (address.hostname or "") else address.hostname
-        place = host if address.port is None else f"{host}:{address.port}"
-        fits = re.fullmatch(r"[a-z0-9._:\[\]-]+", host or "") and text.lower() == f"{address.scheme}://{place}"
-    except ValueError:  # a port that is no number, half an IPv6 address
-        fits = None
-    if text and not (fits and address.scheme in ("http", "https")):
-        raise ValueError(
-            "this is no address of a gateway. Write http:// or https://, its host and its port, without a name, a "
-            "password or a path: http://robot.example:8000"
-        )
-    return text
-
-
-Gateway = Annotated[str, AfterValidator(_gateway)]
-ModelName = Annotated[str, AfterValidator(model_name)]
-AliasName = Annotated[str, AfterValidator(alias_name)]
-
-
-def _lowest_first(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError("bounds go lowest first")
-    return bounds
-
-
-Bounds = Annotated[tuple[Share, Share], AfterValidator(_lowest_first)]
 
 
 def _of_the_environment(name: str, options: Any) -> Section:
@@ -125,9 +56,10 @@ def _of_the_environment(name: str, options: Any) -> Section:
         for problem in error.errors():
             kind, message = problem["type"], problem["msg"]
             if kind == "extra_forbidden":
-                kind, message = "unknown_option", _unknown(model, problem["loc"]) or f"unknown setting: {name} has none"
-            told = PydanticCustomError(kind, "{message}", {"message": message})
-            lines.append({"type": told, "loc": problem["loc"], "input": problem["input"]})
+                kind = "unknown_option"
+                message = unknown_setting(model, problem["loc"]) or f"unknown setting: {name} has none"
+            worded = PydanticCustomError(kind, "{message}", {"message": message})
+            lines.append({"type": worded, "loc": problem["loc"], "input": problem["input"]})
         raise ValidationError.from_exception_data(error.title, lines) from None
 
 
@@ -177,7 +109,6 @@ class PolicySettings(Section):
     demonstrations: EpisodesOfARound = 10
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     demonstration_stride: Count = CHUNK  # steps between two decisions to learn from: as many as were decided at once
-    conv_stride: Literal[2, 4] = 2  # of the first convolution: 4 where pictures are large
     conv_kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
     after_success: CountOrZero | None = None  # steps to learn from once a demonstration has succeeded; None: all
     proprioception: bool = False  # reads the arm's own pose beside picture and words
@@ -365,7 +296,6 @@ class PaceSettings(Section):
     steps: Count = 40
     new_share: Share = 0.5  # of the windows of a refit that come from the newest episodes
     updates: Count = 16
-    rollback_confidence: Confidence = 0.95  # roll back when the evolved policy is worse with this confidence
 
     def collection(self, first: CollectSettings) -> CollectSettings:
         """How a round collects: as the first collection did, but as many episodes as the round has."""
@@ -531,7 +461,7 @@ class Settings(Section):
             try:
                 branches[name] = type(getattr(whole, name)).model_validate(branch)
             except ValidationError as error:
-                complaints.append(_explain(error, f"{source}: {name}", type(getattr(whole, name))))
+                complaints.append(explain(error, f"{source}: {name}", type(getattr(whole, name))))
         if complaints:
             raise SettingsError("\n".join(complaints))
         return whole.model_copy(update=branches)
@@ -556,41 +486,4 @@ class Settings(Section):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise SettingsError(_explain(error, source, cls)) from error
-
-
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_LOGIN = re.compile(r"//[^/@\s]*@")  # of an address
-LINES = 20  # of complaints about one file
-PLAINER = {  # pydantic's kinds of problems that it words for programmers
-    "model_type": "this is a branch: write its settings below it, as name: value, or leave it out",
-    "tuple_type": "write a list: [a, b]",
-}
-
-
-def _unknown(root: type[BaseModel], place: tuple[int | str, ...]) -> str:
-    """What to say of a name that is no setting; nothing where its branch has no settings at all."""
-    branch = root
-    for part in place[:-1]:
-        inner: Any = branch.model_fields[str(part)].annotation
-        branch = inner
-    known = list(branch.model_fields)
-    near = get_close_matches(str(place[-1]), known, n=1)
-    if near:
-        return f"unknown setting; did you mean {near[0]}?"
-    return f"unknown setting; known: {', '.join(known)}" if known else ""
-
-
-def _explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        message = PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        if problem["type"] == "extra_forbidden":
-            message = _unknown(root, problem["loc"])
-        elif "input" in problem and not isinstance(problem["input"], dict):
-            message += f" (got {_LOGIN.sub('//***@', _SHORT.repr(problem['input']))})"
-        lines.append(f"  {where}: {message}" if where else f"  {message}")
-    more = [f"  and {len(lines) - LINES} more"] if len(lines) > LINES else []
-    return f"{source} cannot be run:\n" + "\n".join(lines[:LINES] + more)
+            raise SettingsError(explain(error, source, cls)) from error

@@ -10,7 +10,8 @@ from pipelines.cli.commands import cluster, config, doctor, episodes, registry, 
 from pipelines.cli.outcome import tell_outcome
 from pipelines.cli.terminal import App, Config, PipelineName, console, find_config, path, plainly, run_folder
 from pipelines.runner.stopping import handled
-from wovr_core.settings import Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import Settings
 
 app = App(
     no_args_is_help=True,

@@ -129,7 +129,7 @@ def artifacts_of(folder: Path) -> dict[str, tuple[Path, Manifest]]:
 
 def phase_of(history: Sequence[UpdateRecord], grpo: dict[str, Any], real: dict[int, tuple[int, int]]) -> Phase:
     drawn = [record.group_rates for record in history]
-    teaching = [[is_informative(rate, grpo["informative"]) for rate in rates] for rates in drawn]
+    teaching = [[is_informative(rate, tuple(grpo["informative"])) for rate in rates] for rates in drawn]
     from_starts = 1 - round(grpo["num_groups"] * grpo["kir_ratio"]) / grpo["num_groups"]
     return Phase(
         imagined=tuple(short(record.imagined_success) for record in history),

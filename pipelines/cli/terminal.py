@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.runner import stopping
-from wovr_core.settings import SettingsError
+from wovr_core.setting_errors import SettingsError
 
 OURS = ("wovr_core", "components", "pipelines")
 # clients of services: what they raise is news from there, be it ours to mend or not

@@ -18,7 +18,9 @@ from pipelines.stack.doctor import available_memory
 from wovr_core.artifacts.names import is_address
 from wovr_core.chunk import CHUNK, WINDOW
 from wovr_core.embodiment import EmbodimentError
-from wovr_core.settings import RETRAINING_STATES, Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.setting_types import RETRAINING_STATES
+from wovr_core.settings import Settings
 
 TRYING = ("posttrain", "retrain", "evaluate")  # pipelines that open the simulator
 VERSIONED = ("evaluate", "franka")  # pipelines that are asked for a version

@@ -29,7 +29,7 @@ from components.artifacts import (
 )
 from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
-from wovr_core.settings import SettingsError
+from wovr_core.setting_errors import SettingsError
 
 CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
 MODELS = "wovr-models"  # likewise: what Triton serves

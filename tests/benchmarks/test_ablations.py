@@ -17,7 +17,8 @@ from wovr_core.envs.splits import Split, split_of
 from wovr_core.envs.tabletop import INSTRUCTIONS, Tabletop
 from wovr_core.evaluation.success import success_rate
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
-from wovr_core.settings import GrpoSettings, PaceSettings, PolicySettings, Settings, SettingsError, TaskSettings
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import GrpoSettings, PaceSettings, PolicySettings, Settings, TaskSettings
 from wovr_core.store.policies import save_policy
 
 FULL = Settings()

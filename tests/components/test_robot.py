@@ -10,7 +10,8 @@ from components.platform.storage import Storage
 from pipelines.stack.stack import Stack
 from tests.listening import listening
 from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
-from wovr_core.settings import FrankaSettings, Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import FrankaSettings, Settings
 
 
 @dataclass

@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from wovr_core.settings import Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import Settings
 
 LIBERO = {"task": {"environment": "libero"}}
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.yaml"))

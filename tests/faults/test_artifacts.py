@@ -26,7 +26,8 @@ from tests.toys import an_episode
 from wovr_core.artifacts import ArtifactError, Kind, digest_at, read_manifest, save_weights, write_episodes, writing
 from wovr_core.envs.splits import Split
 from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.settings import EvaluateSettings, PolicySettings, PromoteSettings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import EvaluateSettings, PolicySettings, PromoteSettings
 from wovr_core.steps.evaluate import evaluate_policies
 from wovr_core.steps.grpo import improve_policy
 from wovr_core.steps.policy import clone_base_policy

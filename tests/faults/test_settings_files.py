@@ -128,7 +128,6 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("evaluate: {episodes: 1000000}", ["evaluate.episodes 1000000 = 1100000"]),
         ("evaluate: {confidence: 1}", ["evaluate.confidence", "less than 1"]),
         ("evaluate: {confidence: 0}", ["evaluate.confidence", "greater than 0"]),
-        ("pace: {rollback_confidence: 1.0}", ["pace.rollback_confidence", "less than 1"]),
         ("retrain: {confidence: 1.0}", ["retrain.confidence", "less than 1"]),
         ("reward: {hysteresis: 1000}", ["reward.hysteresis is 1000", "24 in all"]),
         ("reward: {hysteresis: 17}", ["grpo.keyframe_horizon 32", "16 in all"]),
@@ -348,7 +347,6 @@ def dream_once(settings: Settings) -> None:
             words=1,
             image_size=task.image_size,
             action_dim=task.embodiment.action_dim,
-            stride=settings.policy.conv_stride,
             kernel=settings.policy.conv_kernel,
         )
     )

@@ -12,7 +12,8 @@ from pipelines.cli.terminal import CONFIGS
 from pipelines.cli.words import STEPS
 from pipelines.runner.preflight import check_settings
 from wovr_core.artifacts import Kind, writing
-from wovr_core.settings import Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import Settings
 
 
 def wovr(*words: str):

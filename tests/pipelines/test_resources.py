@@ -18,7 +18,8 @@ from pipelines.catalogue import PIPELINES
 from pipelines.cli.app import app
 from pipelines.runner.resources import PROFILES, USER, equip
 from pipelines.runner.submit import Job
-from wovr_core.settings import CollectSettings, FrankaSettings, Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import CollectSettings, FrankaSettings, Settings
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [(pipeline, profile) for pipeline in PIPELINES for profile in PROFILES]

@@ -11,6 +11,7 @@ from tests.steps.conftest import ARCHITECTURE
 from wovr_core import embodiment
 from wovr_core.artifacts import read_episodes
 from wovr_core.embodiment import TABLETOP, Embodiment, EmbodimentError, Mirror, register
+from wovr_core.setting_errors import SettingsError
 from wovr_core.settings import (
     CollectSettings,
     EvaluateSettings,
@@ -20,7 +21,6 @@ from wovr_core.settings import (
     PromoteSettings,
     RewardSettings,
     Settings,
-    SettingsError,
     TaskSettings,
     WorldModelSettings,
 )

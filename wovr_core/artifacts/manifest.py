@@ -7,7 +7,7 @@ Reading checks the sha256 of every file, because torch, safetensors and parquet 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,7 +15,7 @@ from functools import cache
 from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -42,11 +42,11 @@ class Facts(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-def checked(facts: type[T], text: bytes | str, where: object) -> T:
-    """JSON as these facts; raises `ArtifactError` with the first of its faults."""
+def checked(facts: Callable[..., T], text: bytes | str, where: object) -> T:
+    """JSON as these facts, a type or a generic such as `list[...]`; raises `ArtifactError` with its first fault."""
     by_itself = isinstance(facts, type) and issubclass(facts, Section)  # settings look after their kinds
     try:
-        return TypeAdapter(facts).validate_json(text, strict=None if by_itself else True)
+        return TypeAdapter(cast(type[T], facts)).validate_json(text, strict=None if by_itself else True)
     except ValidationError as error:
         raise ArtifactError(f"{where}: {fault_of(error)}") from error
 
@@ -117,7 +117,7 @@ class Manifest(BaseModel):
         """The identity of the artifact: equal digests, equal contents and equal origin."""
         return _digest(self.model_dump(mode="json"))
 
-    def summarised(self, facts: type[T], where: Path) -> T:
+    def summarised(self, facts: Callable[..., T], where: Path) -> T:
         """The summary, as what a reader needs of it."""
         return self._part(facts, self.summary, f"the summary of {where}")
 
@@ -127,7 +127,7 @@ class Manifest(BaseModel):
             raise ArtifactError(f"{where} does not say with which settings `{name}` it was made: {self._again}")
         return self._part(section, self.settings[name], f"the settings `{name}` of {where}")
 
-    def _part(self, facts: type[T], tree: Any, where: str) -> T:
+    def _part(self, facts: Callable[..., T], tree: Any, where: str) -> T:
         try:
             return checked(facts, json.dumps(tree), where)
         except ArtifactError as error:

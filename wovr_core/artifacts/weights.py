@@ -83,7 +83,7 @@ def save_json(folder: Path, name: str, value: Any) -> None:
         raise ArtifactError(f"cannot write {folder / name}.json: {error}") from error
 
 
-def load_json(folder: Path, name: str, facts: type[T]) -> T:
+def load_json(folder: Path, name: str, facts: Callable[..., T]) -> T:
     """What `name.json` says: a subclass of `Facts`, or whatever else pydantic can check."""
     path = folder / f"{name}.json"
     return _again(checked, facts, _load(path, Path.read_bytes), path)

@@ -7,7 +7,7 @@ that nobody collects, dreams or tunes on the ids it uses, so every reset names i
 from enum import Enum
 
 from wovr_core.artifacts.manifest import ArtifactError
-from wovr_core.settings import SPLIT_STATES
+from wovr_core.setting_types import SPLIT_STATES
 
 SPLIT_SIZE = SPLIT_STATES
 

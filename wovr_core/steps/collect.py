@@ -9,8 +9,9 @@ from wovr_core.artifacts import ArtifactError, Draft, Kind, Manifest, read_manif
 from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split, SplitError
 from wovr_core.evaluation.success import policy_decides, run_trials, success_rate
-from wovr_core.settings import RETRAINING_STATES as STATES
-from wovr_core.settings import ROUND_STATES, CollectSettings, TaskSettings
+from wovr_core.setting_types import RETRAINING_STATES as STATES
+from wovr_core.setting_types import ROUND_STATES
+from wovr_core.settings import CollectSettings, TaskSettings
 from wovr_core.store.environments import open_environment
 from wovr_core.store.episodes import open_episodes
 from wovr_core.store.policies import open_policy

@@ -22,6 +22,8 @@ from wovr_core.store.world_models import for_dreaming, open_world_model, save_wo
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import EpisodeBatch
 
+ROLLBACK_CONFIDENCE = 0.95  # with which an evolved policy must be worse to be rolled back
+
 
 def choose_policy(
     cfg: PaceSettings,
@@ -67,7 +69,7 @@ def decide(cfg: PaceSettings, new: RealData, *, before: tuple[int, int], past: P
     """
     wins, n = sum(episode.succeeded for episode in new.episodes), len(new.episodes)
     was = before[0] / before[1]
-    back = worse(wins, n, *before, confidence=cfg.rollback_confidence)
+    back = worse(wins, n, *before, confidence=ROLLBACK_CONFIDENCE)
     reason = (
         f"real success {100 * new.success_rate:.1f} % (n = {n}) after "
         f"{100 * was:.1f} % (n = {before[1]}): {'rolled back' if back else 'kept'}"

@@ -48,7 +48,6 @@ def clone_base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path, dem
         words=words,
         image_size=task.image_size,
         action_dim=embodiment.action_dim,
-        stride=cfg.conv_stride,
         kernel=cfg.conv_kernel,
         pose_dim=embodiment.pose_dim if cfg.proprioception else 0,
     )

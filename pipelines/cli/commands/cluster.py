@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.cli.terminal import Config, PipelineName, console, find_config, path, plainly
-from wovr_core.settings import Settings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import Settings
 
 if TYPE_CHECKING:
     from pipelines.runner.submit import Job, Kubeflow, Listed

@@ -7,7 +7,8 @@ import typer
 from rich.markup import escape
 
 from pipelines.cli.terminal import complaints, console, path, plainly
-from wovr_core.settings import PromoteSettings, SettingsError
+from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import PromoteSettings
 
 app = typer.Typer()
 

@@ -6,7 +6,8 @@ import typer
 from rich.markup import escape
 
 from pipelines.cli.terminal import console, plainly
-from wovr_core.settings import PromoteSettings, alias_name, model_name
+from wovr_core.setting_types import alias_name, model_name
+from wovr_core.settings import PromoteSettings
 
 app = typer.Typer()
 

@@ -1,0 +1,49 @@
+"""How complaints about settings are worded: the key, what is wrong with the value, what is allowed."""
+
+import re
+from difflib import get_close_matches
+from reprlib import Repr
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be run, and why."""
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_LOGIN = re.compile(r"//[^/@\s]*@")  # of an address
+LINES = 20  # of complaints about one file
+PLAINER = {  # pydantic's kinds of problems that it words for programmers
+    "model_type": "this is a branch: write its settings below it, as name: value, or leave it out",
+    "tuple_type": "write a list: [a, b]",
+}
+
+
+def unknown_setting(root: type[BaseModel], place: tuple[int | str, ...]) -> str:
+    """What to say of a name that is no setting; nothing where its branch has no settings at all."""
+    branch = root
+    for part in place[:-1]:
+        inner: Any = branch.model_fields[str(part)].annotation
+        branch = inner
+    known = list(branch.model_fields)
+    near = get_close_matches(str(place[-1]), known, n=1)
+    if near:
+        return f"unknown setting; did you mean {near[0]}?"
+    return f"unknown setting; known: {', '.join(known)}" if known else ""
+
+
+def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        if problem["type"] == "extra_forbidden":
+            message = unknown_setting(root, problem["loc"])
+        elif "input" in problem and not isinstance(problem["input"], dict):
+            message += f" (got {_LOGIN.sub('//***@', _SHORT.repr(problem['input']))})"
+        lines.append(f"  {where}: {message}" if where else f"  {message}")
+    more = [f"  and {len(lines) - LINES} more"] if len(lines) > LINES else []
+    return f"{source} cannot be run:\n" + "\n".join(lines[:LINES] + more)
