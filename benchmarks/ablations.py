@@ -241,7 +241,6 @@ GUARDS: dict[str, Row] = {
     "no-kir": Row("no dreams from keyframes", {"grpo.kir_ratio": 0.0}),
     "no-pace": Row("no PACE, all real episodes at the start", {"pace.rounds": 0}),
     "no-mask": Row("steps after the first success count too", {"grpo.mask": False}),
-    "no-anchor": Row("no first frame to hold on to", {"world_model.architecture.first_frame_anchor": False}),
     "no-monitor": Row("no hallucination detector", {"grpo.detector": False}),
 }
 # For the budget, GRPO for real was tuned on an earlier base policy of seed 0 and on 1,500 evaluation states that no

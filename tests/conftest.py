@@ -33,9 +33,7 @@ def generator() -> torch.Generator:
 def tiny_world_model() -> DiffusionWorldModel:
     """The real classes, small, with random weights that no longer sit at their zero initialisation."""
     torch.manual_seed(0)
-    architecture = ArchitectureSettings(
-        latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8
-    )
+    architecture = ArchitectureSettings(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16)
     cfg = WorldModelSettings(architecture=architecture, pretrained="none", rollout_dtype="float32")
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     for parameter in model.transformer.parameters():

@@ -3,7 +3,7 @@
 import re
 from difflib import get_close_matches
 from reprlib import Repr
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,8 +26,8 @@ def unknown_setting(root: type[BaseModel], place: tuple[int | str, ...]) -> str:
     """What to say of a name that is no setting; nothing where its branch has no settings at all."""
     branch = root
     for part in place[:-1]:
-        inner: Any = branch.model_fields[str(part)].annotation
-        branch = inner
+        annotation: Any = branch.model_fields[str(part)].annotation
+        branch = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
     known = list(branch.model_fields)
     near = get_close_matches(str(place[-1]), known, n=1)
     if near:

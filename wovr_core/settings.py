@@ -127,21 +127,17 @@ class CollectSettings(Section):
 
 
 class ArchitectureSettings(Section):
-    """The diffusion transformer. These are the shipped backbone's; `pipelines/configs/libero-*.yaml` has Wan's."""
+    """The diffusion transformer. The defaults are small, to try the plumbing; a backbone brings its own."""
 
     latent_channels: Few = 48
-    codec: Literal["convolutional", "components"] = "convolutional"  # components: sharp, of one frame in four
+    codec: Literal["convolutional", "components", "wan"] = "convolutional"  # components: sharp, of one frame in four
     patch: Few = 1  # latent pixels to a token, each way
-    heads: Few = 4
-    head_dim: Annotated[int, Field(ge=6, le=512)] = 40
-    layers: Few = 4
-    ffn_dim: Count = 512
+    heads: Few = 2
+    head_dim: Annotated[int, Field(ge=6, le=512)] = 24
+    layers: Few = 2
+    ffn_dim: Count = 64
     freq_dim: Annotated[int, Field(ge=2, le=8192)] = 128
-    text_dim: Count = 64  # of Wan's text embedder, which is dropped; its configuration reads as published
     prediction: Literal["velocity", "sample"] = "sample"  # Wan predicts velocity
-    action_modulation: bool = True
-    action_tokens: bool = True
-    first_frame_anchor: bool = True
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
     advection: bool = False  # mix pixels instead: what was seen, and as the hand moved it; codec: components only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
@@ -176,8 +172,8 @@ class ArchitectureSettings(Section):
 class WorldModelSettings(Section):
     """The video world model, and how it is fitted to real episodes."""
 
-    architecture: ArchitectureSettings = ArchitectureSettings()
     pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
+    architecture: ArchitectureSettings | None = None  # None: the backbone's own, from its architecture.json
     steps: Count = 20  # few: fitted longer, the shipped backbone forgets contact (docs/log/tabletop.md)
     kinematics_steps: CountOrZero = 500  # before those, where architecture.kinematics is on
     batch: Count = 32
@@ -195,6 +191,13 @@ class WorldModelSettings(Section):
     contact_weight: Weight = 5.0  # how much likelier a window with a gripper event is drawn
     checkpoint_every: Count = 100
     minimum_psnr_gain: Decibels = 0.0  # gate: dB above holding the last frame, at every depth
+
+    @model_validator(mode="before")
+    @classmethod
+    def _small_without_a_backbone(cls, branch: Any) -> Any:
+        if not isinstance(branch, dict) or branch.get("pretrained") != "none" or branch.get("architecture") is not None:
+            return branch
+        return branch | {"architecture": {}}
 
 
 class RewardSettings(Section):
@@ -374,12 +377,8 @@ class Settings(Section):
                 f"collect.shards is {self.collect.shards}, but of collect.episodes {self.collect.episodes} and "
                 f"collect.held_out {self.collect.held_out} each shard takes one at least: use {few} shards or fewer"
             )
-        latents, patch = self.task.image_size // 8, self.world_model.architecture.patch
-        if latents % patch:
-            raise ValueError(
-                f"world_model.architecture.patch is {patch}, but a picture of task.image_size {self.task.image_size} "
-                f"is {latents} x {latents} latents: use a patch that divides {latents}"
-            )
+        if self.world_model.architecture is not None:
+            self.refuse_misfit(self.world_model.architecture)
         judged = self.task.horizon // self.reward.stride
         if self.reward.hysteresis > judged:
             raise ValueError(
@@ -398,17 +397,6 @@ class Settings(Section):
                 "grpo.detector is on, but reward.detector_steps is 0, so there is no detector to ask: "
                 "set grpo.detector to false, or reward.detector_steps above 0"
             )
-        untaught = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
-        if self.world_model.architecture.pose_map and untaught:
-            raise ValueError(
-                "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
-                f"with pretrained: none, set it to false for {self.task.environment}"
-            )
-        if self.world_model.architecture.codec == "components" and self.reward.stride % 4:
-            raise ValueError(
-                f"reward.stride is {self.reward.stride}, but world_model.architecture.codec components keeps one frame "
-                f"in four: set it to 4 or 8"
-            )
         if self.grpo.keyframe_horizon % CHUNK:
             raise ValueError(
                 f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of a chunk of {CHUNK}"
@@ -418,6 +406,26 @@ class Settings(Section):
                 f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, longer than task.horizon {self.task.horizon}"
             )
         return self
+
+    def refuse_misfit(self, architecture: ArchitectureSettings) -> None:
+        """Raise `SettingsError` where a world model of this architecture could not be what these settings ask for."""
+        latents, patch = self.task.image_size // 8, architecture.patch
+        if latents % patch:
+            raise SettingsError(
+                f"world_model.architecture.patch is {patch}, but a picture of task.image_size {self.task.image_size} "
+                f"is {latents} x {latents} latents: use a patch that divides {latents}"
+            )
+        untaught = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
+        if architecture.pose_map and untaught:
+            raise SettingsError(
+                "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
+                f"with pretrained: none, set it to false for {self.task.environment}"
+            )
+        if architecture.codec == "components" and self.reward.stride % 4:
+            raise SettingsError(
+                f"reward.stride is {self.reward.stride}, but world_model.architecture.codec components keeps one frame "
+                f"in four: set it to 4 or 8"
+            )
 
     def _keyframes_can_be(self) -> None:
         """Some dreams are to begin at keyframes: there must be some, and such a dream must be able to succeed."""

@@ -110,14 +110,17 @@ def _gateway(settings: Settings) -> None:
 
 def _world_model(settings: Settings) -> None:
     """The backbone is there and fits; or, without one, nobody expects anything of the dreams."""
+    from wovr_core.store.world_models import architecture_of
+
     cfg = settings.world_model
+    _parameters(settings)
+    settings.refuse_misfit(architecture_of(cfg))
     if cfg.pretrained == "none" and cfg.minimum_psnr_gain >= 0:
         raise SettingsError(
             f"world_model.pretrained is none, so its codec begins as noise, and no step trains a codec: the gate "
             f"world_model.minimum_psnr_gain {cfg.minimum_psnr_gain:g} would end the run. Take a backbone that the "
             f"package ships; or, to try the plumbing alone, set minimum_psnr_gain to -100"
         )
-    _parameters(settings)
 
 
 def _memory(settings: Settings) -> None:

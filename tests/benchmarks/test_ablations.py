@@ -290,14 +290,14 @@ def test_rows_share_what_they_agree_on_and_nothing_is_made_twice(tmp_path, steps
     assert result("no-kir", tmp_path)["made"][:5] == result("wovr", tmp_path)["made"][:5]
     assert [name for name, _ in steps[before : before + 2]] == ["improve_policy", "collect_episodes"]
     before = len(steps)
-    said = result("no-anchor", tmp_path)
+    said = result("no-noisy-context", tmp_path)
     assert [name for name, _ in steps[before : before + 2]] == ["train_world_model", "train_reward"]
-    path, before = tmp_path / "seed-0" / "no-anchor.json", len(steps)
+    path, before = tmp_path / "seed-0" / "no-noisy-context.json", len(steps)
     path.unlink()
-    assert {**result("no-anchor", tmp_path), "date": ""} == {**said, "date": ""}
+    assert {**result("no-noisy-context", tmp_path), "date": ""} == {**said, "date": ""}
     assert len(steps) == before, "a row that was stopped at its end goes on at its end"
     path.write_text(path.read_text().replace(said["command"], "what was written"))
-    assert result("no-anchor", tmp_path)["command"] == "what was written", "a finished row is left alone"
+    assert result("no-noisy-context", tmp_path)["command"] == "what was written", "a finished row is left alone"
 
 
 def test_the_ceiling_is_tried_for_real_as_often_as_the_method_dreams(tmp_path, steps):

@@ -35,7 +35,7 @@ def main(folder: Path, steps: int) -> None:
     rank = os.environ.get("RANK", "0")
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     torch.manual_seed(0)
-    small = ArchitectureSettings(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16, text_dim=8)
+    small = ArchitectureSettings(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16)
     cfg = WorldModelSettings(architecture=small, pretrained="none", batch=8, checkpoint_every=2, learning_rate=1e-3)
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     for parameter in model.transformer.parameters():

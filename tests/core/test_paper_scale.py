@@ -101,7 +101,6 @@ SMALL = ArchitectureSettings(
     layers=2,
     ffn_dim=32,
     freq_dim=16,
-    text_dim=8,
     prediction="velocity",
     keep_gates=False,
     pose_map=False,
@@ -207,7 +206,8 @@ def test_one_layer_of_our_transformer_is_wans_own_forward():
     model = shaken(WorldModelTransformer(SMALL.model_copy(update={"layers": 1}), action_dim=7)).eval()
     latents, actions = torch.randn(2, 4, 4, 4, 4), torch.rand(2, 13, 7)
     memory_noise, level = torch.tensor([0.1, 0.3]), torch.tensor([0.6, 0.9])
-    model.action_modulation = None  # Wan knows no such thing
+    for weight in model.action_modulation.net[2].parameters():  # Wan knows no such thing
+        torch.nn.init.zeros_(weight)
     model.backbone.condition_embedder.text_embedder = torch.nn.Identity()
     with torch.no_grad():
         context = model.context(

@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_run_is_refused_with_the_key_and_the_fix(tmp_path,
         ("promote: {model: 2026-11-28}", "promote", "model", "2026-11-28"),
         ("\ufeffgrpo: {updates: 3}", "grpo", "updates", 3),  # as Windows writes it
         ("grpo: {updates: 40.0}", "grpo", "updates", 40),
-        ("policy: {stride: 4.0}", "policy", "stride", 4),
+        ("policy: {conv_stride: 4.0}", "policy", "conv_stride", 4),
         ("pace: {drift: 1}", "pace", "drift", 1.0),
         ("pace: {drift: null}", "pace", "drift", None),
         ("task: {seed: 9007199254740991}", "task", "seed", 2**53 - 1),
@@ -304,7 +304,7 @@ def random_text(dice: random.Random) -> str:
     tree = Settings.load(CONFIGS / f"{base}.yaml").model_dump(mode="json")
     for _ in range(dice.choice([0, 1, 1, 2, 3])):
         branch = tree[dice.choice(list(tree))]
-        inner = [value for value in branch.values() if isinstance(value, dict)]
+        inner = [value for value in branch.values() if isinstance(value, dict) and value]
         branch = dice.choice(inner) if inner and dice.random() < 0.5 else branch
         if dice.random() < 0.1:
             branch[dice.choice(["zzz", "step", "1"])] = dice.choice(VALUES)

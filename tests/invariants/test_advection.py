@@ -92,7 +92,6 @@ def a_model(*, patch: int = 1, channels: int = 24) -> DiffusionWorldModel:
         layers=2,
         ffn_dim=32,
         freq_dim=16,
-        text_dim=8,
         patch=patch,
     )
     cfg = WorldModelSettings(

@@ -9,7 +9,7 @@ import torch
 from wovr_core.artifacts import ArtifactError
 from wovr_core.protocols import DreamState
 from wovr_core.settings import ArchitectureSettings, TaskSettings, WorldModelSettings
-from wovr_core.store.world_models import new_world_model
+from wovr_core.store.world_models import architecture_of, new_world_model
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model import flow
@@ -151,7 +151,7 @@ def test_a_dream_is_where_the_kinematics_say(generator):
 def a_model_that_knows_its_arm() -> DiffusionWorldModel:
     torch.manual_seed(0)
     architecture = ArchitectureSettings(
-        latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, text_dim=8, kinematics=True
+        latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, kinematics=True
     )
     cfg = WorldModelSettings(architecture=architecture, pretrained="none")
     return DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
@@ -171,11 +171,14 @@ def test_the_hand_is_where_a_pinhole_camera_sees_it():
     assert torch.equal(flat.in_picture(pose), pose)
 
 
+TABLETOPS = architecture_of(WorldModelSettings(pretrained="tabletop-play"))
+
+
 @pytest.mark.parametrize(
     ("task", "architecture", "said"),
     [
-        (TaskSettings(environment="libero"), ArchitectureSettings(), "size mismatch for"),
-        (TaskSettings(), ArchitectureSettings(layers=5), "it lacks transformer.backbone.blocks.4"),
+        (TaskSettings(environment="libero"), None, "size mismatch for"),
+        (TaskSettings(), TABLETOPS.model_copy(update={"layers": 5}), "it lacks transformer.backbone.blocks.4"),
     ],
 )
 def test_a_backbone_of_another_shape_is_refused_with_what_differs(task, architecture, said):
@@ -183,10 +186,19 @@ def test_a_backbone_of_another_shape_is_refused_with_what_differs(task, architec
         new_world_model(WorldModelSettings(architecture=architecture), task)
 
 
+@pytest.mark.parametrize(("name", "environment"), [("tabletop-play", "tabletop"), ("libero-play", "libero")])
+def test_a_backbone_brings_its_architecture_and_what_is_made_of_it_says_it(name, environment):
+    """So an artifact opens where the backbone is another one, or is there no more."""
+    cfg = WorldModelSettings(pretrained=name)
+    model = new_world_model(cfg, TaskSettings(environment=environment))
+    assert cfg.architecture is None and model.cfg.architecture == architecture_of(cfg)
+    assert new_world_model(model.cfg, TaskSettings(environment=environment)).cfg == model.cfg
+
+
 def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
     """At first every pixel stays as it was remembered, whatever the size of a patch."""
     architecture = ArchitectureSettings(
-        latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, text_dim=8, patch=2, pose_map=False
+        latent_channels=8, heads=2, head_dim=12, layers=1, ffn_dim=32, freq_dim=16, patch=2, pose_map=False
     )
     cfg = WorldModelSettings(
         architecture=architecture, pretrained="none", num_inference_steps=1, rollout_dtype="float32"
@@ -199,7 +211,7 @@ def test_a_patch_of_latent_pixels_is_kept_pixel_by_pixel():
     assert torch.allclose(dreamt, stays[:, :, None].expand_as(dreamt), atol=1e-5)
 
 
-@pytest.mark.parametrize("off", ["action_modulation", "action_tokens", "first_frame_anchor", "keep_gates", "pose_map"])
+@pytest.mark.parametrize("off", ["keep_gates", "pose_map"])
 def test_every_mechanism_can_be_switched_off(tiny_world_model, off, generator):
     shape = tiny_world_model.cfg.architecture.model_dump() | {off: False}
     cfg = tiny_world_model.cfg.model_copy(update={"architecture": ArchitectureSettings(**shape)})
@@ -208,10 +220,6 @@ def test_every_mechanism_can_be_switched_off(tiny_world_model, off, generator):
     assert torch.isfinite(model.loss(window, generator=generator))
     state = a_state(model)
     assert dream_of(model, state, torch.rand(3, 8, 3)).future.shape == (3, 8, 2, 4, 4)
-    if off == "first_frame_anchor":
-        other = dataclasses.replace(state, reference=state.reference + 1)
-        actions = torch.rand(3, 8, 3)
-        assert torch.equal(dream_of(model, state, actions).future, dream_of(model, other, actions).future)
 
 
 def test_components_keep_the_last_of_every_four_frames_and_all_of_it_where_there_are_enough():

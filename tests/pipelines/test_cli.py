@@ -25,10 +25,18 @@ def test_every_config_that_is_shipped_can_be_run(config):
     """Where its simulator is; but the paper's is an architecture, and says so."""
     settings = Settings.load(CONFIGS / f"{config}.yaml")
     if config == "paper-scale":
-        with pytest.raises(SettingsError, match="codec begins as noise"):
+        with pytest.raises(SettingsError, match=r"^world_model.architecture.codec is wan, .*Take a backbone .*$"):
             check_settings(settings)
     else:
         check_settings(settings)
+
+
+@pytest.mark.parametrize("words", [("config", "check"), ("run",), ("submit",), ("compile",)])
+def test_the_papers_world_model_is_refused_before_anything_is_done(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = wovr(*words, "paper-scale")
+    assert answer.exit_code == 2 and "world_model.architecture.codec is wan" in answer.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_show_prints_a_tree_that_loads_again():

@@ -20,9 +20,7 @@ from wovr_core.store.rewards import save_detector, save_reward
 from wovr_core.store.world_models import new_world_model, save_world_model
 
 TASK = TaskSettings(horizon=16, image_size=SIDE)
-ARCHITECTURE = ArchitectureSettings(
-    latent_channels=4, heads=2, head_dim=12, layers=1, ffn_dim=16, freq_dim=16, text_dim=8
-)
+ARCHITECTURE = ArchitectureSettings(latent_channels=4, heads=2, head_dim=12, layers=1, ffn_dim=16, freq_dim=16)
 WORLD_MODEL = WorldModelSettings(
     architecture=ARCHITECTURE, pretrained="none", steps=2, batch=2, checkpoint_every=1, minimum_psnr_gain=-100
 )

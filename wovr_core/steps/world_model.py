@@ -32,7 +32,7 @@ def train_world_model(
     data.need_both()
     torch.manual_seed(task.seed)
     model = new_world_model(cfg, task)
-    settings = {"world_model": cfg.model_dump(), "task": task.model_dump()}
+    settings = {"world_model": model.cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=named(episodes)) as draft:
         training = EpisodeBatch.of(data.training)
         if cfg.pretrained == "none":
@@ -42,10 +42,10 @@ def train_world_model(
         )
         save_world_model(draft.folder, model)
         rows = measure(model, data.held_out, seed=task.seed)
-        good, said = trustworthy(rows, cfg.minimum_psnr_gain)
+        good, reason = trustworthy(rows, cfg.minimum_psnr_gain)
         draft.summary |= {
             "trustworthy": good,
-            "reason": said,
+            "reason": reason,
             "fidelity": as_rows(rows),
             "training_episodes": len(data.training),
             "held_out_episodes": len(data.held_out),
@@ -101,8 +101,8 @@ def fit_world_model(
 def measure(model: DiffusionWorldModel, held_out: Sequence[Episode], *, seed: int, limit: int = 64) -> list[Depth]:
     """Replay held-out episodes from their first frame, with their own actions and with another's."""
     dreamer = for_dreaming(model)
-    some = list(held_out[:limit])
+    episodes = list(held_out[:limit])
     generator = torch.Generator().manual_seed(seed)
-    others = torch.stack([episode.actions for episode in some]).roll(1, 0)
-    shuffled = replay(dreamer, some, generator=generator, actions=others)
-    return by_depth(replay(dreamer, some, generator=generator), shuffled)
+    others = torch.stack([episode.actions for episode in episodes]).roll(1, 0)
+    shuffled = replay(dreamer, episodes, generator=generator, actions=others)
+    return by_depth(replay(dreamer, episodes, generator=generator), shuffled)

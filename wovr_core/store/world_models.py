@@ -15,7 +15,7 @@ from wovr_core.artifacts import (
     save_weights,
 )
 from wovr_core.imagination.simulator import LearnedSimulator
-from wovr_core.settings import TaskSettings, WorldModelSettings
+from wovr_core.settings import ArchitectureSettings, TaskSettings, WorldModelSettings
 from wovr_core.store.checks import refuse_misfit
 from wovr_core.store.rewards import open_detector, open_reward
 from wovr_core.training.precision import computed_in
@@ -27,16 +27,11 @@ PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
 
 def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> DiffusionWorldModel:
     """Untrained, or the backbone shipped with the package: codec, transformer and action statistics."""
+    cfg = cfg.model_copy(update={"architecture": architecture_of(cfg)})
     model = _empty(cfg, action_dim=task.embodiment.action_dim, pose_dim=task.embodiment.pose_dim)
     if cfg.pretrained == "none":
         return model
-    folder = PRETRAINED / cfg.pretrained
-    known = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
-    if cfg.pretrained not in known:
-        raise ArtifactError(
-            f"world_model.pretrained is {cfg.pretrained!r}, but the package ships {', '.join(known) or 'no backbone'}"
-        )
-    weights = {name: value.float() for name, value in load_weights(folder, "weights").items()}
+    weights = {name: value.float() for name, value in load_weights(_backbone(cfg), "weights").items()}
     try:
         missing, _unused = model.load_state_dict(weights, strict=False)
         lacks = f"it lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
@@ -46,12 +41,28 @@ def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> DiffusionWor
     if lacks:
         raise ArtifactError(
             f"the backbone {cfg.pretrained!r} does not fit world_model.architecture or task.environment: {lacks}; "
-            f"use its own ({folder.name}/provenance.json) or pretrained: none"
+            f"leave world_model.architecture out, for the backbone brings its own, or use pretrained: none"
         )
     return model
 
 
+def architecture_of(cfg: WorldModelSettings) -> ArchitectureSettings:
+    """The architecture that settings give, or their backbone's own."""
+    return cfg.architecture or load_json(_backbone(cfg), "architecture", ArchitectureSettings)
+
+
+def _backbone(cfg: WorldModelSettings) -> Path:
+    shipped = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+    if cfg.pretrained not in shipped:
+        raise ArtifactError(
+            f"world_model.pretrained is {cfg.pretrained!r}, but the package ships {', '.join(shipped) or 'no backbone'}"
+        )
+    return PRETRAINED / cfg.pretrained
+
+
 def _empty(cfg: WorldModelSettings, *, action_dim: int, pose_dim: int) -> DiffusionWorldModel:
+    if cfg.architecture is None:
+        raise ArtifactError("this world model does not say its architecture: make it again")
     codec = tiny_autoencoder(cfg.architecture)
     return DiffusionWorldModel(cfg, codec, action_dim=action_dim, pose_dim=pose_dim)
 

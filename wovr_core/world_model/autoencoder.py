@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.artifacts import ArtifactError
 from wovr_core.settings import ArchitectureSettings
 
 FRAMES_PER_LATENT = 4
@@ -136,17 +137,17 @@ class ComponentAutoencoder(Autoencoder):
         self.scale.copy_((spread * spread.mean()).sqrt())
 
     def encode(self, frames: Float[Tensor, "b frames 3 h w"]) -> Float[Tensor, "b c latents y x"]:
-        kept = frames[:, ::FRAMES_PER_LATENT]
-        patches = F.pixel_unshuffle(kept, self.PATCH).movedim(2, -1) - self.mean  # (b, latents, y, x, 192)
+        last_of_four = frames[:, ::FRAMES_PER_LATENT]
+        patches = F.pixel_unshuffle(last_of_four, self.PATCH).movedim(2, -1) - self.mean  # (b, latents, y, x, 192)
         return (patches @ self.components.T / self.scale).movedim(-1, 1)
 
     def decode_future(
         self, window: Float[Tensor, "b c latents y x"], count: int = 2, *, frames: list[int] | None = None
     ) -> Float[Tensor, "b frames 3 h w"]:
         patches = (window[:, :, -count:].movedim(1, -1) * self.scale) @ self.components + self.mean
-        shown = F.pixel_shuffle(patches.movedim(-1, 2), self.PATCH)
-        wanted = range(count * FRAMES_PER_LATENT) if frames is None else frames
-        return shown[:, [frame // FRAMES_PER_LATENT for frame in wanted]]
+        decoded = F.pixel_shuffle(patches.movedim(-1, 2), self.PATCH)  # one frame of each latent
+        chosen = range(count * FRAMES_PER_LATENT) if frames is None else frames
+        return decoded[:, [frame // FRAMES_PER_LATENT for frame in chosen]]
 
 
 class Residual(nn.Module):
@@ -161,7 +162,13 @@ class Residual(nn.Module):
 
 
 def tiny_autoencoder(architecture: ArchitectureSettings) -> Autoencoder:
-    """The tiny profile's codec, not fitted yet."""
+    """The tiny profile's codec, not fitted yet; raises `ArtifactError` for Wan's, which nothing opens yet."""
+    if architecture.codec == "wan":
+        raise ArtifactError(
+            "world_model.architecture.codec is wan, but Wan's codec and weights do not come with this package, and "
+            "nothing opens them yet: such settings describe the paper's world model and cannot be run. Take a backbone "
+            "that is shipped, as tabletop and libero-cpu do"
+        )
     kind = ComponentAutoencoder if architecture.codec == "components" else PatchAutoencoder
     return kind(channels=architecture.latent_channels)
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from wovr_core.settings import ArchitectureSettings
 from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, Conditions, PoseMap
 
+WORDS = 64  # width of the text embeddings that Wan's blocks would be fed, before their embedder is dropped
 Heads = tuple[Tensor, Tensor]  # keys and values, (b, heads, tokens, head_dim)
 
 
@@ -27,7 +28,7 @@ class Context:
     reference: Tensor  # (b, c, y, x)
     last: Tensor  # (b, c, y, x), the memory latent
     self_attention: list[Heads]  # per block, of the context tokens
-    cross_attention: list[Heads | None]  # per block, of the action tokens
+    cross_attention: list[Heads]  # per block, of the action tokens
     modulation: Tensor  # (b, 4, d), from actions
     poses: Tensor | None  # (b, 2, tokens, d), of the future
     mix: Callable[[Tensor], Tensor] | None  # what the output is added to, from the tokens of the future
@@ -50,7 +51,7 @@ class WorldModelTransformer(nn.Module):
             attention_head_dim=cfg.head_dim,
             in_channels=cfg.latent_channels,
             out_channels=cfg.latent_channels,
-            text_dim=cfg.text_dim,
+            text_dim=WORDS,
             freq_dim=cfg.freq_dim,
             ffn_dim=cfg.ffn_dim,
             num_layers=cfg.layers,
@@ -60,8 +61,8 @@ class WorldModelTransformer(nn.Module):
             rope_max_seq_len=1024,
         )
         del self.backbone.condition_embedder.text_embedder  # actions take the place of words
-        self.action_modulation = ActionModulation(action_dim, width) if cfg.action_modulation else None
-        self.action_tokens = ActionTokens(action_dim, width) if cfg.action_tokens else None
+        self.action_modulation = ActionModulation(action_dim, width)
+        self.action_tokens = ActionTokens(action_dim, width)
         self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
         self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates and not cfg.advection else None
         if self.keep_gates is not None:
@@ -81,34 +82,26 @@ class WorldModelTransformer(nn.Module):
         mix: Callable[[Tensor], Tensor] | None = None,
     ) -> Context:
         """Run the given latents through the blocks once. `memory_noise` is the noise level the memory carries."""
-        cfg = self.cfg
-        if not cfg.first_frame_anchor:
-            reference = memory
         actions = conditions.actions.to(self.dtype)
-        if self.action_modulation is not None:
-            modulation = self.action_modulation(actions)
-        else:
-            modulation = actions.new_zeros(len(memory), LATENTS, 1)
+        modulation = self.action_modulation(actions)
         poses = None
         if self.pose_map is not None:
-            grid = (memory.shape[-2] // cfg.patch, memory.shape[-1] // cfg.patch)
+            grid = (memory.shape[-2] // self.cfg.patch, memory.shape[-1] // self.cfg.patch)
             poses = self.pose_map(conditions.pose.to(self.dtype), actions[..., -1], grid)
-        tokens = self.action_tokens(actions) if self.action_tokens is not None else None
-        cross = [
-            self._keys_values(block.attn2, tokens) if tokens is not None else None for block in self.backbone.blocks
-        ]
+        tokens = self.action_tokens(actions)
+        cross = [self._keys_values(block.attn2, tokens) for block in self.backbone.blocks]
 
         level = torch.stack([torch.zeros_like(memory_noise), memory_noise], 1)
         x = self._embed(torch.stack([reference, memory], 2), None if poses is None else poses[:, :CONTEXT])
         modulate = self._modulations(level, modulation[:, :CONTEXT])[0]
         rope = self._rope(memory, slice(0, CONTEXT))
-        kept: list[Heads] = []
+        cache: list[Heads] = []
         for i, (block, actions_kv) in enumerate(zip(self.backbone.blocks, cross, strict=True)):
             last_block = i + 1 == len(cross)
             x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
-            kept.append(own)
+            cache.append(own)
         future_poses = None if poses is None else poses[:, CONTEXT:]
-        return Context(reference, memory, kept, cross, modulation, future_poses, mix)
+        return Context(reference, memory, cache, cross, modulation, future_poses, mix)
 
     def forward(
         self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
@@ -119,8 +112,8 @@ class WorldModelTransformer(nn.Module):
         modulate, temb = self._modulations(level, context.modulation[:, CONTEXT:])
         rope = self._rope(noisy[:, :, 0], slice(CONTEXT, LATENTS))
         blocks = zip(self.backbone.blocks, context.self_attention, context.cross_attention, strict=True)
-        for block, given, actions_kv in blocks:
-            x, _ = self._block(block, x, modulate, rope, given, actions_kv)
+        for block, context_kv, actions_kv in blocks:
+            x, _ = self._block(block, x, modulate, rope, context_kv, actions_kv)
         shift, scale = (self.backbone.scale_shift_table[:, None] + temb[:, :, None]).chunk(
             2, dim=2
         )  # (b, latent, 1, d)
@@ -178,8 +171,8 @@ class WorldModelTransformer(nn.Module):
         x: Tensor,
         modulate: Tensor,
         rope: Tensor,
-        given: Heads | None,
-        actions: Heads | None,
+        context: Heads | None,
+        actions: Heads,
         keys_only: bool = False,
     ) -> tuple[Tensor, Heads]:
         """One Wan block over tokens (b, latent, token, d); returns them and this block's own keys and values."""
@@ -191,14 +184,13 @@ class WorldModelTransformer(nn.Module):
         if keys_only:
             return x, own
         query = _rotate(self._heads(attention.norm_q(attention.to_q(h))), rope)
-        keys, values = own if given is None else (torch.cat([given[0], own[0]], 2), torch.cat([given[1], own[1]], 2))
+        keys, values = own if context is None else [torch.cat(both, 2) for both in zip(context, own, strict=True)]
         y = attend(query, keys, values).transpose(1, 2).flatten(2)
         x = torch.addcmul(x, attention.to_out[0](y).view_as(x), gate)
-        if actions is not None:
-            cross = block.attn2
-            query = self._heads(cross.norm_q(cross.to_q(block.norm2(x).flatten(1, 2))))
-            y = attend(query, *actions).transpose(1, 2).flatten(2)
-            x = x + cross.to_out[0](y).view_as(x)
+        cross = block.attn2
+        query = self._heads(cross.norm_q(cross.to_q(block.norm2(x).flatten(1, 2))))
+        y = attend(query, *actions).transpose(1, 2).flatten(2)
+        x = x + cross.to_out[0](y).view_as(x)
         h = torch.addcmul(ffn_shift, _normalise(x), 1 + ffn_scale)
         return torch.addcmul(x, block.ffn(h), ffn_gate), own
 

@@ -29,12 +29,14 @@ class DiffusionWorldModel(nn.Module):
         self, cfg: WorldModelSettings, autoencoder: Autoencoder, *, action_dim: int, pose_dim: int = 2
     ) -> None:
         super().__init__()
+        architecture = cfg.architecture
+        assert architecture is not None, "ask the backbone first: `new_world_model` does"
         self.cfg = cfg
         self.autoencoder = autoencoder.requires_grad_(False)
-        self.transformer = WorldModelTransformer(cfg.architecture, action_dim=action_dim, pose_dim=pose_dim)
+        self.transformer = WorldModelTransformer(architecture, action_dim=action_dim, pose_dim=pose_dim)
         self.statistics = ActionStatistics(action_dim, pose_dim)
-        mixes = cfg.architecture.advection or cfg.architecture.kinematics
-        self.mixer = PixelMixer(cfg.architecture, action_dim=action_dim, pose_dim=pose_dim) if mixes else None
+        mixes = architecture.advection or architecture.kinematics
+        self.mixer = PixelMixer(architecture, action_dim=action_dim, pose_dim=pose_dim) if mixes else None
 
     @property
     def trained(self) -> nn.ModuleList:
