@@ -96,26 +96,23 @@ def posttrain(settings: Settings) -> BaseComponent:
                     champion.set_caching_options(False)  # whoever it is today; what follows is cached by the answer
                     to_beat = fetch_policy_to_beat(promote=promote, champion=champion.output, baseline=base)
                     last = {"last": since["last_policy"]} if "last_policy" in since else {}
+                    learnt_in = {
+                        "demonstrations": demonstrations,
+                        "world_model": since.get("refitted", dreams),
+                        "reward": since.get("last_reward", sees_success),
+                    }
                     conclude(
                         task=task,
                         evaluate=evaluate,
                         promote=promote,
                         candidate=candidate,
                         tried_beside={"baseline": base, "champion": to_beat.outputs["policy"], "first": first, **last},
-                        learnt_in={
-                            "demonstrations": demonstrations,
-                            "episodes": episodes,
-                            "world_model": since.get("refitted", dreams),
-                            "reward": since.get("last_reward", sees_success),
-                        },
+                        learnt_in={**learnt_in, "episodes": episodes},
                         reported={
-                            "demonstrations": demonstrations,
-                            "episodes": episodes,
-                            "world_model": dreams,
-                            "reward": sees_success,
-                            "keyframes": beginnings,
+                            **learnt_in,
+                            "episodes": since.get("newest", episodes),
                             "policy": first,
-                            **since,
+                            **({"last": candidate} if since else {}),
                         },
                     )
 

@@ -66,23 +66,19 @@ def retrain(settings: Settings) -> BaseComponent:
                     previous_reward=champion["reward"],
                 ).outputs
                 candidate = learnt["last_policy"]
-                past = {name: champion[name] for name in ("demonstrations", "episodes")}
-                new = {"world_model": learnt["refitted"], "reward": learnt["last_reward"]}
+                learnt_in = {
+                    "demonstrations": champion["demonstrations"],
+                    "world_model": learnt["refitted"],
+                    "reward": learnt["last_reward"],
+                }
                 conclude(
                     task=task,
                     evaluate=evaluate,
                     promote=promote,
                     candidate=candidate,
                     tried_beside={"baseline": champion["policy"], "first": candidate},
-                    learnt_in={**past, **new},
-                    reported={
-                        **new,
-                        "demonstrations": champion["demonstrations"],
-                        "older": champion["episodes"],
-                        "episodes": newest,
-                        "keyframes": learnt["last_keyframes"],
-                        "policy": candidate,
-                    },
+                    learnt_in={**learnt_in, "episodes": champion["episodes"]},
+                    reported={**learnt_in, "episodes": newest, "policy": candidate},
                 )
 
     return pipeline

@@ -5,7 +5,6 @@ from components import images
 from components.artifacts import (
     EpisodesArtifact,
     EvaluationArtifact,
-    KeyframesArtifact,
     PolicyArtifact,
     ReportArtifact,
     RewardModelArtifact,
@@ -65,14 +64,14 @@ def judge(
         settings.PromoteSettings.model_validate(promote), evaluation=Path(evaluation.path), out=Path(verdict.path)
     )
     verdict.metadata.update(manifest.summary)
-    said = manifest.summary
-    for role in [role for role in ("candidate", "baseline", "champion") if role in said]:
-        success.log_metric(f"{role}_success", said[role]["successes"] / said[role]["n"])
+    facts = manifest.summary
+    for role in [role for role in ("candidate", "baseline", "champion") if role in facts]:
+        success.log_metric(f"{role}_success", facts[role]["successes"] / facts[role]["n"])
         for bound in ("low", "high", "n"):
-            success.log_metric(f"{role}_{bound}", said[role][bound])
-    success.log_metric("difference", said["difference"])
+            success.log_metric(f"{role}_{bound}", facts[role][bound])
+    success.log_metric("difference", facts["difference"])
     Path(success.path).write_text(str(success.metadata))  # a file, or kfp's local cache takes the task for unfinished
-    Path(summary.path).write_text(f"**{'Promote' if said['promote'] else 'Hold'}.** {said['reason']}\n")
+    Path(summary.path).write_text(f"**{'Promote' if facts['promote'] else 'Hold'}.** {facts['reason']}\n")
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
@@ -81,20 +80,13 @@ def write_report(
     evaluation: Input[EvaluationArtifact],
     verdict: Input[VerdictArtifact],
     demonstrations: Input[EpisodesArtifact],
-    episodes: Input[EpisodesArtifact],
+    policy: Input[PolicyArtifact],
     world_model: Input[WorldModelArtifact],
     reward: Input[RewardModelArtifact],
-    keyframes: Input[KeyframesArtifact],
-    policy: Input[PolicyArtifact],
+    episodes: Input[EpisodesArtifact],
     report: Output[ReportArtifact],
     page: Output[dsl.HTML],
-    newest: Input[EpisodesArtifact] | None = None,
-    refitted: Input[WorldModelArtifact] | None = None,
-    last_reward: Input[RewardModelArtifact] | None = None,
-    last_keyframes: Input[KeyframesArtifact] | None = None,
-    last_policy: Input[PolicyArtifact] | None = None,
-    chosen: Input[PolicyArtifact] | None = None,
-    older: Input[EpisodesArtifact] | None = None,
+    last: Input[PolicyArtifact] | None = None,
 ):
     """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last."""
     import shutil
@@ -103,21 +95,16 @@ def write_report(
     from wovr_core import settings
     from wovr_core.steps.report import write_report as step
 
-    def paths(*artifacts):
-        return [Path(artifact.path) for artifact in artifacts if artifact]
-
     manifest = step(
         settings.TaskSettings.model_validate(task),
         evaluation=Path(evaluation.path),
         verdict=Path(verdict.path),
         demonstrations=Path(demonstrations.path),
-        episodes=paths(episodes, newest),
-        world_models=paths(world_model, refitted),
-        rewards=paths(reward, last_reward),
-        keyframes=paths(keyframes, last_keyframes),
-        policies=paths(policy, last_policy),
-        chosen=Path(chosen.path) if chosen else None,
-        older=paths(older),
+        policy=Path(policy.path),
+        last=Path(last.path) if last else None,
+        world_model=Path(world_model.path),
+        reward=Path(reward.path),
+        episodes=Path(episodes.path),
         out=Path(report.path),
     )
     report.metadata.update(manifest.summary)

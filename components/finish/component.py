@@ -8,6 +8,6 @@ def finish(status: dsl.PipelineTaskFinalStatus):
     """Say how the run ended, whatever happened before."""
     from components.platform.notify import notify
 
-    said = f"the run {status.state.lower()}. {status.error_message or ''}"
-    print(said)
-    notify({"run": status.pipeline_job_resource_name, "state": status.state, "said": said})
+    outcome = f"the run {status.state.lower()}. {status.error_message or ''}"
+    print(outcome)
+    notify({"run": status.pipeline_job_resource_name, "state": status.state, "said": outcome})

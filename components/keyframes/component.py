@@ -23,7 +23,7 @@ def mine_keyframes(
     manifest = step(
         settings.KeyframesSettings.model_validate(keyframes),
         settings.TaskSettings.model_validate(task),
-        episodes=[Path(some.path) for some in (episodes, newest) if some],
+        episodes=[Path(part.path) for part in (episodes, newest) if part],
         reward=Path(reward.path),
         out=Path(chosen.path),
     )

@@ -52,17 +52,17 @@ def refit_world_model(
     from wovr_core import settings
     from wovr_core.steps.pace import refit_world_model as step
 
-    told = {"task": task, "pace": pace}
+    branches = {"task": task, "pace": pace}
     cfg, shared = settings.PaceSettings.model_validate(pace), settings.TaskSettings.model_validate(task)
     ports = {
         "world_model": Path(world_model.path),
-        "episodes": [Path(some.path) for some in (demonstrations, episodes, newest)],
+        "episodes": [Path(part.path) for part in (demonstrations, episodes, newest)],
         "out": Path(refitted.path),
     }
 
     def here():
-        with following("world_model refit", told) as tracker:
+        with following("world_model refit", branches) as tracker:
             return step(cfg, shared, **ports, tracker=tracker)
 
-    manifest = run_or_submit("pace", told, here, **ports)
+    manifest = run_or_submit("pace", branches, here, **ports)
     refitted.metadata.update(manifest.summary)

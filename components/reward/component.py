@@ -28,14 +28,14 @@ def train_reward(
         manifest = step(
             settings.RewardSettings.model_validate(reward),
             settings.TaskSettings.model_validate(task),
-            episodes=[Path(some.path) for some in (demonstrations, episodes, newest) if some],
+            episodes=[Path(part.path) for part in (demonstrations, episodes, newest) if part],
             world_model=Path(world_model.path),
             out=Path(fitted.path),
             previous=Path(previous.path) if previous else None,
             tracker=tracker,
         )
     fitted.metadata.update(manifest.summary)
-    told = manifest.summary["imagined"]
+    counts = manifest.summary["imagined"]
     rows = (("true_negatives", "false_positives"), ("false_negatives", "true_positives"))
-    dreams.log_confusion_matrix(["real failure", "real success"], [[told[name] for name in row] for row in rows])
-    Path(dreams.path).write_text(str(told))  # without a file there kfp's local cache takes the task for unfinished
+    dreams.log_confusion_matrix(["real failure", "real success"], [[counts[name] for name in row] for row in rows])
+    Path(dreams.path).write_text(str(counts))  # without a file there kfp's local cache takes the task for unfinished

@@ -21,13 +21,13 @@ def train_world_model(
     from wovr_core import settings
     from wovr_core.steps.world_model import train_world_model as step
 
-    told, taught = {"task": task, "world_model": world_model}, [Path(demonstrations.path), Path(episodes.path)]
+    branches, taught = {"task": task, "world_model": world_model}, [Path(demonstrations.path), Path(episodes.path)]
     cfg, shared = settings.WorldModelSettings.model_validate(world_model), settings.TaskSettings.model_validate(task)
 
     def here():
-        with following("world_model", told) as tracker:
+        with following("world_model", branches) as tracker:
             return step(cfg, shared, episodes=taught, out=Path(fitted.path), tracker=tracker)
 
-    manifest = run_or_submit("world_model", told, here, episodes=taught, out=Path(fitted.path))
+    manifest = run_or_submit("world_model", branches, here, episodes=taught, out=Path(fitted.path))
     fitted.metadata.update(manifest.summary)
     return manifest.summary["trustworthy"]

@@ -17,7 +17,7 @@ from wovr_core.grpo.advantages import is_informative
 from wovr_core.grpo.history import UpdateRecord
 from wovr_core.report import curves
 from wovr_core.report.charts import Axis, Chart, alone, between
-from wovr_core.report.curves import Curve, CurveError, Phase, Point, Reference
+from wovr_core.report.curves import Curve, CurveError, CurvePhase, Point, Reference
 from wovr_core.store.facts import SnapshotRow
 
 REFERENCES = Path(__file__).parent / "reference_curves.json"
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> tuple[Curve, dict[str, Any], list[str]]:
             notes += [f"{key.replace('_', ' ')}: {summary.get('reason', summary[key])}"] if summary.get(key) else []
     phases = []
     for path, manifest in made.values():
-        if (path / "history.jsonl").exists():
+        if (path / "history.jsonl").exists() and "evolved" not in manifest.made_from:  # those are copies
             history = load_lines(path, "history", UpdateRecord)
             began = manifest.made_from["policy"]
             real = {update: (wins, n) for update, wins, n in shots.get(manifest.digest, [])}
@@ -127,11 +127,11 @@ def artifacts_of(folder: Path) -> dict[str, tuple[Path, Manifest]]:
     return made
 
 
-def phase_of(history: Sequence[UpdateRecord], grpo: dict[str, Any], real: dict[int, tuple[int, int]]) -> Phase:
+def phase_of(history: Sequence[UpdateRecord], grpo: dict[str, Any], real: dict[int, tuple[int, int]]) -> CurvePhase:
     drawn = [record.group_rates for record in history]
     teaching = [[is_informative(rate, tuple(grpo["informative"])) for rate in rates] for rates in drawn]
     from_starts = 1 - round(grpo["num_groups"] * grpo["kir_ratio"]) / grpo["num_groups"]
-    return Phase(
+    return CurvePhase(
         imagined=tuple(short(record.imagined_success) for record in history),
         starts=tuple(round(len(rates) * from_starts) for rates in drawn),
         informative=tuple(short(sum(which) / len(which)) for which in teaching),

@@ -70,3 +70,10 @@ def test_the_image_is_of_this_version():
 
     project = tomllib.loads((COMPONENTS.parent / "pyproject.toml").read_text())["project"]
     assert f"wovr:{project['version']}" == images.TRAIN
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_carrier_can_be_read_at_a_glance(word):
+    """A port more than that is a thing that another artifact should know."""
+    for name, carrier in carriers(word).items():
+        assert len(signature(carrier.python_func).parameters) <= 11, name

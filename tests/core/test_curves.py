@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wovr_core.report.curves import Curve, Phase, diagnose, imagined_success, placed, real_success
+from wovr_core.report.curves import Curve, CurvePhase, diagnose, imagined_success, placed, real_success
 
 
 def a_run(
@@ -13,7 +13,7 @@ def a_run(
     noise = 0.06 * torch.randn(updates, generator=torch.Generator().manual_seed(seed))
     dreams = torch.linspace(*imagined, updates) + noise
     trials = torch.linspace(*real, 7)
-    phase = Phase(
+    phase = CurvePhase(
         imagined=tuple(dreams.clamp(0, 1).tolist()),
         starts=(24,) * updates,
         informative=(informative,) * updates,
@@ -131,6 +131,6 @@ def test_a_group_counts_once_however_many_members_it_has():
 
 
 def test_a_phase_of_two_updates_and_no_trial_says_nothing_it_cannot_know():
-    short = Phase(imagined=(None, None), starts=(0, 0), informative=(0.5, 0.5), kl=(0.01, None), real=())
+    short = CurvePhase(imagined=(None, None), starts=(0, 0), informative=(0.5, 0.5), kl=(0.01, None), real=())
     assert off(Curve(seed=0, phases=(short,)), NORMAL) == ""
     assert "not measured" in words(Curve(seed=0, phases=(short,)), NORMAL)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.toys import ToyDetector, ToyPolicy, ToyReward, ToyWorld, a_start, an_episode
-from wovr_core.grpo.sampling import StartPool, harvest
+from wovr_core.grpo.sampling import StartPool, sample_groups
 from wovr_core.imagination.replay import init_state, replay
 from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
@@ -225,8 +225,8 @@ def test_choosing_rows_of_dreams_keeps_them_whole():
 CFG = GrpoSettings(num_groups=6, group_size=8, max_draws=3, kir_ratio=0.5)
 
 
-def crop_of(pool: StartPool, cfg: GrpoSettings = CFG, world: ToyWorld | None = None, seed: int = 0, reward=None):
-    return harvest(
+def batch_of(pool: StartPool, cfg: GrpoSettings = CFG, world: ToyWorld | None = None, seed: int = 0, reward=None):
+    return sample_groups(
         ToyPolicy(),
         LearnedSimulator(world or ToyWorld(chance=True), reward or ToyReward()),
         pool,
@@ -243,12 +243,12 @@ def a_pool(goal: int = 16, initial: int = 9, keyframes: int = 9) -> StartPool:
 
 
 def test_the_members_of_a_group_share_a_start_and_their_advantages_cancel():
-    crop = crop_of(a_pool())
-    assert len(crop.dreams) == crop.kept * 8 == len(crop.advantages)
-    for group in range(crop.kept):
+    batch = batch_of(a_pool())
+    assert len(batch.rollouts) == batch.groups_kept * 8 == len(batch.advantages)
+    for group in range(batch.groups_kept):
         rows = slice(8 * group, 8 * group + 8)
-        assert len({id(start) for start in crop.dreams.starts[rows]}) == 1
-        won, advantages = crop.dreams.success[rows], crop.advantages[rows]
+        assert len({id(start) for start in batch.rollouts.starts[rows]}) == 1
+        won, advantages = batch.rollouts.success[rows], batch.advantages[rows]
         assert 0 < won.sum() < 8, "only groups that disagree are kept"
         assert abs(advantages.sum()) < 1e-4
         assert advantages[won].min() > 0 > advantages[~won].max()
@@ -256,37 +256,37 @@ def test_the_members_of_a_group_share_a_start_and_their_advantages_cancel():
 
 def test_a_group_with_a_broken_dream_is_dropped_and_counted():
     pool = a_pool(initial=2, keyframes=0)
-    crop = crop_of(pool, reward=Breaks({0}, at=9))
-    assert crop.broken > 0 and crop.kept > 0
-    assert {start.episode for start in crop.dreams.starts} == {1}
-    assert not crop.dreams.broken.any() and crop.advantages.isfinite().all()
-    assert (len(crop.group_rates) + crop.broken) % 6 == 0, "what is broken has no success rate"
+    batch = batch_of(pool, reward=Breaks({0}, at=9))
+    assert batch.groups_broken > 0 and batch.groups_kept > 0
+    assert {start.episode for start in batch.rollouts.starts} == {1}
+    assert not batch.rollouts.broken.any() and batch.advantages.isfinite().all()
+    assert (len(batch.group_rates) + batch.groups_broken) % 6 == 0, "what is broken has no success rate"
 
 
 def test_when_every_group_is_broken_nothing_is_learnt_and_it_is_said():
     with pytest.raises(BrokenDreamError, match="18 of 18 groups of dreams were broken"):
-        crop_of(a_pool(initial=2, keyframes=0), reward=Breaks({0, 1}, at=9))
+        batch_of(a_pool(initial=2, keyframes=0), reward=Breaks({0, 1}, at=9))
 
 
 def test_what_is_left_when_most_groups_are_broken_is_not_learnt_from():
     with pytest.raises(BrokenDreamError, match=r"1\d of 18 groups of dreams were broken"):
-        crop_of(a_pool(initial=9, keyframes=0), reward=Breaks(set(range(8)), at=9))
+        batch_of(a_pool(initial=9, keyframes=0), reward=Breaks(set(range(8)), at=9))
 
 
 def test_the_imagined_frames_are_those_the_world_was_asked_for():
     world = ToyWorld(chance=True)
-    assert crop_of(a_pool(), world=world).imagined_frames == 8 * sum(world.batches)
+    assert batch_of(a_pool(), world=world).imagined_frames == 8 * sum(world.batches)
 
 
 def test_groups_are_drawn_again_until_enough_are_informative_or_the_draws_are_spent():
     easy = StartPool([a_start(i, goal=1 if i % 2 else 16) for i in range(40)], [])  # some agree, some do not
-    crop = crop_of(easy, CFG.model_copy(update={"max_draws": 50}))
-    assert crop.kept == 6
-    assert len(crop.group_rates) % 6 == 0
-    assert len(crop.group_rates) > 6
+    batch = batch_of(easy, CFG.model_copy(update={"max_draws": 50}))
+    assert batch.groups_kept == 6
+    assert len(batch.group_rates) % 6 == 0
+    assert len(batch.group_rates) > 6
     hopeless = [a_start(i, goal=250) for i in range(4)]
     world = ToyWorld(chance=True)
-    assert crop_of(StartPool(hopeless, []), world=world) is None
+    assert batch_of(StartPool(hopeless, []), world=world) is None
     assert len(world.batches) == 3 * 4, "three draws of four chunks"
 
 
@@ -304,9 +304,9 @@ def test_the_chosen_share_of_groups_begins_at_keyframes():
 def test_imagined_success_is_counted_from_the_starts_of_episodes_only():
     """From keyframes it is easier: counting them would flatter the policy."""
     pool = StartPool([a_start(i, goal=250) for i in range(3)], [a_start(9, goal=24, rule="divergence")])
-    crop = crop_of(pool)
-    assert crop.success == 0
-    assert max(crop.group_rates) > 0
+    batch = batch_of(pool)
+    assert batch.success == 0
+    assert max(batch.group_rates) > 0
 
 
 # ------------------------------------------------------------------------------------------ starts and replays

@@ -1,6 +1,7 @@
 """The report: complete, self-contained, small, honest about a hold, and safe to open."""
 
 import io
+import json
 import re
 from base64 import b64decode
 from dataclasses import replace
@@ -10,17 +11,19 @@ import av
 import pytest
 import torch
 
-from wovr_core.artifacts import ArtifactError, Kind, writing
+from wovr_core.artifacts import ArtifactError, Kind, digest_at, save_json, writing
 from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.replayed import Replayed
 from wovr_core.evaluation.success import success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict, compare
+from wovr_core.grpo.history import UpdateRecord
 from wovr_core.imagination.replay import Replay
 from wovr_core.keyframes.rules import RULES
+from wovr_core.pace.decision import PaceDecision
 from wovr_core.report.clips import side_by_side, thumbnail
 from wovr_core.report.page import LIMIT, render
-from wovr_core.report.story import Clip, Look, Phase, Snapshot, Story, Thumbnail, Update
+from wovr_core.report.story import Clip, Phase, Snapshot, Story, Thumbnail
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import TaskSettings
 from wovr_core.steps.report import write_report
@@ -45,7 +48,7 @@ def a_phase(*, updates: int, round: int = 0, notes: tuple[str, ...] = ()) -> Pha
         gate="PSNR 25 dB against 20 dB for holding the last frame, at depth 48, where the difference is smallest",
         outcomes=Agreement(18, 3, 4, 25),
         threshold=0.6,
-        updates=[Update(imagined_success=0.3 + u / 100, group_rates=[0, 0.25, 0.5, 1]) for u in range(updates)],
+        updates=[UpdateRecord(imagined_success=0.3 + u / 100, group_rates=(0, 0.25, 0.5, 1)) for u in range(updates)],
         informative=(0.1, 0.9),
         group_size=8,
         keyframes={"gripper_event": 40},
@@ -65,11 +68,11 @@ def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> St
         by_task=[(words, comparison.baseline, comparison.candidate) for words in (NASTY, "another")],
         curve=[Snapshot(phase=k, update=u, rate=success_rate(100 + 5 * u, 300)) for k, u in ((0, 0), (0, 4), (1, 0))],
         phases=[a_phase(updates=8), a_phase(updates=4, round=1, notes=("drift of 2 dB",))],
-        looks=[a_look(70)],
+        decisions=[a_decision(70)],
         contact=[Contact(pixels=p, real=float(p < 4), imagined=1 - p / 8, agreement=0.8, n=16) for p in range(8)],
         agreement=[(8, Agreement(0, 0, 1, 19)), (16, Agreement(6, 1, 2, 11))],
         clips=[("success, dreamt as success", 6, [clip]), ("failure, dreamt as success", 0, [])],
-        thumbnails=[Thumbnail(rule, NASTY, 8, thumbnail(frames[0])) for rule in RULES],
+        thumbnails=[Thumbnail(rule=rule, instruction=NASTY, step=8, picture=thumbnail(frames[0])) for rule in RULES],
         horizon=48,
         demonstrations=(38, 40),
         evaluation_episodes=2300,
@@ -80,9 +83,15 @@ def a_story(comparison: Comparison, *, promote: bool, exploited: str = "") -> St
     )
 
 
-def a_look(successes: int, *, rolled_back: bool = False) -> Look:
-    return Look(
-        imagined=(0.3, 0.37), real=success_rate(successes, 200), held_out=48, rolled_back=rolled_back, reason="rises"
+def a_decision(successes: int, *, rolled_back: bool = False) -> PaceDecision:
+    return PaceDecision(
+        imagined_success=(0.3, 0.37),
+        successes=successes,
+        n=200,
+        held_out=48,
+        rolled_back=rolled_back,
+        reason="rises",
+        stands=(successes, 200),
     )
 
 
@@ -162,8 +171,8 @@ def test_dream_and_reality_stand_side_by_side_round_by_round():
     first, second = story.rounds()
     assert (first.round, second.round) == (0, 1)
     assert first.imagined == (0.3, pytest.approx(0.37))
-    assert first.real == (story.phases[0].collected, story.looks[0].real)
-    assert second.real == (story.looks[0].real, story.comparison.candidate)
+    assert first.real == (story.phases[0].collected, story.tried[0])
+    assert second.real == (story.tried[0], story.comparison.candidate)
     assert second.gap == (pytest.approx(0.3 - 0.35), pytest.approx(0.33 - 0.5))
     page = " ".join(render(story).replace("\N{NO-BREAK SPACE}", " ").split())
     assert (
@@ -175,10 +184,10 @@ def test_dream_and_reality_stand_side_by_side_round_by_round():
 def test_every_look_at_reality_is_told_also_those_of_rounds_that_are_not_shown():
     """A policy that was rolled back was not the one that the next learning began with."""
     whole = a_story(compared(gained=80, lost=20), promote=True)
-    looks = [a_look(70), a_look(20, rolled_back=True), a_look(90)]
-    story = replace(whole, phases=[whole.phases[0], replace(whole.phases[1], round=3)], looks=looks)
+    decisions = [a_decision(70), a_decision(20, rolled_back=True), a_decision(90)]
+    story = replace(whole, phases=[whole.phases[0], replace(whole.phases[1], round=3)], decisions=decisions)
     assert [told.round for told in story.rounds()] == [0, 1, 2, 3]
-    assert [told.real[1] for told in story.rounds()] == [*(look.real for look in looks), story.comparison.candidate]
+    assert [told.real[1] for told in story.rounds()] == [*story.tried, story.comparison.candidate]
     assert story.rounds()[2].real[0] is None and story.rounds()[2].gap[0] is None
     page = render(story)
     assert "? →" in page and "Of the 3 PACE rounds the last is shown" in page
@@ -187,9 +196,12 @@ def test_every_look_at_reality_is_told_also_those_of_rounds_that_are_not_shown()
 
 def test_a_look_that_says_enough_ends_the_story():
     whole = a_story(compared(gained=80, lost=20), promote=True)
-    story = replace(whole, phases=whole.phases[:1], curve=whole.curve[:2], looks=[a_look(196)])
+    story = replace(whole, phases=whole.phases[:1], curve=whole.curve[:2], decisions=[a_decision(196)])
     (only,) = story.rounds()
-    assert only.imagined == story.looks[0].imagined and only.real == (story.phases[0].collected, story.looks[0].real)
+    assert only.imagined == story.decisions[0].imagined_success and only.real == (
+        story.phases[0].collected,
+        story.tried[0],
+    )
     assert "PACE round" not in render(story)
 
 
@@ -200,46 +212,62 @@ def test_better_but_not_by_enough_is_told_with_the_number():
 
 def test_a_run_cut_short_still_has_a_report():
     """No snapshot, no imagined success from starts, no keyframes, nothing to show."""
-    phase = replace(a_phase(updates=1), updates=[Update(imagined_success=None, group_rates=[])], keyframes={})
+    phase = replace(a_phase(updates=1), updates=[UpdateRecord(imagined_success=None, group_rates=())], keyframes={})
     whole = a_story(compared(gained=0, lost=0, n=20, base=0), promote=False)
     story = replace(whole, phases=[phase], curve=[], clips=[], thumbnails=[], contact=[], play={})
     assert "cannot tell" in render(story)
 
 
 def test_a_report_is_refused_when_its_inputs_are_not_of_one_run(tmp_path: Path):
-    one, two = [tmp_path / "a"], [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(ArtifactError, match="2 policies, 1 world models"):
-        write_report(
-            TaskSettings(),
-            evaluation=one[0],
-            verdict=one[0],
-            policies=two,
-            world_models=one,
-            rewards=two,
-            keyframes=two,
-            demonstrations=one[0],
-            episodes=two,
-            out=tmp_path / "report",
-        )
     for name in ("evaluation", "other"):
         with writing(tmp_path / name, Kind.EVALUATION, settings={"name": name}):
             pass
-    with writing(tmp_path / "verdict", Kind.VERDICT, settings={}, made_from={"evaluation": tmp_path / "other"}):
-        pass
-    with pytest.raises(ArtifactError, match="is about another evaluation"):
-        write_report(
-            TaskSettings(),
-            evaluation=tmp_path / "evaluation",
-            verdict=tmp_path / "verdict",
-            policies=one,
-            world_models=one,
-            rewards=one,
-            keyframes=one,
-            demonstrations=one[0],
-            episodes=one,
-            out=tmp_path / "report",
+        with writing(
+            tmp_path / f"verdict of {name}", Kind.VERDICT, settings={}, made_from={"evaluation": tmp_path / name}
+        ):
+            pass
+    for name in ("mine", "another's"):
+        with writing(tmp_path / name, Kind.WORLD_MODEL, settings={"name": name}):
+            pass
+    digest = digest_at(tmp_path / "mine")
+    with writing(tmp_path / "policy", Kind.POLICY, settings={}) as draft:
+        save_json(
+            draft.folder,
+            "learning",
+            a_learning(made_from=dict.fromkeys(("world_model", "reward", "episodes_0"), digest)),
         )
+        (draft.folder / "history.jsonl").write_text(json.dumps({"imagined_success": 0.5, "group_rates": []}) + "\n")
+    with writing(tmp_path / "untaught", Kind.POLICY, settings={}):
+        pass
+
+    def report(**ports: str) -> None:
+        names = {"evaluation": "evaluation", "verdict": "verdict of evaluation", "policy": "policy"}
+        names |= dict.fromkeys(("world_model", "reward", "episodes", "demonstrations"), "mine") | ports
+        write_report(TaskSettings(), out=tmp_path / "report", **{port: tmp_path / name for port, name in names.items()})
+
+    with pytest.raises(ArtifactError, match="is about another evaluation"):
+        report(verdict="verdict of other")
+    with pytest.raises(ArtifactError, match=r"has not learnt with the world_model at .*: give the one of its run"):
+        report(world_model="another's")
+    with pytest.raises(ArtifactError, match="untaught has learnt in no dream: give a policy that grpo wrote"):
+        report(policy="untaught")
     assert not (tmp_path / "report").exists()
+
+
+def a_learning(*, made_from: dict[str, str]) -> dict:
+    depth = {"depth": 8, "psnr": 30.0, "copy_last_frame": 24.0, "shuffled_actions": None}
+    return {
+        "collected": {"episodes": 20, "successes": 5},
+        "held_out": 8,
+        "world_model": {"trustworthy": True, "reason": "good", "fidelity": [depth]},
+        "reward": {"threshold": 0.5, "imagined": vars(Agreement(1, 2, 3, 4))},
+        "keyframes": {"by_rule": {}},
+        "thumbnails": [],
+        "stopped": "",
+        "imagined_frames": 8,
+        "settings": {},
+        "made_from": made_from,
+    }
 
 
 def test_a_clip_holds_every_frame_and_a_white_border_once_it_is_won():

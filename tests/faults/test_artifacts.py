@@ -429,7 +429,7 @@ def test_no_step_works_for_a_place_that_is_taken(shelf, tmp_path, monkeypatch):
         "wovr_core.steps.collect.run_trials",
         "wovr_core.steps.policy.run_trials",
         "wovr_core.steps.evaluate.run_trials",
-        "wovr_core.steps.grpo.harvest",
+        "wovr_core.steps.grpo.sample_groups",
         "wovr_core.steps.keyframes.mine",
         "wovr_core.steps.reward.fit",
         "wovr_core.steps.world_model.train",

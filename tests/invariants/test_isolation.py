@@ -14,7 +14,7 @@ from tests.toys import RULE
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop, task_scenes
 from wovr_core.evaluation.success import run_trials
-from wovr_core.grpo.sampling import StartPool, harvest
+from wovr_core.grpo.sampling import StartPool, sample_groups
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import dream
@@ -128,11 +128,11 @@ def test_a_whole_update_runs_while_the_environment_is_out_of_order(minds, monkey
     reward.success_rule = replace(RULE, hysteresis=1, threshold=threshold)
 
     before = [p.detach().clone() for p in policy.parameters()]
-    crop = harvest(policy, LearnedSimulator(world_model, reward), pool, cfg, generator=generator)
-    assert crop.dreams.success.any()
-    assert crop.advantages.ne(0).any()
+    batch = sample_groups(policy, LearnedSimulator(world_model, reward), pool, cfg, generator=generator)
+    assert batch.rollouts.success.any()
+    assert batch.advantages.ne(0).any()
     optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
-    update_policy(policy, optimiser, crop.dreams, crop.advantages, cfg, generator=generator)
+    update_policy(policy, optimiser, batch.rollouts, batch.advantages, cfg, generator=generator)
     assert any(not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True)), "and it learnt"
 
 

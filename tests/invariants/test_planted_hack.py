@@ -223,17 +223,16 @@ def test_a_policy_that_learnt_to_exploit_its_world_model_is_held_and_the_report_
         "it learnt to exploit the world model, so it is not promoted."
     ).format(*(100 * figure for figure in figures))
 
-    monkeypatch.setattr(report, "contact_curve", lambda *args, **kwargs: [])  # staged on scenes it does not know
+    monkeypatch.setattr(report, "contact_of", lambda *args: [])  # staged on scenes it does not know
     told = report.write_report(
         TASK,
         evaluation=tmp_path / "evaluation",
         verdict=tmp_path / "verdict",
-        policies=[tmp_path / "policy"],
-        world_models=[tmp_path / "world_model"],
-        rewards=[shelf["reward"]],
-        keyframes=[shelf["keyframes"]],
+        policy=tmp_path / "policy",
+        world_model=tmp_path / "world_model",
+        reward=shelf["reward"],
         demonstrations=shelf["demonstrations"],
-        episodes=[shelf["episodes"]],
+        episodes=shelf["episodes"],
         out=tmp_path / "report",
     )
     page = (tmp_path / "report" / "report.html").read_text()

@@ -15,7 +15,7 @@ from pipelines.runner.record import Run
 from wovr_core.artifacts import digest_at, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST
 from wovr_core.settings import Settings
-from wovr_core.steps.report import PHASES, write_report
+from wovr_core.steps.report import write_report
 
 CHECKOUT = Path(__file__).parents[2]
 SMOKE = CHECKOUT / "pipelines" / "configs" / "tabletop-smoke.yaml"
@@ -70,9 +70,7 @@ def written_again(page: Path, run: Run, config: Path, out: Path) -> Path:
     outputs = [Path(str(value)) for task in run.tasks.values() for value in task.outputs.values()]
     known = {digest_at(path): path for path in outputs if (path / MANIFEST).exists()}
     origin = {role: known[digest] for role, digest in read_manifest(page).made_from.items()}
-    lists = {name: [origin[f"{name}_0"]] for name in PHASES}
-    single = {name: origin[name] for name in ("evaluation", "verdict", "demonstrations", "chosen")}
-    write_report(Settings.load(config).task, **lists, **single, out=out)
+    write_report(Settings.load(config).task, **origin, out=out)
     return out
 
 

@@ -238,17 +238,17 @@ def test_learning_that_was_killed_goes_on_from_its_last_snapshot_as_if_nothing_h
     cfg = GRPO.model_copy(update={"snapshot_every": 2})
     ports = {name: shelf / name for name in ("policy", "world_model", "reward", "keyframes")}
     ports |= {"episodes": [shelf / "episodes"], "updates": 5}
-    harvest, drawn, kill_at = grpo.harvest, [], 0
+    sample_groups, drawn, kill_at = grpo.sample_groups, [], 0
 
     def killed(*args, **kwargs):
         """Dreams of an untrained reward all agree, so what they are worth is drawn."""
         drawn.append(1)
         if len(drawn) == kill_at:
             raise KeyboardInterrupt
-        crop = harvest(*args, **kwargs)
-        return replace(crop, advantages=torch.randn(crop.advantages.shape, generator=kwargs["generator"]))
+        batch = sample_groups(*args, **kwargs)
+        return replace(batch, advantages=torch.randn(batch.advantages.shape, generator=kwargs["generator"]))
 
-    monkeypatch.setattr(grpo, "harvest", killed)
+    monkeypatch.setattr(grpo, "sample_groups", killed)
     improve_policy(cfg, TASK, out=tmp_path / "whole", **ports)
     drawn, kill_at = [], 4
     with pytest.raises(KeyboardInterrupt):
@@ -265,13 +265,13 @@ def test_learning_that_was_killed_goes_on_from_its_last_snapshot_as_if_nothing_h
 
 
 def test_dreams_that_come_to_agree_end_the_learning_and_lose_nothing(shelf, tmp_path, monkeypatch):
-    harvest, drawn = grpo.harvest, []
+    sample_groups, drawn = grpo.sample_groups, []
 
     def once(*args, **kwargs):
         drawn.append(1)
-        return harvest(*args, **kwargs) if len(drawn) == 1 else None
+        return sample_groups(*args, **kwargs) if len(drawn) == 1 else None
 
-    monkeypatch.setattr(grpo, "harvest", once)
+    monkeypatch.setattr(grpo, "sample_groups", once)
     ports = {name: shelf / name for name in ("policy", "world_model", "reward", "keyframes")}
     told = Mock()
     ports |= {"updates": 5, "tracker": told}

@@ -35,12 +35,12 @@ def test_a_dream_is_told_beside_its_rulers(shelf, networks, tmp_path, monkeypatc
         reward=shelf / "reward",
         official=list(networks.values()),
     )
-    looks = {(row["depth"], row["who"]): row for row in facts["looks"]}
-    assert looks.keys() == {(depth, who) for depth in (8, 16) for who in ("dream", "hold", "real")}
-    assert looks[8, "hold"]["psnr"] == 60 and looks[8, "hold"]["lpips"] < 1e-6, "nothing moves in these episodes"
-    assert looks[8, "dream"]["psnr"] < 40 and looks[8, "dream"]["lpips"] > 0, "the world model is untrained"
-    assert looks[16, "dream"]["fid"] > looks[16, "real"]["fid"] >= 0 and looks[16, "real"]["psnr"] is None
-    assert looks[16, "dream"]["official"].keys() == {"lpips", "fid", "fvd"}
+    rows = {(row["depth"], row["who"]): row for row in facts["rows"]}
+    assert rows.keys() == {(depth, who) for depth in (8, 16) for who in ("dream", "hold", "real")}
+    assert rows[8, "hold"]["psnr"] == 60 and rows[8, "hold"]["lpips"] < 1e-6, "nothing moves in these episodes"
+    assert rows[8, "dream"]["psnr"] < 40 and rows[8, "dream"]["lpips"] > 0, "the world model is untrained"
+    assert rows[16, "dream"]["fid"] > rows[16, "real"]["fid"] >= 0 and rows[16, "real"]["psnr"] is None
+    assert rows[16, "dream"]["official"].keys() == {"lpips", "fid", "fvd"}
     assert json.loads((tmp_path / "told" / "fidelity.json").read_text())["n"] == 8
     table = (tmp_path / "told" / "fidelity.md").read_text()
     assert "| FVD-E | LPIPS | FID | FVD |" in table and "Without an E: LPIPS by" in table

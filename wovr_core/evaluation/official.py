@@ -49,28 +49,28 @@ class Official:
         self, depth: int, seen: UInt8[Tensor, "n t 3 h w"], real: UInt8[Tensor, "n t 3 h w"]
     ) -> dict[str, float]:
         """What these networks say of the frames up to a depth; sets are halved, one half seen, the other real."""
-        told, half = {}, len(real) // 2
+        figures, half = {}, len(real) // 2
 
         def sets(frames: int) -> tuple[Tensor, Tensor]:
-            shown = slice(depth - frames, depth)
-            return seen[:half, shown], real[half : 2 * half, shown]
+            clip = slice(depth - frames, depth)
+            return seen[:half, clip], real[half : 2 * half, clip]
 
         if "lpips" in self.nets and seen is not real:
-            told["lpips"] = self.lpips(seen[:, depth - 1], real[:, depth - 1])
+            figures["lpips"] = self.lpips(seen[:, depth - 1], real[:, depth - 1])
         if "fid" in self.nets:
-            told["fid"] = self.fid(*(part.flatten(0, 1) for part in sets(CHUNK)))
+            figures["fid"] = self.fid(*(part.flatten(0, 1) for part in sets(CHUNK)))
         if "fvd" in self.nets and depth >= CLIP:
-            told["fvd"] = self.fvd(*sets(CLIP))
-        return told
+            figures["fvd"] = self.fvd(*sets(CLIP))
+        return figures
 
     @torch.no_grad()
     def lpips(self, one: UInt8[Tensor, "n 3 h w"], other: UInt8[Tensor, "n 3 h w"]) -> float:
         """Mean distance of pictures, at their own size; 0 for equal ones."""
-        net, told = self.nets["lpips"], []
+        net, distances = self.nets["lpips"], []
         for a, b in zip(one.split(BATCH), other.split(BATCH), strict=True):
             seen = [net(part.float(), resize_images=False, return_lpips=True) for part in (a, b)]
-            told.append((seen[0] - seen[1]).square().flatten(1).sum(1))
-        return float(torch.cat(told).mean())
+            distances.append((seen[0] - seen[1]).square().flatten(1).sum(1))
+        return float(torch.cat(distances).mean())
 
     @torch.no_grad()
     def fid(self, one: UInt8[Tensor, "n 3 h w"], other: UInt8[Tensor, "m 3 h w"]) -> float:

@@ -92,13 +92,13 @@ def flolpips(
     ]
     wrong = torch.stack(levels).mean(0)  # (t - 1, h, w)
     grey = [[cv2.cvtColor(f.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for f in clip] for clip in (seen, truth)]
-    told = []
+    distances = []
     for t, where in enumerate(wrong):
         moved = [flow.calc(clip[t], clip[t + 1], None) for clip in grey]
         weight = torch.from_numpy(np.linalg.norm(moved[0] - moved[1], axis=-1))
         share = weight / weight.sum() if weight.sum() > 1e-6 else torch.full(size, 1 / weight.numel())
-        told.append((share * where).sum())
-    return torch.stack(told).mean()
+        distances.append((share * where).sum())
+    return torch.stack(distances).mean()
 
 
 def motion_features(pooled: Float[Tensor, "clip t d"]) -> Float[Tensor, "clip 3*d"]:

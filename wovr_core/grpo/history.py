@@ -53,6 +53,10 @@ class History:
         return self.records[0].imagined_success, self.records[-1].imagined_success
 
     @property
+    def imagined_frames(self) -> int:
+        return sum(record.imagined_frames for record in self.records)
+
+    @property
     def gain(self) -> float:
         """By how much imagined success has risen; 0 where it was not measured."""
         first, last = self.imagined_success

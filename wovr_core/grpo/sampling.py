@@ -34,22 +34,22 @@ class StartPool:
 
 
 @dataclass(frozen=True)
-class Harvest:
+class GroupBatch:
     """The informative groups of an update, and what all the groups drawn for it were like."""
 
-    dreams: Rollouts
+    rollouts: Rollouts
     advantages: Float[Tensor, " rollout"]
     group_rates: list[float]  # success rate of every group drawn, but for broken ones
-    kept: int  # groups
-    broken: int  # groups, dropped because the simulator answered with NaN or with no dream at all
+    groups_kept: int  # the informative ones
+    groups_broken: int  # dropped because the simulator answered with NaN or with no dream at all
     success: float  # of all dreams drawn from the starts of episodes
     hallucinated: float  # of all dreams drawn, the share that the detector ended
     imagined_frames: int
 
 
-def harvest(
+def sample_groups(
     policy: Policy, simulator: Simulator, pool: StartPool, cfg: GrpoSettings, *, generator: torch.Generator
-) -> Harvest | None:
+) -> GroupBatch | None:
     """Dream groups until enough of them are informative, or `max_draws` batches are drawn; None if none is.
 
     A group with a broken dream in it is dropped and counted. Raises `BrokenDreamError` when most groups were, for then
@@ -59,30 +59,30 @@ def harvest(
     rates: list[float] = []
     started: list[Tensor] = []
     hallucinated: list[Tensor] = []
-    kept = frames = broken = 0
+    groups_kept = frames = broken = 0
     for _ in range(cfg.max_draws):
         starts = pool.draw(cfg.num_groups, cfg.kir_ratio, generator=generator)
         members = [start for start in starts for _ in range(cfg.group_size)]
-        dreams = dream(policy, simulator, members, temperature=cfg.temperature, generator=generator, mask=cfg.mask)
-        frames += int(dreams.valid.any(-1).sum()) * CHUNK
-        success = dreams.success.unflatten(0, (-1, cfg.group_size))
-        whole = ~dreams.broken.unflatten(0, (-1, cfg.group_size)).any(-1)
+        rollouts = dream(policy, simulator, members, temperature=cfg.temperature, generator=generator, mask=cfg.mask)
+        frames += int(rollouts.valid.any(-1).sum()) * CHUNK
+        success = rollouts.success.unflatten(0, (-1, cfg.group_size))
+        whole = ~rollouts.broken.unflatten(0, (-1, cfg.group_size)).any(-1)
         broken += int((~whole).sum())
         rates += success[whole].float().mean(-1).tolist()
-        hallucinated.append(dreams.hallucinated)
+        hallucinated.append(rollouts.hallucinated)
         started += [
-            dreams.success[row]
+            rollouts.success[row]
             for row, start in enumerate(members)
             if start.rule == "initial" and whole[row // cfg.group_size]
         ]
-        length = dreams.length.unflatten(0, (-1, cfg.group_size))
+        length = rollouts.length.unflatten(0, (-1, cfg.group_size))
         advantages = group_advantages(returns(success, length, discount=cfg.discount), kind=cfg.advantage)
-        good = (whole & informative_groups(success, cfg.informative)).nonzero()[:, 0][: cfg.num_groups - kept]
-        kept += len(good)
+        good = (whole & informative_groups(success, cfg.informative)).nonzero()[:, 0][: cfg.num_groups - groups_kept]
+        groups_kept += len(good)
         rows = (good[:, None] * cfg.group_size + torch.arange(cfg.group_size)).flatten()
         if len(rows):
-            parts.append((dreams[rows], advantages[good].flatten()))
-        if kept >= cfg.num_groups:
+            parts.append((rollouts[rows], advantages[good].flatten()))
+        if groups_kept >= cfg.num_groups:
             break
     if broken > len(rates) or (broken and not parts):
         raise BrokenDreamError(
@@ -91,12 +91,12 @@ def harvest(
         )
     if not parts:
         return None
-    return Harvest(
-        dreams=together([dreams for dreams, _ in parts]),
+    return GroupBatch(
+        rollouts=together([rollouts for rollouts, _ in parts]),
         advantages=torch.cat([values for _, values in parts]),
         group_rates=rates,
-        kept=kept,
-        broken=broken,
+        groups_kept=groups_kept,
+        groups_broken=broken,
         imagined_frames=frames,
         hallucinated=torch.cat(hallucinated).float().mean().item(),
         success=torch.stack(started).float().mean().item() if started else float("nan"),

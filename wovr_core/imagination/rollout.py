@@ -152,11 +152,7 @@ def _dream(
         if whole.any():
             streaks = rule.streaks(readout.success, streak[alive])
             streak[alive] = streaks[:, -1]
-            holds = rule.holds(streaks)  # (living, judged)
-            lost = torch.zeros_like(holds)
-            if readout.score is not None and simulator.detector_threshold is not None:
-                lost = (readout.score >= simulator.detector_threshold).cumsum(1) > 0  # from the first such frame on
-                holds = holds & ~lost
+            holds, lost = _believed(rule.holds(streaks), readout, simulator.detector_threshold)
             success[alive[holds.any(1)]] = True
             hallucinated[alive[lost.any(1)]] = ~success[alive[lost.any(1)]]
             ends = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
@@ -182,6 +178,16 @@ def _dream(
     return Rollouts(
         starts=tuple(starts), success=success & ~broken, hallucinated=hallucinated, broken=broken, **stacked
     )
+
+
+def _believed(
+    holds: Bool[Tensor, "living judged"], readout: Readout, threshold: float | None
+) -> tuple[Bool[Tensor, "living judged"], Bool[Tensor, "living judged"]]:
+    """Where success holds, and where it is lost: from the first frame on that the hallucination detector refuses."""
+    if readout.score is None or threshold is None:
+        return holds, torch.zeros_like(holds)
+    lost = (readout.score >= threshold).cumsum(1) > 0
+    return holds & ~lost, lost
 
 
 def _whole(state: DreamState, readout: Readout, n: int, judged: int) -> Bool[Tensor, " b"]:

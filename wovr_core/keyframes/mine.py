@@ -47,7 +47,7 @@ def mine(
     of_rule: Counter[str] = Counter()
     of_task: Counter[str] = Counter()
     for index, episode in enumerate(episodes):
-        given = Evidence(
+        evidence = Evidence(
             episode=episode,
             probability=reward.probability(episode.frames, [episode.instruction] * len(episode.frames)),
             nearest_success=nearest_success(features[index], successes[episode.instruction]),
@@ -57,7 +57,7 @@ def mine(
             Keyframe(episode=index, step=decision_before(moment.step, task, cfg), rule=name, score=moment.score)
             for name, rule in RULES.items()
             if name in cfg.rules
-            for moment in rule(given)
+            for moment in rule(evidence)
         ]
         taken: list[int] = []
         for keyframe in in_turn(proposals):

@@ -35,43 +35,43 @@ class Evidence:
 Rule = Callable[[Evidence], list[Moment]]
 
 
-def gripper_event(given: Evidence) -> list[Moment]:
+def gripper_event(evidence: Evidence) -> list[Moment]:
     """The gripper was told to close or to open: contact is made or lost, or missed."""
-    closes = given.episode.actions[:, -1] > 0
+    closes = evidence.episode.actions[:, -1] > 0
     changes = (closes[1:] != closes[:-1]).nonzero()[:, 0] + 1
     return [Moment(int(step), 1.0) for step in changes]
 
 
-def reward_peak(given: Evidence) -> list[Moment]:
+def reward_peak(evidence: Evidence) -> list[Moment]:
     """A failure's last peak of success probability before a drop: it was nearly there."""
-    if given.episode.succeeded:
+    if evidence.episode.succeeded:
         return []
-    p = given.probability
+    p = evidence.probability
     rises = (p[1:-1] >= p[:-2]) & (p[1:-1] > p[2:]) & (p[1:-1] > 0.05)
     peaks = rises.nonzero()[:, 0] + 1
     return [Moment(int(peaks[-1]), float(p[peaks[-1]]))] if len(peaks) else []
 
 
-def divergence(given: Evidence) -> list[Moment]:
+def divergence(evidence: Evidence) -> list[Moment]:
     """The step at which a failure leaves the nearest successful episode the fastest (in feature space)."""
-    if given.episode.succeeded or given.nearest_success is None:
+    if evidence.episode.succeeded or evidence.nearest_success is None:
         return []
-    away = (given.features - given.nearest_success).norm(dim=-1)
+    away = (evidence.features - evidence.nearest_success).norm(dim=-1)
     leaves = away[8:] - away[:-8]
     step = int(leaves.argmax())
     return [Moment(step, float(leaves[step]))]
 
 
-def before_timeout(given: Evidence) -> list[Moment]:
+def before_timeout(evidence: Evidence) -> list[Moment]:
     """The last moment of a failure from which it could still have been saved."""
-    return [] if given.episode.succeeded else [Moment(len(given.episode.actions), 0.5)]
+    return [] if evidence.episode.succeeded else [Moment(len(evidence.episode.actions), 0.5)]
 
 
-def before_contact(given: Evidence) -> list[Moment]:
+def before_contact(evidence: Evidence) -> list[Moment]:
     """In a success, the approach before the first time the gripper closed."""
-    if not given.episode.succeeded:
+    if not evidence.episode.succeeded:
         return []
-    closes = (given.episode.actions[:, -1] > 0).nonzero()[:, 0]
+    closes = (evidence.episode.actions[:, -1] > 0).nonzero()[:, 0]
     return [Moment(max(0, int(closes[0]) - 4), 1.0)] if len(closes) else []
 
 

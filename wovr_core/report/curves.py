@@ -25,10 +25,10 @@ SURE = 4.0  # standard errors; every pair of trials is looked at, so two would c
 
 
 class CurveError(ValueError):
-    """Nothing can be said about this curve, and why."""
+    """Nothing can be sides about this curve, and why."""
 
 
-class Phase(BaseModel):
+class CurvePhase(BaseModel):
     """Learning in the dreams of one world model, by update."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +46,7 @@ class Curve(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int
-    phases: tuple[Phase, ...]
+    phases: tuple[CurvePhase, ...]
 
     def at(self, phase: int, update: int) -> int:
         """The update counted over all phases."""
@@ -139,15 +139,15 @@ def position(name: str, curve: Curve, points: Sequence[Point], *, above_is_well:
         return Finding(False, f"{name}: not measured")
     if all(point.band is None for point in points):
         return Finding(False, f"{name}: no reference to compare with")
-    said = []
+    sides = []
     for side, words in ((-1, "below"), (1, "above")):
         if where := [curve.at(p.phase, p.update) for p in points if p.side == side]:
-            said.append(f"{words} the expected band ({span(min(where), max(where))})")
+            sides.append(f"{words} the expected band ({span(min(where), max(where))})")
     off = any(p.side < 0 or (p.side > 0 and not above_is_well) for p in points)
-    return Finding(off, f"{name}: {' and '.join(said) or 'inside the expected band'}")
+    return Finding(off, f"{name}: {' and '.join(sides) or 'inside the expected band'}")
 
 
-def exploited(curve: Curve, k: int, phase: Phase) -> list[Finding]:
+def exploited(curve: Curve, k: int, phase: CurvePhase) -> list[Finding]:
     """The shortest stretch between two real trials in which dream and reality part, surely and nearly all the way."""
     parted = []
     for a, b, real, doubt in changes(phase):
@@ -166,7 +166,7 @@ def exploited(curve: Curve, k: int, phase: Phase) -> list[Finding]:
     return [Finding(True, words)]
 
 
-def worse(curve: Curve, k: int, phase: Phase) -> list[Finding]:
+def worse(curve: Curve, k: int, phase: CurvePhase) -> list[Finding]:
     """The surest fall of real success between two trials."""
     fallen = [(real / doubt, a, b, real) for a, b, real, doubt in changes(phase) if real < -SURE * doubt]
     if not fallen:
@@ -217,7 +217,7 @@ def explodes(curve: Curve, runs: Sequence[Curve]) -> list[Finding]:
     return [Finding(True, f"KL explodes ({words}): lower grpo.learning_rate")]
 
 
-def changes(phase: Phase) -> list[tuple[int, int, float, float]]:
+def changes(phase: CurvePhase) -> list[tuple[int, int, float, float]]:
     """Between any two real trials: from which update to which, the change of success, its standard error."""
     shrunk = [(update, (wins + 1) / (n + 2), n) for update, wins, n in sorted(phase.real)]  # no rate is sure at 0 or 1
     return [

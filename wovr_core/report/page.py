@@ -52,7 +52,8 @@ def render(story: Story) -> str:
         uninformative=[share_uninformative(phase) for phase in story.phases],
         rules=gallery(story),
         names=[phase_name(phase.round) for phase in story.phases],
-        collections=[(s.collected, s.held_out) for s in story.phases[:1]] + [(s.real, s.held_out) for s in story.looks],
+        collections=[(phase.collected, phase.held_out) for phase in story.phases[:1]]
+        + [(rate, row.held_out) for rate, row in zip(story.tried, story.decisions, strict=True)],
         imagined_frames=sum(phase.imagined_frames for phase in story.phases),
     )
 
@@ -253,8 +254,8 @@ def outcomes(story: Story) -> Markup:
         for name, n in (("precision", imagined), ("recall", real)):
             if n:
                 rate = success_rate(found, n)
-                shown = [Interval(rate.value, rate.low, rate.high, "imagined", f"{found} of {n}")]
-                rows.append((f"{name}, {phase_name(phase.round)}", shown))
+                bar = Interval(rate.value, rate.low, rate.high, "imagined", f"{found} of {n}")
+                rows.append((f"{name}, {phase_name(phase.round)}", [bar]))
             else:
                 rows.append((f"{name}, {phase_name(phase.round)}: there was none", []))
     return intervals(rows, Axis.share("share"), "Precision and recall of imagined success")

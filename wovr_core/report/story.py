@@ -4,19 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from wovr_core.artifacts.manifest import Facts
 from wovr_core.evaluation.contact import Contact
 from wovr_core.evaluation.fidelity import Depth
-from wovr_core.evaluation.success import Rate
+from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict
+from wovr_core.grpo.history import UpdateRecord
+from wovr_core.pace.decision import PaceDecision
 from wovr_core.reward.calibrate import Agreement
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """One update of GRPO, as its history tells it."""
-
-    imagined_success: float | None  # of dreams that began at the starts of episodes, before the update
-    group_rates: Sequence[float]  # success rate of every group drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +25,12 @@ class Phase:
     gate: str  # why the world model was trusted, or not
     outcomes: Agreement  # of dreams of held-out episodes, when the reward was calibrated
     threshold: float
-    updates: Sequence[Update]
+    updates: Sequence[UpdateRecord]
     informative: tuple[float, float]
     group_size: int
     keyframes: dict[str, int]  # by rule
     imagined_frames: int
     notes: Sequence[str] = ()  # drift, early stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What PACE saw when it tried an evolved policy for real, and what it decided."""
-
-    imagined: tuple[float | None, float | None]  # success in the dreams it had learnt in, at first and at last
-    real: Rate
-    held_out: int  # of these episodes, never trained on
-    rolled_back: bool  # the next learning began with the policy before
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +50,7 @@ class Clip:
     video: str  # data URI
 
 
-@dataclass(frozen=True)
-class Thumbnail:
+class Thumbnail(Facts):
     """Where a dream may begin."""
 
     rule: str
@@ -77,7 +60,7 @@ class Thumbnail:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class LearningRound:
     """What a bout of learning did to success, in its dreams and for real. None where nobody looked."""
 
     round: int  # of PACE; 0 is the first run
@@ -102,7 +85,7 @@ class Story:
     champion: Comparison | None = None  # candidate against the champion, where there was one
     curve: Sequence[Snapshot]
     phases: Sequence[Phase]  # the first and, after PACE, the last
-    looks: Sequence[Look]  # one of every PACE round, also of those whose phase is not told
+    decisions: Sequence[PaceDecision]  # one of every PACE round, also of those whose phase is not told
     agreement: Sequence[tuple[int, Agreement]]  # by depth, newest world model on the newest held-out episodes
     contact: Sequence[Contact]  # newest world model; none where nothing can be staged
     clips: Sequence[tuple[str, int, Sequence[Clip]]]  # outcome, how many episodes had it, some of them
@@ -115,19 +98,26 @@ class Story:
     origin: dict[str, str] = field(default_factory=dict)  # digest of every artifact told of
     code_version: str = ""
 
-    def rounds(self) -> list[Round]:
-        """What a bout of learning led to is tried by the next look, and at last by the evaluation.
+    @property
+    def tried(self) -> list[Rate]:
+        """Real success of the evolved policy of every PACE round."""
+        return [success_rate(decision.successes, decision.n) for decision in self.decisions]
 
-        A look that ended the learning has no bout after it; one that rolled back says nothing of where the next began.
+    def rounds(self) -> list[LearningRound]:
+        """What a bout of learning led to is tried by PACE's next decision, and at last by the evaluation.
+
+        A decision that ended the learning has no bout after it; one that rolled back says nothing of where the next
+        began.
         """
-        imagined, after = [look.imagined for look in self.looks], [look.real for look in self.looks]
+        imagined, after = [decision.imagined_success for decision in self.decisions], self.tried
         last = self.phases[-1]
-        if last.round == len(self.looks):
-            seen = [update.imagined_success for update in last.updates if update.imagined_success is not None]
-            imagined.append((seen[0], seen[-1]) if seen else (None, None))
+        if last.round == len(self.decisions):
+            rates = [update.imagined_success for update in last.updates if update.imagined_success is not None]
+            imagined.append((rates[0], rates[-1]) if rates else (None, None))
             after.append(self.comparison.candidate)
-        before = [self.phases[0].collected, *(None if look.rolled_back else look.real for look in self.looks)]
+        decided = zip(self.decisions, self.tried, strict=True)
+        before = [self.phases[0].collected, *(None if decision.rolled_back else rate for decision, rate in decided)]
         return [
-            Round(round=k, imagined=dreamt, real=(began, ended))
+            LearningRound(round=k, imagined=dreamt, real=(began, ended))
             for k, (dreamt, began, ended) in enumerate(zip(imagined, before, after, strict=False))
         ]

@@ -29,9 +29,9 @@ class LabelledFrames:
     def of_sequences(
         cls, frames: UInt8[Tensor, "b t c h w"], instructions: Sequence[str], success: Bool[Tensor, "b t"]
     ) -> "LabelledFrames":
-        said = tuple(instruction for instruction in instructions for _ in range(frames.shape[1]))
+        spoken = tuple(instruction for instruction in instructions for _ in range(frames.shape[1]))
         wins = success.any(1)[:, None].expand_as(success)
-        return cls(frames.flatten(0, 1), said, success.flatten(), wins.flatten())
+        return cls(frames.flatten(0, 1), spoken, success.flatten(), wins.flatten())
 
     @classmethod
     def of_episodes(cls, episodes: Sequence[Episode]) -> "LabelledFrames":
@@ -54,10 +54,10 @@ class BalancedSampler:
         self.data, self.generator = data, generator
         kinds = (data.success, ~data.success & data.of_success, ~data.success & ~data.of_success)
         self.kinds = [kind.nonzero()[:, 0] for kind in kinds]
-        self.said = sorted(set(data.instructions))
+        self.instructions = sorted(set(data.instructions))
 
     def draw(self, count: int) -> tuple[Tensor, list[str], Tensor]:
-        """Frames, what was said, and whether it is so."""
+        """Frames, instructions, and whether a frame fulfils its instruction."""
         shares = [count // 4, count // 4, count - 2 * (count // 4)]
         rows = torch.cat(
             [
@@ -66,13 +66,13 @@ class BalancedSampler:
                 if len(kind)
             ]
         )
-        said = [self.data.instructions[row] for row in rows.tolist()]
+        spoken = [self.data.instructions[row] for row in rows.tolist()]
         label = self.data.success[rows].float()
-        for i in range(int(self.WRONG_WORDS * shares[0]) if len(self.kinds[0]) and len(self.said) > 1 else 0):
-            others = [words for words in self.said if words != said[i]]
-            said[i] = others[int(torch.randint(len(others), (), generator=self.generator))]
+        for i in range(int(self.WRONG_WORDS * shares[0]) if len(self.kinds[0]) and len(self.instructions) > 1 else 0):
+            others = [words for words in self.instructions if words != spoken[i]]
+            spoken[i] = others[int(torch.randint(len(others), (), generator=self.generator))]
             label[i] = 0
-        return self.data.frames[rows], said, label
+        return self.data.frames[rows], spoken, label
 
 
 def fit(
@@ -96,9 +96,9 @@ def fit(
             frames.shape, generator=generator
         )
         frames = mirror_frames(jitter(frames, generator=generator), in_turn(mirrors, step))
-        said = [words for _, spoken, _ in drawn for words in spoken]
+        instructions = [words for _, spoken, _ in drawn for words in spoken]
         label = torch.cat([label for _, _, label in drawn])
-        logits = classifier.logits(frames, said)
+        logits = classifier.logits(frames, instructions)
         return F.binary_cross_entropy_with_logits(logits, (0.96 * label + 0.02).expand_as(logits))
 
     return train(

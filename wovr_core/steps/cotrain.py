@@ -35,18 +35,18 @@ def cotrain_policy(
     real pictures only may be lost in dreams, and then has nothing to learn from there
     (decision 015).
     """
-    shown = open_episodes([demonstrations], task).training
-    if not shown:
+    episodes = open_episodes([demonstrations], task).training
+    if not episodes:
         raise ArtifactError(f"no episode of {demonstrations} may be learnt from: give demonstrations")
     actor, dreamer = open_policy(policy, task), open_world_model(world_model, task)
     generator = torch.Generator().manual_seed(task.seed)
-    told = {"policy": cfg.model_dump(), "grpo": grpo.model_dump(), "task": task.model_dump()}
+    settings = {"policy": cfg.model_dump(), "grpo": grpo.model_dump(), "task": task.model_dump()}
     made_from = {"policy": policy, "demonstrations": demonstrations, "world_model": world_model}
     with (
-        writing(out, Kind.POLICY, settings=told, made_from=made_from) as draft,
-        scratch("cotrain", json.dumps(told), *draft.made_from.values()) as kept,
+        writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft,
+        scratch("cotrain", json.dumps(settings), *draft.made_from.values()) as folder,
     ):
-        data = [cloning_data(shown, cfg), dreamt_data(dreamer, shown, cfg, generator=generator)]
+        data = [cloning_data(episodes, cfg), dreamt_data(dreamer, episodes, cfg, generator=generator)]
         losses = clone(
             actor,
             data,
@@ -55,7 +55,7 @@ def cotrain_policy(
             mirrors=task.embodiment.mirrors,
             generator=generator,
             name="cotrain",
-            checkpoint=kept / "checkpoint.safetensors",
+            checkpoint=folder / "checkpoint.safetensors",
         )
         save_policy(draft.folder, actor)
         draft.summary |= {

@@ -19,13 +19,23 @@ from wovr_core.artifacts import (
     writing,
 )
 from wovr_core.envs.splits import SPLIT_SIZE, Split
-from wovr_core.evaluation.success import TrialResults, policy_decides, run_trials, success_rate
-from wovr_core.evaluation.verdict import compare, decide
+from wovr_core.evaluation.success import Rate, TrialResults, policy_decides, run_trials, success_rate
+from wovr_core.evaluation.verdict import Comparison, compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Env
 from wovr_core.settings import EvaluateSettings, PromoteSettings, TaskSettings
 from wovr_core.store.environments import open_environment
-from wovr_core.store.facts import EvaluateFacts, ImaginedFacts, PolicyFacts, Trial
+from wovr_core.store.facts import (
+    EvaluateFacts,
+    EvaluationFacts,
+    ImaginedFacts,
+    PairedFacts,
+    PolicyFacts,
+    RoleFacts,
+    SnapshotRate,
+    Trial,
+    VerdictSummary,
+)
 from wovr_core.store.policies import open_policy
 from wovr_core.training.progress import Advance, counting
 
@@ -54,12 +64,7 @@ def evaluate_policies(
     made_from = roles | {f"snapshots_{i}": path for i, path in enumerate(snapshots)}
     settings = {"evaluate": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft:
-        between = [
-            (path, file.stem, phase, _update_of(file))
-            for phase, path in enumerate(snapshots)
-            for file in sorted(path.glob("snapshot-*.safetensors"))
-            if cfg.curve_episodes
-        ]
+        between = snapshots_of(snapshots) if cfg.curve_episodes else []
         few = ids[: cfg.curve_episodes]
         policies = {role: open_policy(path, task) for role, path in roles.items() if role != "champion"}
         if "champion" in roles:
@@ -76,28 +81,44 @@ def evaluate_policies(
             for path, name, phase, update in between:
                 _, won, _ = trials(open_policy(path, task, weights=name), cfg, task, few, env=env, watch=watch)
                 rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
-                curve.append({"phase": phase, "update": update, **vars(rate)})
+                curve.append(SnapshotRate(phase=phase, update=update, **vars(rate)))
         rows = [
-            {"init_state": i, "instruction": words} | {role: bool(won[row]) for role, won in wins.items()}
+            Trial(init_state=i, instruction=words, **{role: bool(won[row]) for role, won in wins.items()})
             for row, (i, words) in enumerate(zip(ids, instructions, strict=True))
         ]
-        save_table(draft.folder, "trials", rows)
-        save_json(draft.folder, "curve", curve)
-        tasks = defaultdict(list)
-        for row in rows:
-            tasks[row["instruction"]].append(row)
-        for role, won in wins.items():
-            rate = success_rate(int(won.sum()), len(won), confidence=cfg.confidence)
-            by_task = {
-                words: vars(success_rate(sum(bool(r[role]) for r in group), len(group), confidence=cfg.confidence))
-                for words, group in sorted(tasks.items())
-            }
-            draft.summary[role] = {**vars(rate), "success_rate": rate.value, "by_task": by_task}
+        save_table(draft.folder, "trials", [row.model_dump(exclude_unset=True) for row in rows])
+        save_json(draft.folder, "curve", [row.model_dump() for row in curve])
         learnt = snapshots or (candidate,)
-        if imagined := imagined_success(learnt[0], learnt[-1]):
-            draft.summary["imagined_success"] = imagined
-        draft.summary["episodes"] = len(policies) * cfg.episodes + sum(int(str(row["n"])) for row in curve)
+        facts = EvaluationFacts(
+            **{role: facts_of(rows, role, confidence=cfg.confidence) for role in wins},
+            imagined_success=imagined_success(learnt[0], learnt[-1]),
+            episodes=len(policies) * cfg.episodes + sum(row.n for row in curve),
+        )
+        draft.summary |= facts.model_dump(mode="json", exclude_none=True)
     return draft.manifest
+
+
+def facts_of(trials: Sequence[Trial], role: str, *, confidence: float) -> RoleFacts:
+    """Success of one of the policies, over all trials and by task."""
+
+    def rate_of(rows: Sequence[Trial]) -> Rate:
+        return success_rate(sum(getattr(row, role) for row in rows), len(rows), confidence=confidence)
+
+    tasks = defaultdict(list)
+    for row in trials:
+        tasks[row.instruction].append(row)
+    rate = rate_of(trials)
+    by_task = {words: rate_of(rows) for words, rows in sorted(tasks.items())}
+    return RoleFacts(**vars(rate), success_rate=rate.value, by_task=by_task)
+
+
+def snapshots_of(policies: Sequence[Path]) -> list[tuple[Path, str, int, int]]:
+    """What the policies were on their way: policy, name of the weights, phase, update."""
+    return [
+        (path, file.stem, phase, _update_of(file))
+        for phase, path in enumerate(policies)
+        for file in sorted(path.glob("snapshot-*.safetensors"))
+    ]
 
 
 def _open_champion(path: Path, task: TaskSettings) -> TinyVLA:
@@ -119,11 +140,11 @@ def trials(
     return run_trials(env, decider, ids, Split.EVALUATION, steps=task.horizon, record=False, watch=watch)
 
 
-def imagined_success(first: Path, last: Path) -> list[float]:
-    """In dreams, before the first phase of learning and after the last one; nothing where a policy learnt elsewhere."""
+def imagined_success(first: Path, last: Path) -> tuple[float, float] | None:
+    """In dreams, before the first phase of learning and after the last one; None where a policy learnt elsewhere."""
     ends = [read_manifest(path, Kind.POLICY).summarised(PolicyFacts, path).imagined_success for path in (first, last)]
     before, after = ends[0][0], ends[1][1]
-    return [before, after] if before is not None and after is not None else []
+    return (before, after) if before is not None and after is not None else None
 
 
 def _check_trials(rows: Sequence[Trial], where: Path) -> None:
@@ -162,12 +183,19 @@ def judge(cfg: PromoteSettings, *, evaluation: Path, out: Path) -> Manifest:
     with writing(
         out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from={"evaluation": evaluation}
     ) as draft:
-        facts = {**vars(comparison), "candidate": vars(comparison.candidate), "baseline": vars(comparison.baseline)}
-        draft.summary |= {**vars(verdict), **facts}
-        if over is not None:
-            paired = {name: value for name, value in vars(over).items() if name not in ("candidate", "baseline")}
-            draft.summary |= {"champion": vars(over.baseline), "over_champion": paired}
-        if imagined:
-            draft.summary["imagined_success"] = imagined
+        facts = VerdictSummary(
+            **vars(verdict),
+            **vars(comparison),
+            champion=None if over is None else over.baseline,
+            over_champion=None if over is None else paired_facts(over),
+            imagined_success=imagined,
+        )
+        draft.summary |= facts.model_dump(mode="json", exclude_none=True)
         save_json(draft.folder, "verdict", draft.summary)
     return draft.manifest
+
+
+def paired_facts(comparison: Comparison) -> PairedFacts:
+    """The figures of a pair, without the success of each."""
+    pair = vars(comparison)
+    return PairedFacts(**{name: pair[name] for name in PairedFacts.model_fields})

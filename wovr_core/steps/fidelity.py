@@ -33,7 +33,7 @@ FILMS = 4  # videos
 
 
 @dataclass(frozen=True)
-class Look:
+class FidelityRow:
     """A dream, or what stands in for one, at one depth; the means of n replays, and of two halves where sets meet."""
 
     depth: int
@@ -72,12 +72,12 @@ def measure_fidelity(
     check_episodes_fit(held_out, task, ", ".join(map(str, episodes)))
     reward_model = None if reward is None else open_reward(reward, task)
     dreams, extractor = open_world_model(world_model, task), Extractor()
-    shown = replay(dreams, held_out, generator=torch.Generator().manual_seed(seed))
+    replays = replay(dreams, held_out, generator=torch.Generator().manual_seed(seed))
     rows = []
-    depths = depths_of(shown.real.shape[1])
+    depths = depths_of(replays.real.shape[1])
     with counting("fidelity", len(depths), unit="depth") as watch:
         for depth in depths:
-            rows += look(extractor, shown.real, shown.imagined, shown.first, depth, published)
+            rows += measure_depth(extractor, replays.real, replays.imagined, replays.first, depth, published)
             watch()
     facts: dict[str, object] = {
         "n": len(held_out),
@@ -88,12 +88,12 @@ def measure_fidelity(
         "episodes": [digest_at(path) for path in episodes],
         "extractor": {"name": extractor.name, "sha256": extractor.digest},
         "official": published.digests,
-        "looks": [asdict(row) for row in rows],
+        "rows": [asdict(row) for row in rows],
     }
     if reward is not None and reward_model is not None:
-        facts |= {"reward": digest_at(reward), "outcomes": outcomes(reward_model, shown).summary()}
+        facts |= {"reward": digest_at(reward), "outcomes": outcomes(reward_model, replays).summary()}
     out.mkdir(parents=True, exist_ok=True)
-    for i, (real, imagined) in enumerate(zip(shown.real[:FILMS], shown.imagined, strict=False)):
+    for i, (real, imagined) in enumerate(zip(replays.real[:FILMS], replays.imagined, strict=False)):
         (out / f"real-imagined-difference-{i}.mp4").write_bytes(with_difference(real, imagined, fps=fps))
     (out / "fidelity.md").write_text(as_markdown(facts, rows))
     (out / "fidelity.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -107,14 +107,14 @@ def depths_of(frames: int) -> list[int]:
     return [*doubling, whole]
 
 
-def look(
+def measure_depth(
     extractor: Extractor,
     real: UInt8[Tensor, "n t 3 h w"],
     imagined: UInt8[Tensor, "n t 3 h w"],
     first: UInt8[Tensor, "n 3 h w"],
     depth: int,
     official: Official,
-) -> list[Look]:
+) -> list[FidelityRow]:
     """The eight frames up to a depth: the last of them as pictures, all of them as a clip (16 for the official FVD)."""
     clip = slice(depth - CHUNK, depth)
     half = len(real) // 2
@@ -133,13 +133,13 @@ def look(
         film = {"real": real, "dream": imagined}.get(who, first[:, None].expand_as(real))
         sets["official"] = official.at_depth(depth, film, real)
         if who == "real":
-            rows.append(Look(depth, who, None, None, None, None, **sets))
+            rows.append(FidelityRow(depth, who, None, None, None, None, **sets))
             continue
         flowing = None
         if find_spec("cv2"):
             flowing = float(torch.stack([flolpips(extractor, *pair) for pair in zip(seen, truth, strict=True)]).mean())
         rows.append(
-            Look(
+            FidelityRow(
                 depth,
                 who,
                 psnr=float(psnr(seen[:, -1], truth[:, -1]).mean()),
@@ -158,17 +158,17 @@ def _ssim(seen: UInt8[Tensor, "n 3 h w"], truth: UInt8[Tensor, "n 3 h w"]) -> fl
     return float(value)
 
 
-def _by(kind: str, row: Look) -> float | None:
+def _by(kind: str, row: FidelityRow) -> float | None:
     return row.official.get(kind)
 
 
-def as_markdown(facts: dict[str, object], rows: Sequence[Look]) -> str:
+def as_markdown(facts: dict[str, object], rows: Sequence[FidelityRow]) -> str:
     """A table of all depths; what the two rulers are is said below."""
     by = {(row.depth, row.who): row for row in rows}
 
-    def cell(depth: int, pick: Callable[[Look], float | None], form: str) -> str:
-        told = [pick(by[depth, who]) for who in ("dream", "hold", "real")]
-        return " / ".join("" if value is None else format(value, form) for value in told).rstrip(" /")
+    def cell(depth: int, pick: Callable[[FidelityRow], float | None], form: str) -> str:
+        values = [pick(by[depth, who]) for who in ("dream", "hold", "real")]
+        return " / ".join("" if value is None else format(value, form) for value in values).rstrip(" /")
 
     digests = cast("dict[str, str]", facts["official"])
     published = [partial(_by, kind) for kind in digests]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from wovr_core.artifacts import Kind, Manifest, read_manifest, save_weights, wri
 from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Mirror
 from wovr_core.grpo.history import History, UpdateRecord
-from wovr_core.grpo.sampling import StartPool, harvest
+from wovr_core.grpo.sampling import StartPool, sample_groups
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import init_state
 from wovr_core.keyframes.mine import Keyframe
@@ -23,6 +24,7 @@ from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
 from wovr_core.settings import GrpoSettings, TaskSettings
 from wovr_core.store.episodes import RealData, load_keyframes, named, open_episodes
 from wovr_core.store.facts import PolicyFacts
+from wovr_core.store.learning import save_learning
 from wovr_core.store.policies import open_policy, save_policy
 from wovr_core.store.world_models import open_simulator
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
@@ -55,20 +57,22 @@ def improve_policy(
     """
     data = open_episodes(episodes, task)
     check_something_to_learn(data, cfg)
+    chosen = load_keyframes(keyframes, data, task)
     actor = open_policy(policy, task)
     learner = Learner(
         cfg=cfg,
         policy=actor,
         simulator=simulator or open_simulator(world_model, reward, task, detector=cfg.detector),
-        pool=start_pool(data, load_keyframes(keyframes, data, task), cfg, task),
+        pool=start_pool(data, chosen, cfg, task),
         optimiser=torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99)),
         generator=torch.Generator().manual_seed(task.seed),
         mirrors=task.embodiment.mirrors,
         reference=open_policy(policy, task) if cfg.kl else None,
     )
     past = read_manifest(policy, Kind.POLICY).summarised(PolicyFacts, policy)
-    made_from = {"policy": policy, "world_model": world_model, "reward": reward, "keyframes": keyframes}
-    made_from |= named(episodes)
+    learnt_in = {"world_model": world_model, "reward": reward, "keyframes": keyframes}
+    made_from = {"policy": policy, **learnt_in, **named(episodes)}
+    newest = data if len(episodes) == 1 else open_episodes(episodes[-1:], task)
     count = updates if updates is not None else cfg.updates
     settings = {"grpo": cfg.model_dump(), "task": task.model_dump(), "updates": count}
     with (
@@ -79,18 +83,35 @@ def improve_policy(
         save_policy(draft.folder, actor)
         for file in (history.file, *folder.glob("snapshot-*")):
             shutil.copy(file, draft.folder)
-        draft.summary |= {
-            "updates": len(history.records),
+        draft.summary |= summary_of(history, learner.pool, data) | {
             "stopped": stopped,
-            "imagined_frames": sum(record.imagined_frames for record in history.records),
-            "groups_broken": sum(record.groups_broken for record in history.records),
-            "imagined_success": list(history.imagined_success),
-            "real_success_before": data.success_rate,
             "decisions": [decision.model_dump(mode="json") for decision in past.decisions],
-            "starts": len(learner.pool.initial),
-            "keyframes": len(learner.pool.keyframes),
         }
+        save_learning(
+            draft.folder,
+            settings=settings,
+            made_from=draft.made_from,
+            **learnt_in,
+            episodes=episodes[-1],
+            chosen=chosen,
+            real=data.episodes,
+            held_out=len(newest.held_out),
+            stopped=stopped,
+            imagined_frames=history.imagined_frames,
+        )
     return draft.manifest
+
+
+def summary_of(history: History, pool: StartPool, data: RealData) -> dict[str, Any]:
+    return {
+        "updates": len(history.records),
+        "imagined_frames": history.imagined_frames,
+        "groups_broken": sum(record.groups_broken for record in history.records),
+        "imagined_success": list(history.imagined_success),
+        "real_success_before": data.success_rate,
+        "starts": len(pool.initial),
+        "keyframes": len(pool.keyframes),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +159,7 @@ class Learner:
         """
         cfg = self.cfg
         try:
-            batch = harvest(self.policy, self.simulator, self.pool, cfg, generator=self.generator)
+            batch = sample_groups(self.policy, self.simulator, self.pool, cfg, generator=self.generator)
         except BrokenDreamError as error:
             raise TrainingError(f"grpo: at update {number} {error}; nothing was learnt from them") from error
         if batch is None and number == 0:
@@ -154,7 +175,7 @@ class Learner:
         outcome = update_policy(
             self.policy,
             self.optimiser,
-            batch.dreams,
+            batch.rollouts,
             batch.advantages,
             cfg,
             generator=self.generator,
@@ -165,11 +186,11 @@ class Learner:
             update=number,
             imagined_success=None if math.isnan(batch.success) else batch.success,
             hallucinated=batch.hallucinated,
-            groups_kept=batch.kept,
-            groups_broken=batch.broken,
+            groups_kept=batch.groups_kept,
+            groups_broken=batch.groups_broken,
             group_rates=tuple(batch.group_rates),
             imagined_frames=batch.imagined_frames,
-            valid_steps=batch.dreams.length.float().mean().item(),
+            valid_steps=batch.rollouts.length.float().mean().item(),
             **vars(outcome),
         )
 

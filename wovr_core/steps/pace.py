@@ -10,13 +10,15 @@ from wovr_core.artifacts import Kind, Manifest, read_manifest, writing
 from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.fidelity import as_rows, psnr, trustworthy
 from wovr_core.imagination.replay import replay
-from wovr_core.pace.drift import drift, worse
+from wovr_core.pace.decision import PaceDecision
+from wovr_core.pace.drift import Drift, drift, worse
 from wovr_core.pace.mixture import episode_shares
 from wovr_core.protocols import Tracker
 from wovr_core.settings import PaceSettings, TaskSettings
 from wovr_core.steps.world_model import fit_world_model, measure
 from wovr_core.store.episodes import RealData, named, open_episodes
-from wovr_core.store.facts import PaceDecision, PolicyFacts
+from wovr_core.store.facts import PolicyFacts
+from wovr_core.store.learning import copy_learning
 from wovr_core.store.policies import open_policy, save_policy
 from wovr_core.store.world_models import for_dreaming, open_world_model, save_world_model
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -56,6 +58,7 @@ def choose_policy(
     settings = {"pace": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
         save_policy(draft.folder, previous_policy if decision.rolled_back else evolved_policy)
+        copy_learning(previous if decision.rolled_back else evolved, draft.folder)
         draft.summary |= decision.model_dump(include={"rolled_back", "settled", "reason"})
         draft.summary["decisions"] = [one.model_dump(mode="json") for one in (*past.decisions, decision)]
     return draft.manifest
@@ -116,44 +119,59 @@ def refit_world_model(
     settings = {"pace": cfg.model_dump(), "world_model": fitted.settings.get("world_model"), "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model, task), part, task.seed) for part in (older, newest)))
-        kept, refit_reason = False, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
+        refit, reason = None, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
         if cfg.drift is None or moved.decibels > cfg.drift:
-            refit = open_world_model(world_model, task, dreaming=False)
-            refit.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
-            fit_world_model(
-                refit,
-                EpisodeBatch.of(data.training),
-                steps=cfg.steps,
-                name="world model refit",
-                seed=task.seed,
-                data=episodes,
-                share=episode_shares(data.sizes, cfg.new_share),
-                tracker=tracker,
-            )
-            after = float(replay_psnr(deepcopy(refit), newest, task.seed).mean())
-            kept = after >= moved.new
-            refit_reason = (
-                f"the newest held-out episodes are dreamt at {after:.1f} dB, before the refit at {moved.new:.1f}: "
-                f"{'kept' if kept else 'the model stays as it was'}"
-            )
-        if kept:
+            again = open_world_model(world_model, task, dreaming=False)
+            refit, reason = refit_on(again, cfg, data, newest, episodes, moved, task.seed, tracker)
+        if refit is not None:
             model.load_state_dict(refit.state_dict())
         save_world_model(draft.folder, model)
         rows = measure(model, newest.held_out, seed=task.seed)
-        good, said = trustworthy(rows, model.cfg.minimum_psnr_gain)
+        good, gate = trustworthy(rows, model.cfg.minimum_psnr_gain)
         draft.summary |= {
             "trustworthy": good,
-            "reason": said,
+            "reason": gate,
             "fidelity": as_rows(rows),
             "training_episodes": len(data.training),
-            "refit_kept": kept,
-            "refit_reason": refit_reason,
+            "refit_kept": refit is not None,
+            "refit_reason": reason,
             "drift_db": moved.decibels,
             "drift_reason": f"new episodes are dreamt at {moved.new:.1f} dB, older ones at {moved.old:.1f} dB",
             "held_out_episodes": len(newest.held_out),
             "steps": cfg.steps,
         }
     return draft.manifest
+
+
+def refit_on(
+    model: DiffusionWorldModel,
+    cfg: PaceSettings,
+    data: RealData,
+    newest: RealData,
+    episodes: Sequence[Path],
+    moved: Drift,
+    seed: int,
+    tracker: Tracker | None,
+) -> tuple[DiffusionWorldModel | None, str]:
+    """The model, fitted on; None where it then dreams the newest held-out episodes worse. And the figures."""
+    model.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
+    fit_world_model(
+        model,
+        EpisodeBatch.of(data.training),
+        steps=cfg.steps,
+        name="world model refit",
+        seed=seed,
+        data=episodes,
+        share=episode_shares(data.sizes, cfg.new_share),
+        tracker=tracker,
+    )
+    after = float(replay_psnr(deepcopy(model), newest, seed).mean())
+    better = after >= moved.new
+    reason = (
+        f"the newest held-out episodes are dreamt at {after:.1f} dB, before the refit at {moved.new:.1f}: "
+        f"{'kept' if better else 'the model stays as it was'}"
+    )
+    return model if better else None, reason
 
 
 def replay_psnr(model: DiffusionWorldModel, data: RealData, seed: int, limit: int = 64) -> torch.Tensor:

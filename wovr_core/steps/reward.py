@@ -1,6 +1,7 @@
 """reward: learn to see success, on real frames and on dreams whose real outcome is known."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,6 @@ def train_reward(
     data.need_both()
     check_both_outcomes(data.training)
     dreamer = open_world_model(world_model, task)
-    mirrors = task.embodiment.mirrors
     generator = torch.Generator().manual_seed(task.seed)
     torch.manual_seed(task.seed)
     rule = uncalibrated_rule(cfg)
@@ -56,52 +56,52 @@ def train_reward(
     if previous is not None:
         reward = open_reward(previous, task).requires_grad_(True)
         made_from["previous"] = previous
+    learn = partial(fit, reward, cfg=cfg, mirrors=task.embodiment.mirrors, generator=generator)
     settings = {"reward": cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
         real = LabelledFrames.of_episodes(data.training)
         if previous is None:
-            fit(
-                reward,
-                [real],
-                cfg,
-                steps=cfg.steps,
-                name="reward",
-                mirrors=mirrors,
-                generator=generator,
-                on_step=tell_loss(tracker, "reward/loss"),
-            )
+            learn([real], steps=cfg.steps, name="reward", on_step=tell_loss(tracker, "reward/loss"))
         replays = replay(dreamer, data.training, generator=generator, frames=rule.frames)
         imagined = LabelledFrames.of_sequences(replays.imagined, replays.instructions, replays.success)
-        fit(
-            reward,
-            [real, imagined],
-            cfg,
-            steps=cfg.imagined_steps,
-            name="reward on dreams",
-            mirrors=mirrors,
-            generator=generator,
-            on_step=tell_loss(tracker, "reward/loss_on_dreams"),
-        )
+        on_step = tell_loss(tracker, "reward/loss_on_dreams")
+        learn([real, imagined], steps=cfg.imagined_steps, name="reward on dreams", on_step=on_step)
         detector = None
         if cfg.detector_steps:
             detector = learn_detector(cfg, task, replays, generator=generator, tracker=tracker)
         held_out = replay(dreamer, list(data.held_out) * cfg.replays, generator=generator, frames=rule.frames)
-        calibration = calibrate_on_replays(
-            probabilities(reward, held_out.imagined, held_out.instructions),
-            None if detector is None else detector.scores(held_out.imagined, held_out.first),
-            held_out.success.any(1),
-            cfg,
-            episodes=len(data.held_out),
-            newest=len(open_episodes(episodes[-1:], task).held_out),
-        )
-        reward.success_rule = calibration.success_rule
+        newest = len(open_episodes(episodes[-1:], task).held_out)
+        calibration = calibrate(reward, detector, held_out, cfg, episodes=len(data.held_out), newest=newest)
         save_reward(draft.folder, reward)
         if detector is not None and calibration.detector_threshold is not None:
-            detector.threshold = calibration.detector_threshold
             save_detector(draft.folder, detector)
         draft.summary |= summary_of(calibration, reward, data.held_out)
         log_agreement(tracker, calibration.agreement, step=cfg.steps + cfg.imagined_steps)
     return draft.manifest
+
+
+def calibrate(
+    reward: SuccessClassifier,
+    detector: FrameErrorClassifier | None,
+    held_out: Replay,
+    cfg: RewardSettings,
+    *,
+    episodes: int,
+    newest: int,
+) -> ReplayCalibration:
+    """Set the thresholds of both, by dreams of held-out episodes. `newest`: of the `episodes`, those collected last."""
+    calibration = calibrate_on_replays(
+        probabilities(reward, held_out.imagined, held_out.instructions),
+        None if detector is None else detector.scores(held_out.imagined, held_out.first),
+        held_out.success.any(1),
+        cfg,
+        episodes=episodes,
+        newest=newest,
+    )
+    reward.success_rule = calibration.success_rule
+    if detector is not None and calibration.detector_threshold is not None:
+        detector.threshold = calibration.detector_threshold
+    return calibration
 
 
 def check_both_outcomes(training: Sequence[Episode]) -> None:

@@ -11,12 +11,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from wovr_core.artifacts.manifest import Facts
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.success import Rate
+from wovr_core.pace.decision import Imagined, PaceDecision, Share
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import EvaluateSettings
 from wovr_core.success_rule import SuccessRule
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Imagined = tuple[Share | None, Share | None]  # success in dreams, before and after the learning
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -84,6 +83,11 @@ class DemonstrationFacts(Facts):
     episodes: PositiveInt
     attempts: PositiveInt | None = None
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Demonstrations, and the attempts at them; of imported ones no failures are known."""
+        return self.episodes, self.attempts or self.episodes
+
 
 class BackboneFacts(Facts):
     """Where the weights came from that a world model began with; nothing, where there were none."""
@@ -117,21 +121,6 @@ class KeyframesFacts(Facts):
     by_rule: dict[str, NonNegativeInt]
 
 
-class PaceDecision(Facts):
-    """What PACE found when it tried an evolved policy for real, and what it decided."""
-
-    round: NonNegativeInt = 0
-    successes: NonNegativeInt
-    n: PositiveInt
-    held_out: NonNegativeInt  # of the n episodes, those that are never trained on
-    imagined_success: Imagined  # in the dreams that the policy had learnt in
-    gap: float | None = None  # imagined minus real, after the learning
-    rolled_back: bool  # the learning goes on from the policy before
-    settled: bool = False  # the learning ends
-    reason: str
-    stands: tuple[NonNegativeInt, PositiveInt]  # successes and trials of the policy gone on with
-
-
 class PolicyFacts(Facts):
     """Of a Policy artifact; most of it is of policies that learnt in dreams."""
 
@@ -142,25 +131,29 @@ class PolicyFacts(Facts):
 
 
 class RoleFacts(Facts):
-    """Of one of the two policies of an evaluation."""
+    """Of one of the policies of an evaluation. What is optional, no step reads."""
 
     successes: NonNegativeInt
     n: PositiveInt
+    low: float | None = None
+    high: float | None = None
+    success_rate: float | None = None
     by_task: dict[str, Rate] = Field(default_factory=dict)
-
-
-class EvaluationFacts(Facts):
-    """What the trials came to."""
-
-    candidate: RoleFacts
-    baseline: RoleFacts
-    episodes: NonNegativeInt
 
 
 class ImaginedFacts(Facts):
     """Of an Evaluation artifact: what the dreams had promised, where the candidate learnt in some."""
 
     imagined_success: tuple[Share, Share] | None = None
+
+
+class EvaluationFacts(ImaginedFacts):
+    """What the trials came to."""
+
+    candidate: RoleFacts
+    baseline: RoleFacts
+    champion: RoleFacts | None = None
+    episodes: NonNegativeInt
 
 
 class PairedFacts(Facts):
@@ -199,3 +192,9 @@ class VerdictFacts(Facts):
     difference: float
     low: float
     high: float
+
+
+class VerdictSummary(VerdictFacts, PairedFacts, ChampionFacts, ImaginedFacts):
+    """Of a Verdict artifact, and its verdict.json: all that is written. Its readers ask for parts of it."""
+
+    exploited: bool
