@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -25,13 +27,19 @@ GOLDEN = Path(__file__).parent / "golden"
 CASES = [(pipeline, profile) for pipeline in PIPELINES for profile in PROFILES]
 
 
-def compiled(
-    pipeline: str, profile: str, folder: Path, settings: Settings | None = None
+def compile_for(
+    pipeline: str,
+    profile: str,
+    settings: Settings = Settings(),  # noqa: B008  it is frozen
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    file = folder / "compiled.yaml"
-    compiler.Compiler().compile(equip(PIPELINES[pipeline](settings or Settings()), profile), str(file))
-    spec, platform = yaml.safe_load_all(file.read_text())
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "compiled.yaml"
+        compiler.Compiler().compile(equip(PIPELINES[pipeline](settings), profile), str(file))
+        spec, platform = yaml.load_all(file.read_text(), yaml.CSafeLoader)
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+compiled = cache(compile_for)  # what tests only read
 
 
 def wiring(spec: dict[str, Any]) -> dict[str, Any]:
@@ -50,9 +58,9 @@ def pods_of(spec: dict[str, Any], pods: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("pipeline", "profile"), CASES)
-def test_what_is_compiled_is_what_was_looked_at(pipeline, profile, tmp_path):
+def test_what_is_compiled_is_what_was_looked_at(pipeline, profile):
     """Written anew by WOVR_GOLDEN=write python -m pytest tests/pipelines/test_resources.py; then look at the diff."""
-    spec, pods = compiled(pipeline, profile, tmp_path)
+    spec, pods = compiled(pipeline, profile)
     for name, tree in ((pipeline, wiring(spec)), (f"{pipeline}-{profile}", pods_of(spec, pods))):
         golden, now = GOLDEN / f"{name}.yaml", yaml.safe_dump(tree, width=120)
         if os.environ.get("WOVR_GOLDEN") == "write":
@@ -62,8 +70,8 @@ def test_what_is_compiled_is_what_was_looked_at(pipeline, profile, tmp_path):
 
 
 @pytest.mark.parametrize(("pipeline", "profile"), CASES)
-def test_every_task_has_its_pod_and_no_secret_stands_in_it(pipeline, profile, tmp_path):
-    spec, pods = compiled(pipeline, profile, tmp_path)
+def test_every_task_has_its_pod_and_no_secret_stands_in_it(pipeline, profile):
+    spec, pods = compiled(pipeline, profile)
     executors = spec["deploymentSpec"]["executors"]
     assert pods.keys() == executors.keys()
     for label, pod in pods.items():
@@ -77,8 +85,8 @@ def test_every_task_has_its_pod_and_no_secret_stands_in_it(pipeline, profile, tm
         assert asked["resourceCpuRequest"] == asked["resourceCpuLimit"] and asked["resourceMemoryLimit"]
 
 
-def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else(tmp_path):
-    spec, pods = compiled("posttrain", "gpu", tmp_path)
+def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else():
+    spec, pods = compiled("posttrain", "gpu")
     gpus = {
         label.removeprefix("exec-")
         for label, executor in spec["deploymentSpec"]["executors"].items()
@@ -89,13 +97,13 @@ def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else(tmp_path):
     for name in gpus:
         assert pods[f"exec-{name}"]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
         assert pods[f"exec-{name}"]["tolerations"] and pods[f"exec-{name}"]["nodeSelector"]
-    spec, _ = compiled("posttrain", "cpu", tmp_path)
+    spec, _ = compiled("posttrain", "cpu")
     assert "accelerator" not in str(spec["deploymentSpec"])
 
 
 @pytest.mark.parametrize(("pipeline", "profile"), CASES)
-def test_whatever_opens_episodes_or_models_has_the_memory_and_the_time_for_it(pipeline, profile, tmp_path):
-    spec, pods = compiled(pipeline, profile, tmp_path, Settings(collect=CollectSettings(shards=2)))
+def test_whatever_opens_episodes_or_models_has_the_memory_and_the_time_for_it(pipeline, profile):
+    spec, pods = compiled(pipeline, profile, Settings(collect=CollectSettings(shards=2)))
     large = {f"system.{kind}" for kind in ("Episodes", "Policy", "WorldModel", "RewardModel", "Artifact")}
     opens = [
         component["executorLabel"]
@@ -110,22 +118,22 @@ def test_whatever_opens_episodes_or_models_has_the_memory_and_the_time_for_it(pi
 
 
 @pytest.mark.parametrize("hours", [0.5, 8, 100])
-def test_a_task_that_waits_for_people_outlives_their_patience(hours, tmp_path):
-    _, pods = compiled("franka", "cpu", tmp_path, Settings(franka=FrankaSettings(patience_hours=hours)))
+def test_a_task_that_waits_for_people_outlives_their_patience(hours):
+    _, pods = compiled("franka", "cpu", Settings(franka=FrankaSettings(patience_hours=hours)))
     assert int(pods["exec-try-on-robot"]["activeDeadlineSeconds"]) == (hours + 1) * 3600
-    _, pods = compiled("posttrain", "gpu8", tmp_path)
+    _, pods = compiled("posttrain", "gpu8")
     waits = int(pods["exec-train-world-model"]["activeDeadlineSeconds"])
     assert waits > PROFILES["gpu8"].train_jobs.hours * 3600, "and one that waits for a TrainJob outlives that"
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_tasks_of_other_code_are_other_tasks_to_kubeflows_cache(pipeline, tmp_path, monkeypatch):
+def test_tasks_of_other_code_are_other_tasks_to_kubeflows_cache(pipeline, monkeypatch):
     """It hashes inputs, image, command and arguments, and neither the environment nor what an image tag holds."""
 
     def commands(code: str) -> dict[str, list[str]]:
         monkeypatch.setattr(images, "code", lambda: code)
         with Job(Settings(), pipeline).package() as file:
-            spec, _ = yaml.safe_load_all(Path(file).read_text())
+            spec, _ = yaml.load_all(Path(file).read_text(), yaml.CSafeLoader)
         return {
             label: [executor["container"]["image"], *executor["container"]["command"], *executor["container"]["args"]]
             for label, executor in spec["deploymentSpec"]["executors"].items()
@@ -138,16 +146,16 @@ def test_tasks_of_other_code_are_other_tasks_to_kubeflows_cache(pipeline, tmp_pa
         compile(source, "a component", "exec")
 
 
-def test_pull_secrets_that_are_named_reach_every_pod(tmp_path, monkeypatch):
-    _, pods = compiled("retrain", "cpu", tmp_path)
+def test_pull_secrets_that_are_named_reach_every_pod(monkeypatch):
+    _, pods = compiled("retrain", "cpu")
     assert not any("imagePullSecret" in pod for pod in pods.values())
     monkeypatch.setattr(images, "PULL_SECRETS", ("one", "two"))
-    _, pods = compiled("retrain", "cpu", tmp_path)
+    _, pods = compile_for("retrain", "cpu")
     assert all([one["secretName"] for one in pod["imagePullSecret"]] == ["one", "two"] for pod in pods.values())
 
 
-def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job(tmp_path):
-    spec, _ = compiled("posttrain", "gpu8", tmp_path)
+def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job():
+    spec, _ = compiled("posttrain", "gpu8")
     executors = spec["deploymentSpec"]["executors"]
     told = {
         label.removeprefix("exec-"): [e["value"] for e in executor["container"]["env"] if e["name"] == "WOVR_TRAINJOB"]
@@ -160,8 +168,8 @@ def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job(tmp_path):
         assert "accelerator" not in executors[f"exec-{name}"]["container"]["resources"], "the pod that waits needs none"
 
 
-def test_a_lost_pod_is_tried_again_except_where_the_end_is_told(tmp_path):
-    spec, _ = compiled("retrain", "cpu", tmp_path)
+def test_a_lost_pod_is_tried_again_except_where_the_end_is_told():
+    spec, _ = compiled("retrain", "cpu")
     graphs = [spec["root"], *spec["components"].values()]
     tasks = {name: task for graph in graphs for name, task in graph.get("dag", {}).get("tasks", {}).items()}
     again = {name for name, task in tasks.items() if task.get("retryPolicy")}
