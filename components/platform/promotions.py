@@ -33,6 +33,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 CHAMPION, PREVIOUS = "champion", "previous"  # previous: the champion before this one, the way back
 NOBODY = "none"  # how a tag spells None
 TAGS = {"id", "alias", "kind", "to", "replaced", "after", "reason", "by", "at", "outcome"}  # every entry has them
+EVIDENCE = ("policy", "verdict", "evaluation", "report", "run")  # tags of a version that its entry repeats
 GLANCES = 4  # at an alias that disagrees with the log, before it counts as moved by hand: somebody may be writing
 
 
@@ -192,8 +193,7 @@ class Promotions:
         again = " (of that number, but the model was deleted and made again)" if holder == standing.champion else ""
         return PromotionError(
             f"{self.alias} of {self.model} was moved from version {standing.champion} to {holder}{again}, and not by "
-            f"wovr: {self.log} knows nothing of it. Undo that in MLflow or accept it with {self._adoption}, then try "
-            f"again"
+            f"wovr: {self.log} does not know it. Undo it in MLflow or accept it with {self._adoption}, then try again"
         )
 
     def move(self, kind: str, *, to: str, after: Standing, reason: str) -> Entry:
@@ -231,9 +231,7 @@ class Promotions:
         mine = uuid4().hex
         version = self._version(to) if to is not None else None
         evidence = {**version.tags, "run": run_of(version)} if version else {}
-        digests = {
-            name: evidence[name] for name in ("policy", "verdict", "evaluation", "report", "run") if evidence.get(name)
-        }
+        digests = {name: evidence[name] for name in EVIDENCE if evidence.get(name)}
         tags = {
             "id": mine,
             "alias": self.alias,

@@ -1,4 +1,4 @@
-"""The whole pipeline, really run and as small as it goes; stopped on the way, and taken up again."""
+"""The whole pipeline, really run and as small as it goes: stopped on the way, taken up again; its policy in service."""
 
 import json
 import os
@@ -7,29 +7,47 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
+from components.platform.champion import fetch_version
+from components.platform.promotions import PromotionError
+from components.platform.registry import promote_policy
 from pipelines.runner.record import Run
-from wovr_core.artifacts import digest_at, read_manifest
+from wovr_core.artifacts import Kind, digest_at, read_manifest, writing
 from wovr_core.artifacts.manifest import MANIFEST
-from wovr_core.settings import Settings
+from wovr_core.settings import PromoteSettings, Settings
+from wovr_core.steps.evaluate import evaluate_policies, judge
 from wovr_core.steps.report import write_report
 
 CHECKOUT = Path(__file__).parents[2]
 SMOKE = CHECKOUT / "pipelines" / "configs" / "tabletop-smoke.yaml"
 
 
-@pytest.mark.slow
-def test_a_run_that_is_refused_and_then_is_killed_goes_on_where_it_was(tmp_path):
-    out, config = tmp_path / "runs" / "smoke", tmp_path / "mine.yaml"
-    config.write_text(SMOKE.read_text().replace("world_model: {", "world_model: {pretrained: nonesuch, "))
-    said, code = end(start(config, out))
-    assert code == 2 and "world_model.pretrained is 'nonesuch'" in said
-    assert "Traceback" not in said
-    assert not finished(out), "refused before the first task"
+@dataclass(frozen=True)
+class Smoke:
+    """A run that was killed and taken up again; the tests of this file share it, it takes a minute."""
 
+    config: Path
+    out: Path
+    before: dict[str, dict]  # the tasks that had ended when it was killed
+    answer: str  # of the command that took it up again
+    code: int
+
+    def artifact(self, task: str, port: str) -> Path:
+        path = Run.read(self.out).artifact(task, port)
+        assert path is not None, f"{task} made no {port}"
+        return path
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Smoke:
+    folder = tmp_path_factory.mktemp("smoke")
+    out, config = folder / "runs" / "smoke", folder / "mine.yaml"
     config.write_text(SMOKE.read_text())
     run = start(config, out)
     wait_until(lambda: "train-world-model" in finished(out) and tasks(run.pid), seconds=400)
@@ -37,32 +55,139 @@ def test_a_run_that_is_refused_and_then_is_killed_goes_on_where_it_was(tmp_path)
     run.send_signal(signal.SIGKILL)
     end(run)
     wait_until(lambda: not Path(f"/proc/{task}").exists(), seconds=5)  # nothing goes on unseen
-    made = finished(out)
-    assert {"clone-base-policy", "collect-episodes", "train-world-model"} <= made.keys()
+    return Smoke(config, out, finished(out), *end(start(config, out)))
 
-    said, code = end(start(config, out))
-    assert code == 0, said
-    everything = finished(out)
-    for name, before in made.items():
+
+@pytest.mark.slow
+def test_a_run_that_is_refused_begins_nothing(tmp_path):
+    out, config = tmp_path / "runs" / "smoke", tmp_path / "mine.yaml"
+    config.write_text(SMOKE.read_text().replace("world_model: {", "world_model: {pretrained: nonesuch, "))
+    answer, code = end(start(config, out))
+    assert code == 2 and "world_model.pretrained is 'nonesuch'" in answer
+    assert "Traceback" not in answer
+    assert not finished(out), "refused before the first task"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_where_it_was(smoke):
+    assert {"clone-base-policy", "collect-episodes", "train-world-model"} <= smoke.before.keys()
+    assert smoke.code == 0, smoke.answer
+    everything = finished(smoke.out)
+    for name, before in smoke.before.items():
         assert everything[name]["reused"], f"{name} was run again"
         assert everything[name]["outputs"] == before["outputs"]
     assert not everything["improve-policy-2"]["reused"]
-    assert "real success" in said and ("promote:" in said or "hold:" in said)
-    report = (out / "report.html").read_text()
+    assert "real success" in smoke.answer and ("promote:" in smoke.answer or "hold:" in smoke.answer)
+    report = (smoke.out / "report.html").read_text()
     assert "false successes in dreams of held-out episodes the hallucination detector leaves" in report
-    assert (out.parent / "mlflow.db").exists()
+    assert (smoke.out.parent / "mlflow.db").exists()
 
+
+@pytest.mark.slow
+def test_a_report_written_again_is_the_same(smoke, tmp_path):
+    run = Run.read(smoke.out)
+    page = smoke.artifact("write-report", "report")
+    assert digest_at(page) == digest_at(written_again(page, run, smoke.config, tmp_path / "again"))
+
+
+@pytest.mark.slow
+def test_a_champion_is_left_alone_or_taught_again_as_its_world_asks(smoke, tmp_path, monkeypatch):
+    (tmp_path / "smoke.yaml").write_text(SMOKE.read_text())
+    (tmp_path / "changed.yaml").write_text(SMOKE.read_text() + "retrain: {drift: -100}\n")  # whatever it looks like
+    answer, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "retrain")
+    assert code == 1 and "nobody is champion" in answer and "posttrain" in answer
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
+    monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "scratch"))
+    version = crown(smoke, tmp_path)
+
+    answer, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "retrain")
+    calm = Run.read(tmp_path / "runs" / "smoke-retrain")
+    assert code == 0 and "nothing to learn, the champion stays" in answer, answer
+    assert list(calm.tasks) == ["fetch-champion", "collect-episodes", "look-for-change", "finish"], (
+        "nothing else is spent"
+    )
+
+    answer, code = wovr(tmp_path, "changed.yaml", "--pipeline", "retrain")
+    learnt = Run.read(tmp_path / "runs" / "changed-retrain")
+    assert code == 0 and ("promote:" in answer or "hold:" in answer), answer
+    champion = read_manifest(learnt.artifact("fetch-champion", "policy"))
+    assert champion.digest == read_manifest(learnt.artifact("evaluate-policies", "evaluation")).made_from["baseline"]
+    states = [states_of(run.artifact("collect-episodes", "episodes")) for run in (calm, learnt)]
+    assert not states[0] & states[1], "each retraining looks at initial states of its own"
+    client = MlflowClient()
+    assert len(client.search_model_versions(f"name = '{PromoteSettings().model}'")) == int(version) + 1
+
+    answer, code = wovr(tmp_path, "smoke.yaml", "--pipeline", "evaluate", "--version", str(int(version) + 1))
+    assert code == 0 and "real success" in answer, answer
+
+    run_id = client.get_model_version(PromoteSettings().model, version).run_id
+    client.log_text(run_id, "other bytes", "learnt_in/reward/calibration.json")
+    with pytest.raises(PromotionError, match="corrupted"):
+        fetch_version(PromoteSettings(), policy=tmp_path / "p", learnt_in={"reward": tmp_path / "r"})
+    assert not (tmp_path / "r").exists(), "nothing is half-written"
+    with pytest.raises(PromotionError, match="no version 77"):
+        fetch_version(PromoteSettings(), policy=tmp_path / "q", version="77")
+
+
+@pytest.mark.long
+def test_success_that_rises_no_more_ends_the_learning(smoke, tmp_path):
+    config = smoke.config
     config.write_text(SMOKE.read_text().replace("pace: {", "pace: {plateau: 1, "))
-    said, code = end(start(config, out))
-    assert code == 0, said
-    settled = finished(out)
+    answer, code = end(start(config, smoke.out))
+    assert code == 0, answer
+    settled = finished(smoke.out)
     assert settled["improve-policy"]["reused"] and "choose-policy" in settled
     assert not {"refit-world-model", "improve-policy-2"} & settled.keys(), "success does not rise by 100 points"
-    assert "promote:" in said or "hold:" in said
-    assert "rises no more" in (out / "report.html").read_text()
-    run = Run.read(out)
-    page = run.artifact("write-report", "report")
+    assert "promote:" in answer or "hold:" in answer
+    assert "rises no more" in (smoke.out / "report.html").read_text()
+    run = Run.read(smoke.out)
+    page = smoke.artifact("write-report", "report")
     assert digest_at(page) == digest_at(written_again(page, run, config, tmp_path / "again"))
+
+
+def crown(smoke: Smoke, folder: Path) -> str:
+    """A champion, on a verdict that it did not earn: so small a run never promotes."""
+    settings, base = Settings.load(smoke.config), smoke.artifact("clone-base-policy", "base")
+    evaluate_policies(settings.evaluate, settings.task, candidate=base, baseline=base, out=folder / "evaluation")
+    judge(settings.promote, evaluation=folder / "evaluation", out=folder / "judged")
+    with writing(
+        folder / "verdict", Kind.VERDICT, settings={}, made_from={"evaluation": folder / "evaluation"}
+    ) as draft:
+        draft.summary |= {**read_manifest(folder / "judged").summary, "promote": True, "reason": "a test"}
+    with writing(folder / "report", Kind.REPORT, settings={}) as draft:
+        (draft.folder / "report.html").write_text("<h1>evidence</h1>")
+    return promote_policy(
+        settings.promote,
+        policy=base,
+        evaluation=folder / "evaluation",
+        verdict=folder / "verdict",
+        report=folder / "report",
+        learnt_in={
+            "world_model": smoke.artifact("train-world-model", "fitted"),
+            "reward": smoke.artifact("train-reward", "fitted"),
+            "demonstrations": smoke.artifact("clone-base-policy", "demonstrations"),
+            "episodes": smoke.artifact("collect-episodes", "episodes"),
+        },
+    ).version
+
+
+def wovr(folder: Path, *words: str) -> tuple[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "run", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)},
+        text=True,
+        timeout=400,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return done.stdout, done.returncode
+
+
+def states_of(episodes: Path) -> set[int]:
+    about = pq.read_table(episodes / "meta/episodes/chunk-000/file-000.parquet")
+    return set(about["init_state"].to_pylist())
 
 
 def written_again(page: Path, run: Run, config: Path, out: Path) -> Path:
@@ -86,8 +211,8 @@ def start(config: Path, out: Path) -> subprocess.Popen:
 
 
 def end(run: subprocess.Popen) -> tuple[str, int]:
-    said, _ = run.communicate(timeout=400)
-    return said, run.returncode
+    answer, _ = run.communicate(timeout=400)
+    return answer, run.returncode
 
 
 def finished(out: Path) -> dict[str, dict]:

@@ -368,6 +368,5 @@ def _brief(value: object) -> str:
 
 def _list(names: Iterable[str]) -> str:
     """A few names in full, the rest counted."""
-    first, *rest = sorted(names)
-    shown = [first, *rest[:2]]
-    return ", ".join(shown) + (f" and {len(rest) - 2} more" if len(rest) > 2 else "")
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
