@@ -14,7 +14,6 @@ from wovr_core.artifacts import Kind, Manifest, writing
 from wovr_core.artifacts.episodes import read_episodes
 from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import Split
-from wovr_core.envs.tabletop import Tabletop
 from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.grpo.advantages import group_advantages, returns
 from wovr_core.grpo.update import update_policy
@@ -23,6 +22,7 @@ from wovr_core.imagination.rollout import Rollouts
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
 from wovr_core.protocols import Policy as Actor
 from wovr_core.settings import GrpoSettings, PolicySettings, TaskSettings
+from wovr_core.store.environments import open_environment
 from wovr_core.store.policies import open_policy, save_policy
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode, InitState
@@ -68,17 +68,17 @@ def real_rollouts(
     policy: Actor, states: Sequence[int], task: TaskSettings, *, temperature: float, generator: torch.Generator
 ) -> Rollouts:
     """Real episodes in the form that an update reads: what the policy saw, what it chose, and which steps count."""
-    env = Tabletop(image_size=task.image_size)
-    seen = first = env.reset(states, Split.COLLECTION)
     chunks: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob")}
     holds: list[Tensor] = []
-    for _ in range(task.horizon // CHUNK):
-        chosen = policy.act(seen, temperature=temperature, generator=generator)
-        now = {"frames": seen.frames, "pose": seen.pose, "tokens": chosen.tokens, "log_prob": chosen.log_prob}
-        for name, values in now.items():
-            chunks[name].append(values)
-        holds += [env.step(action) for action in chosen.actions.unbind(1)]
-        seen = env.observe()
+    with open_environment(task) as env:
+        seen = first = env.reset(states, Split.COLLECTION)
+        for _ in range(task.horizon // CHUNK):
+            chosen = policy.act(seen, temperature=temperature, generator=generator)
+            now = {"frames": seen.frames, "pose": seen.pose, "tokens": chosen.tokens, "log_prob": chosen.log_prob}
+            for name, values in now.items():
+                chunks[name].append(values)
+            holds += [env.step(action) for action in chosen.actions.unbind(1)]
+            seen = env.observe()
     success = torch.stack(holds, 1)
     starts = tuple(
         InitState(
@@ -117,13 +117,10 @@ def clone_successes(
     """Filtered behaviour cloning: go on from the policy, on the demonstrations and on its own real successes."""
     actor = open_policy(policy)
     generator = torch.Generator().manual_seed(task.seed)
-    tried = run_trials(
-        Tabletop(image_size=task.image_size),
-        policy_decides(actor, temperature=temperature, generator=generator),
-        Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000),
-        Split.COLLECTION,
-        steps=task.horizon,
-    ).episodes
+    decide = policy_decides(actor, temperature=temperature, generator=generator)
+    states = Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000)
+    with open_environment(task) as env:
+        tried = run_trials(env, decide, states, Split.COLLECTION, steps=task.horizon).episodes
     good = [until_success(episode, CHUNK) for episode in tried if episode.succeeded]
     settings = {"policy": cfg.model_dump(), "task": task.model_dump(), "temperature": temperature}
     made_from = {"policy": policy, "demonstrations": demonstrations}

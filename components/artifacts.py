@@ -7,53 +7,45 @@ class EpisodesArtifact(dsl.Artifact):
     """What a policy did for real: frames, actions, outcomes."""
 
     schema_title = "system.Episodes"
-    schema_version = "0.0.1"
 
 
 class WorldModelArtifact(dsl.Artifact):
     """A video model that dreams what the camera will see if the arm does this."""
 
     schema_title = "system.WorldModel"
-    schema_version = "0.0.1"
 
 
 class RewardModelArtifact(dsl.Artifact):
     """A classifier that sees success, with its calibrated threshold."""
 
     schema_title = "system.RewardModel"
-    schema_version = "0.0.1"
 
 
 class KeyframesArtifact(dsl.Artifact):
     """Where imagined rollouts begin: references into episodes."""
 
     schema_title = "system.Keyframes"
-    schema_version = "0.0.1"
 
 
 class PolicyArtifact(dsl.Artifact):
     """What decides the arm's next actions."""
 
     schema_title = "system.Policy"
-    schema_version = "0.0.1"
 
 
 class EvaluationArtifact(dsl.Artifact):
     """Real trials of candidate and baseline, on the same initial states."""
 
     schema_title = "system.Evaluation"
-    schema_version = "0.0.1"
 
 
 class VerdictArtifact(dsl.Artifact):
     """Promote or hold, and why."""
 
     schema_title = "system.Verdict"
-    schema_version = "0.0.1"
 
 
 class ReportArtifact(dsl.Artifact):
     """One self-contained page of evidence."""
 
     schema_title = "system.Report"
-    schema_version = "0.0.1"

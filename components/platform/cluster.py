@@ -40,9 +40,7 @@ class ClusterError(RuntimeError):
     """The cluster does not do what is asked, and what to do about it."""
 
 
-Quantity = Annotated[
-    str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
-]  # as Kubernetes writes one
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]  # of Kubernetes
 ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
@@ -56,9 +54,7 @@ class TrainJobs(Section):
     memory: Quantity = "512Gi"
     image: str = Field(default=images.TRAIN, pattern=r"^\S+$")
     runtime: ObjectName = "torch-distributed"  # a ClusterTrainingRuntime
-    namespace: str = Field(
-        default="", pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$"
-    )  # the pod's own where none is named
+    namespace: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")  # empty: the pod's own
     secret: ObjectName = SERVICES  # that has the keys of S3 and MLflow
     pull_secrets: tuple[str, ...] = images.PULL_SECRETS
     hours: PositiveInt = 72
@@ -246,9 +242,7 @@ class Cluster:
         from urllib3.exceptions import HTTPError
 
         def may_pass(error: BaseException) -> bool:
-            return isinstance(error, HTTPError | DeadlineError) or (
-                isinstance(error, self.refused) and error.status in PASSING
-            )
+            return isinstance(error, HTTPError | DeadlineError) or getattr(error, "status", None) in PASSING
 
         server = f"the API server at {self.objects.api_client.configuration.host}"
         retry = Retrying(

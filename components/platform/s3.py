@@ -94,9 +94,8 @@ class Bucket:
 
         def attempt() -> None:
             with body() as data:
-                self._client.put_object(
-                    self.name, key, data, size, metadata=notes, part_size=max(PART, -(-size // MOST_PARTS))
-                )
+                parts = max(PART, -(-size // MOST_PARTS))
+                self._client.put_object(self.name, key, data, size, metadata=notes, part_size=parts)
 
         self._patiently(attempt, key, size)
 
@@ -123,9 +122,8 @@ class Bucket:
                 if have == size:
                     return
                 until = time.monotonic() + self._allowed(size)
-                answer = within(
-                    self._allowed(), self._where, lambda: self._client.get_object(self.name, key, offset=have)
-                )
+                ask = partial(self._client.get_object, self.name, key, offset=have)
+                answer = within(self._allowed(), self._where, ask)
                 try:
                     if have and answer.status != 206:  # a server that sends all of it whatever one asks for
                         into.truncate(0)
@@ -191,10 +189,8 @@ class Bucket:
             raise self._explained(error, key) from error
 
     def _tell(self, state: RetryCallState) -> None:
-        log.warning(
-            "S3 at %s: %s; trying again in %.0f s",
-            *(self.endpoint, _in_short(state.outcome.exception()), state.next_action.sleep),
-        )
+        what = _in_short(state.outcome.exception())
+        log.warning("S3 at %s: %s; trying again in %.0f s", self.endpoint, what, state.next_action.sleep)
 
     def _explained(self, error: Exception, key: str) -> StorageError:
         where = self._where

@@ -9,19 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "numpy",
-    "pydantic",
-    "safetensors",
-    "pyarrow",
-    "av",
-    "scipy",
-    "kfp",
-    "mlflow",
-    "minio",
-)
+PACKAGES = ["torch", "diffusers", "numpy", "pydantic", "safetensors", "pyarrow", "av", "scipy"]
+PACKAGES += ["kfp", "mlflow", "minio"]
 BACKBONES = Path(__file__).parents[2] / "wovr_core" / "world_model" / "pretrained"
 DISK, MEMORY = 1.0, 4.0  # GB; a quick start leaves 0.1 GB behind, its reward training peaks at 3 GB
 
@@ -38,25 +27,16 @@ def examine(folder: Path) -> list[Check]:
     """Python, disk, memory, threads, the shipped backbone, packages."""
     release, free, memory = sys.version.split()[0], shutil.disk_usage(folder).free / 1e9, available_memory()
     cores, threads = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    old, crowded = sys.version_info < (3, 11), threads.isdigit() and int(threads) > cores
+    room = f"a run wants {DISK:g} GB: make room, or use --out"
+    spare = f"the quick start wants {MEMORY:g} GB: close something or allow more"
+    at_work = f"{cores} cores" + (f", OMP_NUM_THREADS={threads}" if threads else "")
+    fewer = f"more threads than cores crawl: unset OMP_NUM_THREADS or set it to {cores}"
     return [
-        Check(
-            "Python", release, "" if sys.version_info >= (3, 11) else "needs 3.11: make setup PYTHON=/path/to/python"
-        ),
-        Check(
-            "disk", f"{free:.1f} GB free", "" if free >= DISK else f"a run wants {DISK:g} GB: make room, or use --out"
-        ),
-        Check(
-            "memory",
-            f"{memory:.1f} GB available",
-            "" if memory >= MEMORY else f"the quick start wants {MEMORY:g} GB: close something or allow more",
-        ),
-        Check(
-            "threads",
-            f"{cores} cores" + (f", OMP_NUM_THREADS={threads}" if threads else ""),
-            f"more threads than cores crawl: unset OMP_NUM_THREADS or set it to {cores}"
-            if threads.isdigit() and int(threads) > cores
-            else "",
-        ),
+        Check("Python", release, "needs 3.11: make setup PYTHON=/path/to/python" if old else ""),
+        Check("disk", f"{free:.1f} GB free", room if free < DISK else ""),
+        Check("memory", f"{memory:.1f} GB available", spare if memory < MEMORY else ""),
+        Check("threads", at_work, fewer if crowded else ""),
         *backbones(),
         *map(package, PACKAGES),
     ]

@@ -13,6 +13,7 @@ from ablations import GUARDS, ROWS, Plan, RowError, plan, run, switches_of
 
 from tests.toys import an_episode
 from wovr_core.artifacts import Kind, writing
+from wovr_core.envs import tabletop
 from wovr_core.envs.splits import Split, split_of
 from wovr_core.envs.tabletop import INSTRUCTIONS, Tabletop
 from wovr_core.evaluation.success import success_rate
@@ -121,9 +122,9 @@ class Ledger(Tabletop):
 
 @pytest.fixture
 def ledger(monkeypatch):
-    kept = type("Kept", (Ledger,), {})
-    monkeypatch.setattr(real_rl, "Tabletop", kept)
-    return kept
+    environment = type("Own", (Ledger,), {})
+    monkeypatch.setattr(tabletop, "Tabletop", environment)
+    return environment
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_online_grpo_learns_from_groups_that_disagree(policy, tmp_path, monkeypa
             super().step(actions)
             return torch.arange(self.count) % 2 == 0
 
-    monkeypatch.setattr(real_rl, "Tabletop", Hard)
+    monkeypatch.setattr(tabletop, "Tabletop", Hard)
     real_rl.improve_for_real(
         GrpoSettings(num_groups=1, group_size=4), TaskSettings(), policy=policy, real_episodes=4, out=tmp_path / "out"
     )
@@ -167,7 +168,7 @@ def test_a_real_rollout_is_recorded_as_an_update_reads_it(policy, ledger):
     assert tried.success.all()
     assert tried.frames.shape == (4, 6, 3, 48, 48)
     for chunk in range(6):
-        seen = real_rl.Tabletop().reset(Split.COLLECTION.ids(4), Split.COLLECTION)
+        seen = ledger().reset(Split.COLLECTION.ids(4), Split.COLLECTION)
         seen = type(seen)(frames=tried.frames[:, chunk], pose=tried.pose[:, chunk], instructions=seen.instructions)
         again = actor.log_prob(seen, tried.tokens[:, chunk], temperature=1.3)
         assert torch.allclose(again, tried.log_prob[:, chunk], atol=1e-5)

@@ -14,24 +14,7 @@ from wovr_core.artifacts.weights import (
     save_weights,
 )
 
-__all__ = [
-    "ArtifactError",
-    "Draft",
-    "Facts",
-    "Kind",
-    "Manifest",
-    "check_episodes_fit",
-    "digest_at",
-    "load_json",
-    "load_lines",
-    "load_table",
-    "load_weights",
-    "module_of",
-    "read_episodes",
-    "read_manifest",
-    "save_json",
-    "save_table",
-    "save_weights",
-    "write_episodes",
-    "writing",
-]
+__all__ = ["check_episodes_fit", "read_episodes", "write_episodes"]
+__all__ += ["ArtifactError", "Draft", "Facts", "Kind", "Manifest", "digest_at", "read_manifest", "writing"]
+__all__ += ["load_json", "load_lines", "load_table", "load_weights", "module_of"]
+__all__ += ["save_json", "save_table", "save_weights"]
