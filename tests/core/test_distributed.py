@@ -86,6 +86,7 @@ def test_a_killed_rank_ends_the_others_and_any_number_of_processes_goes_on(alone
     assert abs(ours[-1] - losses[-1]) < TOLERANCE
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_go_on_from_what_one_has_saved(alone, tmp_path):
     stopped = train(tmp_path, processes=1, wait=False, WOVR_STOP="4")

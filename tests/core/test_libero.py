@@ -42,8 +42,13 @@ def fool_about(env: Libero) -> torch.Tensor:
     return torch.stack(frames)
 
 
+AS_OTHERS = ("libero_spatial", "libero_goal")  # what they are made of differs, and nothing that our code does
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize(
+    "suite", [pytest.param(suite, marks=[pytest.mark.long] * (suite in AS_OTHERS)) for suite in SUITES]
+)
 def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
     tasks = [0, 1] if suite == "libero_object" else [0]  # to change between tasks takes ten seconds a time
     with Libero(suite, tasks) as env:

@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from pipelines.runner.forked import end_with_the_run
 from pipelines.runner.local import Finished, Run, RunError, _alone, _cache_of, _last_words
 from tests.pipelines.test_smoke import CHECKOUT, wait_until
 from wovr_core.artifacts.manifest import code_version
@@ -29,19 +27,12 @@ def test_a_task_that_was_killed_says_by_what(tmp_path):
     assert "SIGKILL" in _last_words(tmp_path / "log", -9)
 
 
-def lasting(pid: Path) -> None:
-    """A task that takes long."""
-    end_with_the_run()
-    pid.write_text(str(os.getpid()))
-    time.sleep(60)
-
-
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
 def test_a_task_ends_with_its_run(by, tmp_path):
     pid = tmp_path / "pid"
     starts = (
         "import pathlib, sys; from pipelines.runner.forked import FORKS\n"
-        "from tests.pipelines.test_local import lasting\n"
+        "from tests.pipelines.lasting import lasting\n"
         "FORKS.set_forkserver_preload([])\n"
         "process = FORKS.Process(target=lasting, args=(pathlib.Path(sys.argv[1]),)); process.start(); process.join()"
     )
