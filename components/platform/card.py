@@ -66,12 +66,8 @@ Should it disappoint, `wovr rollback {model} --reason WHY` gives the alias back 
 
 def save_mlmodel(path: Path, policy: Manifest, *, run_id: str) -> None:
     """MLflow's description of a model, without a way to load one: `wovr` is a flavor that MLflow cannot unpickle."""
-    flavor = {
-        "artifact": "artifact",
-        "kind": str(policy.kind),
-        "digest": policy.digest,
-        "code_version": policy.code_version,
-    }
+    flavor = {"artifact": "artifact", "kind": str(policy.kind)}
+    flavor |= {"digest": policy.digest, "code_version": policy.code_version}
     Model(artifact_path="policy", run_id=run_id, signature=signature(policy), flavors={"wovr": flavor}).save(str(path))
 
 

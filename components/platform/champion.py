@@ -54,9 +54,7 @@ def fetch_version(cfg: PromoteSettings, *, policy: Path, version: str = "", lear
     client = open_client()
     number = version or version_at(client, cfg.model, cfg.alias)
     if not number:
-        raise PromotionError(
-            f"nobody is {cfg.alias} of {cfg.model} yet: `wovr run` (the pipeline posttrain) makes the first one"
-        )
+        raise PromotionError(f"nobody is {cfg.alias} of {cfg.model} yet: `wovr run` (the pipeline posttrain) makes one")
     try:
         found = client.get_model_version(cfg.model, number)
     except MlflowException as error:

@@ -291,9 +291,7 @@ class Cluster:
         if error.status == 409 and verb == "create":
             return _KnownError()
         if error.status == 401:
-            return ClusterError(
-                f"{server} does not know who asks: log in anew, or mend the token of KUBECONFIG.{quoted}"
-            )
+            return ClusterError(f"{server} does not know who asks: log in anew, or mend KUBECONFIG's token.{quoted}")
         if error.status == 403 and "exceeded quota" not in reason and "denied the request" not in reason:
             return ClusterError(
                 f"this account may not {verb} {PLURAL}.{GROUP} in {self.namespace}: add the verb {verb} to its Role."

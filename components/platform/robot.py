@@ -54,9 +54,7 @@ def try_on_robot(cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: P
         if seen["state"] == "refused":
             raise RobotError(f"the operator refused trials {id}: {seen.get('said') or 'no reason given'}")
         if time.monotonic() > until:
-            raise RobotError(
-                f"trials {id} are {seen['state']} after {cfg.patience_hours:g} hours: run this again later"
-            )
+            raise RobotError(f"trials {id} are {seen['state']} after {cfg.patience_hours:g} hours: run it again later")
         if seen["state"] != last:
             last = seen["state"]
             print(

@@ -217,11 +217,8 @@ def following(word: str, settings: Mapping[str, Mapping[str, Any]] | None = None
 def rows_of(metrics: Mapping[str, float | None], *, step: int) -> list[Row]:
     """Metrics of this moment; what is no number is left out."""
     now = int(time.time() * 1000)
-    return [
-        Row(name, float(value), now, step)
-        for name, value in metrics.items()
-        if value is not None and math.isfinite(value)
-    ]
+    numbers = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+    return [Row(name, float(value), now, step) for name, value in numbers.items()]
 
 
 def send(client: "MlflowClient", run_id: str, rows: Sequence[Row]) -> None:

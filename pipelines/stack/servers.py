@@ -91,9 +91,8 @@ def _launch_s3(place: Place) -> Launch:
     key = {"accessKey": place.access_key, "secretKey": place.secret_key}
     actions = ["Admin", "Read", "List", "Tagging", "Write"]
     identities = place.folder / "s3.json"
-    write_private(
-        identities, json.dumps({"identities": [{"name": "wovr", "credentials": [key], "actions": actions}]}) + "\n"
-    )
+    known = [{"name": "wovr", "credentials": [key], "actions": actions}]
+    write_private(identities, json.dumps({"identities": known}) + "\n")
     ports = {
         "-s3.port": "s3",
         "-s3.port.grpc": "s3-grpc",

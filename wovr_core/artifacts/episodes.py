@@ -289,9 +289,7 @@ def _refuse_unlike(episodes: Sequence[Episode]) -> None:
         for name, dtype in types.items():
             values, size = getattr(episode, name), getattr(episodes[0], name).shape[1:]
             if values.dtype != dtype:
-                raise ArtifactError(
-                    f"episode {i} has {name} of {values.dtype}, but {dtype} is stored: convert it first"
-                )
+                raise ArtifactError(f"episode {i} has {name} of {values.dtype}, but {dtype} is stored: convert it")
             if values.shape[1:] != size:
                 raise ArtifactError(
                     f"episode {i} has {name} of size {tuple(values.shape[1:])}, episode 0 of {tuple(size)}: "

@@ -212,9 +212,7 @@ def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
     again = f"make it again with the step {kind.made_by}" if kind else "make it again"
     manifest = _load(path, again)
     if kind and manifest.kind is not kind:
-        raise ArtifactError(
-            f"expected {kind} at {path}, got {manifest.kind}: give the output of the step {kind.made_by}"
-        )
+        raise ArtifactError(f"expected {kind} at {path}, got {manifest.kind}: give what the step {kind.made_by} made")
     found = _files(path)
     if missing := manifest.files.keys() - found.keys():
         raise ArtifactError(f"{path} lacks {_list(missing)}: {again}")
@@ -256,9 +254,7 @@ def refuse_pointer(path: Path) -> None:
 def refuse_place(out: Path) -> None:
     """A finished artifact is never overwritten; nor is what cannot be moved aside, or what another manifest covers."""
     if is_address(out):
-        raise ArtifactError(
-            f"{out} was an address, but a folder of this machine is written: name one, and copy it later"
-        )
+        raise ArtifactError(f"{out} was an address, but a folder of this machine is written: name one, copy it later")
     if (out / MANIFEST).exists():
         raise ArtifactError(f"{out} already holds a finished artifact: write to another place, or remove it first")
     for parent in Path(os.path.abspath(out)).parents:

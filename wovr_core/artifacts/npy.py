@@ -71,9 +71,8 @@ def read_npy(path: Path, conventions: Conventions) -> Imported:
         )
     known = {name: column(name) for name in ("success", "reward") if name in first}
     known = {name: values.reshape(-1) if values[:1].size == 1 else values for name, values in known.items()}
-    holds, rule = success_of(
-        where, conventions, steps=len(frames), rewards=known.get("reward"), flags=known.get("success")
-    )
+    rewards, flags = known.get("reward"), known.get("success")
+    holds, rule = success_of(where, conventions, steps=len(frames), rewards=rewards, flags=flags)
     taken = len(frames) if "delta_action" in frames[-1] else len(frames) - 1  # no frame shows what the last one led to
     episode = as_episode(
         where,

@@ -30,12 +30,8 @@ OPEN, SHUT, FINGER = 0.125, 0.03, 0.02  # finger offset open and shut on nothing
 SOFT = 2.0  # pixels over which an edge fades
 
 BLOCKS, PADS = ("red", "blue"), ("green", "yellow")
-COLOURS = {
-    "red": (0.85, 0.15, 0.15),
-    "blue": (0.15, 0.25, 0.85),
-    "green": (0.25, 0.70, 0.30),
-    "yellow": (0.90, 0.80, 0.20),
-}
+COLOURS = {"red": (0.85, 0.15, 0.15), "blue": (0.15, 0.25, 0.85)}
+COLOURS |= {"green": (0.25, 0.70, 0.30), "yellow": (0.90, 0.80, 0.20)}
 INSTRUCTIONS = tuple(f"put the {block} block on the {pad} pad" for block in BLOCKS for pad in PADS)
 BLOCK_SIZE, PAD_SIZE = 0.08, 0.135  # half side, radius
 GRIPPER_COLOUR = (0.12, 0.12, 0.12)
@@ -221,14 +217,11 @@ class Tabletop:
     def render(self) -> UInt8[Tensor, "env 3 h w"]:
         """The camera image. Only small patches around the movable things are drawn anew over a stored table."""
         side = self.image_size
-        canvas = torch.cat(
-            [self._background, self._background[:, :1]], dim=1
-        )  # one spare pixel takes what falls outside
+        canvas = torch.cat([self._background, self._background[:, :1]], dim=1)  # a spare pixel: what falls outside
         for k in range(2):
             half = self.scenes.block_size[:, k]
-            self._paint(
-                canvas, self.blocks[:, k], 0.11, 0.11, [((0.0, 0.0), (half, half), self.scenes.block_colour[:, k])]
-            )
+            box = ((0.0, 0.0), (half, half), self.scenes.block_colour[:, k])
+            self._paint(canvas, self.blocks[:, k], 0.11, 0.11, [box])
         black = torch.tensor(GRIPPER_COLOUR).expand(self.count, 3)
         holding = self.scenes.block_size.gather(1, self.held.clamp(min=0)[:, None])[:, 0] + FINGER
         closed = torch.where(self.held >= 0, holding, SHUT)

@@ -59,9 +59,7 @@ class LanguageKeypoints(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        self.embedding = nn.Embedding(
-            len(shape.vocabulary) + 1, 16
-        )  # the last is for words never heard, and for silence
+        self.embedding = nn.Embedding(len(shape.vocabulary) + 1, 16)  # the last: words never heard, and silence
         self.language = nn.Sequential(nn.Linear(16 * shape.words, 64), nn.GELU())
         self.query = nn.Linear(64, k * c)
         axis = torch.linspace(-1, 1, shape.image_size // shape.stride)
