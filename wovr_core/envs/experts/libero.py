@@ -156,7 +156,7 @@ def put(arm: "Arm", goal: Sequence[str]) -> Iterator[np.ndarray]:
             return
 
 
-def _try(arm: "Arm", grasp: "Grasp", thing: str, place: str, high: float, over: bool) -> Iterator[np.ndarray]:
+def _try(arm: "Arm", grasp: "GraspPose", thing: str, place: str, high: float, over: bool) -> Iterator[np.ndarray]:
     """Once, with this grasp, carrying `high` and letting go there if `over`; ends early if it is missed or dropped."""
     before = arm.position(thing)[2]
 
@@ -254,14 +254,14 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Grasp:
+class GraspPose:
     """Where the fingers close, and the hand's orientation (a rotation matrix)."""
 
     point: np.ndarray
     turn: np.ndarray
 
 
-def plan_grasps(scene: Any, thing: str, place: str) -> tuple[list[Grasp], float, float]:
+def plan_grasps(scene: Any, thing: str, place: str) -> tuple[list[GraspPose], float, float]:
     """Grasps of a thing from above, the best first, and the heights of its bottom and top."""
     points = surface(scene, scene.get_object(thing).root_body)
     low, high = points.min(0), points.max(0)
@@ -273,10 +273,16 @@ def plan_grasps(scene: Any, thing: str, place: str) -> tuple[list[Grasp], float,
     z = max(low[2] + TIP + 0.003, high[2] - 0.035) if tall > 0.04 else low[2] + max(TIP - 0.002, tall / 2)
     deeper = z - 0.008 if tall > 0.04 else z
     across = angle + np.pi / 2 if max(width, depth) < WIDEST else angle
-    return [Grasp(np.array([x, y, z]), _down(angle)), Grasp(np.array([x, y, deeper]), _down(across))], low[2], high[2]
+    return (
+        [GraspPose(np.array([x, y, z]), _down(angle)), GraspPose(np.array([x, y, deeper]), _down(across))],
+        low[2],
+        high[2],
+    )
 
 
-def _at_the_rim(scene: Any, thing: str, place: str, low: np.ndarray, high: np.ndarray, radius: float) -> list[Grasp]:
+def _at_the_rim(
+    scene: Any, thing: str, place: str, low: np.ndarray, high: np.ndarray, radius: float
+) -> list[GraspPose]:
     """Around the rim, where neither hand nor fingers touch anything else, near the arm's own orientation first."""
     others = [surface(scene, it.root_body) for name, it in scene.objects_dict.items() if name not in (thing, place)]
     others += [volume(scene, it.root_body) for it in scene.fixtures_dict.values()]
@@ -291,7 +297,7 @@ def _at_the_rim(scene: Any, thing: str, place: str, low: np.ndarray, high: np.nd
         fingers = (along < 0.058) & (beside < 0.018) & (obstacles[:, 2] > point[2] - TIP)
         twist = abs(angle % np.pi - np.pi / 2)
         scored.append((3.0 * hand.any() + 2.0 * fingers.any() + 0.5 * twist + 0.05 * (out[1] < 0), point, angle))
-    return [Grasp(point, _down(angle)) for _, point, angle in sorted(scored, key=lambda one: one[0])]
+    return [GraspPose(point, _down(angle)) for _, point, angle in sorted(scored, key=lambda one: one[0])]
 
 
 def place_of(scene: Any, place: str) -> np.ndarray:
