@@ -178,7 +178,7 @@ def wovr(folder: Path, *words: str) -> tuple[str, int]:
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)},
         text=True,
-        timeout=400,
+        timeout=900,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -211,7 +211,7 @@ def start(config: Path, out: Path) -> subprocess.Popen:
 
 
 def end(run: subprocess.Popen) -> tuple[str, int]:
-    answer, _ = run.communicate(timeout=400)
+    answer, _ = run.communicate(timeout=900)
     return answer, run.returncode
 
 
