@@ -24,12 +24,13 @@ from pretrain_backbone import Walk
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.envs.experts.libero import camera, play
 from wovr_core.envs.libero import Libero
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.fidelity import as_rows
 from wovr_core.imagination.replay import init_state
-from wovr_core.settings import ArchitectureSettings, Settings, WorldModelSettings
+from wovr_core.settings import Settings, WorldModelSettings
 from wovr_core.steps.world_model import measure
 from wovr_core.training.loop import train
 from wovr_core.training.precision import autocast

@@ -11,7 +11,8 @@ import tests.shapes  # noqa: F401  the hook looks it up by name
 install_import_hook("wovr_core", "tests.shapes.checked")  # before the first import of wovr_core
 
 from pipelines.stack.stack import SERVICES, Stack
-from wovr_core.settings import ArchitectureSettings, WorldModelSettings
+from wovr_core.architecture import ArchitectureSettings
+from wovr_core.settings import WorldModelSettings
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 

@@ -6,6 +6,10 @@ from reprlib import Repr
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from wovr_core.embodiment import embodiment_named
+from wovr_core.section import Section
 
 
 class SettingsError(ValueError):
@@ -47,3 +51,29 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
         lines.append(f"  {where}: {message}" if where else f"  {message}")
     more = [f"  and {len(lines) - LINES} more"] if len(lines) > LINES else []
     return f"{source} cannot be run:\n" + "\n".join(lines[:LINES] + more)
+
+
+def options_of(name: str, options: Any) -> Section:
+    """The options of an environment, complaints about them worded as those about other settings."""
+    model = embodiment_named(name).options
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        lines: list[InitErrorDetails] = []
+        for problem in error.errors():
+            kind, message = problem["type"], problem["msg"]
+            if kind == "extra_forbidden":
+                kind = "unknown_option"
+                message = unknown_setting(model, problem["loc"]) or f"unknown setting: {name} has none"
+            worded = PydanticCustomError(kind, "{message}", {"message": message})
+            lines.append({"type": worded, "loc": problem["loc"], "input": problem["input"]})
+        raise ValidationError.from_exception_data(error.title, lines) from None
+
+
+def whole(name: str, value: int, unit: int, what: str) -> None:
+    """Raise `SettingsError` where a value is no multiple of its unit, and say which are the next."""
+    if value % unit:
+        raise SettingsError(
+            f"{name} is {value}, not a multiple of {unit}, {what}: use {value // unit * unit or unit} or "
+            f"{(value // unit + 1) * unit}"
+        )

@@ -1,7 +1,7 @@
 """Kinds of settings: numbers with their bounds, and names that other systems take."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -87,3 +87,6 @@ def _lowest_first(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 Bounds = Annotated[tuple[Share, Share], AfterValidator(_lowest_first)]
+
+RuleName = Literal["gripper_event", "reward_peak", "divergence", "before_timeout", "before_contact"]
+KEYFRAME_RULES: tuple[RuleName, ...] = get_args(RuleName)

@@ -1,13 +1,12 @@
 """The one settings tree; every default is written here once.
 
-Top-level branches are the pipelines' words: `policy`, `collect`, `world_model`, `reward`, `keyframes`, `grpo`, `pace`,
-`retrain`, `evaluate`, `franka`, `promote`, and `task` for what several of them share. Unknown keys are refused. The
-defaults are those of the tabletop quick start, except where a comment says whose they are.
+Each branch is a word of the pipelines; `task` is what several of them share. Unknown keys are refused. The defaults are
+those of the tabletop quick start, except where a comment says whose they are.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,13 +17,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Embodiment, embodiment_named
 from wovr_core.section import Section
-from wovr_core.setting_errors import SettingsError, explain, unknown_setting
+from wovr_core.setting_errors import SettingsError, explain, options_of, whole
 from wovr_core.setting_types import (
+    KEYFRAME_RULES,
     SPLIT_STATES,
     AliasName,
     Bounds,
@@ -38,29 +38,13 @@ from wovr_core.setting_types import (
     Gateway,
     LearningRate,
     ModelName,
+    RuleName,
     Seed,
     Share,
     Temperature,
     Weight,
 )
 from wovr_core.strict_yaml import YamlError, read_yaml
-
-
-def _of_the_environment(name: str, options: Any) -> Section:
-    """The options of an environment, complaints about them worded as those about other settings."""
-    model = embodiment_named(name).options
-    try:
-        return model.model_validate(options)
-    except ValidationError as error:
-        lines: list[InitErrorDetails] = []
-        for problem in error.errors():
-            kind, message = problem["type"], problem["msg"]
-            if kind == "extra_forbidden":
-                kind = "unknown_option"
-                message = unknown_setting(model, problem["loc"]) or f"unknown setting: {name} has none"
-            worded = PydanticCustomError(kind, "{message}", {"message": message})
-            lines.append({"type": worded, "loc": problem["loc"], "input": problem["input"]})
-        raise ValidationError.from_exception_data(error.title, lines) from None
 
 
 class TaskSettings(Section):
@@ -82,24 +66,12 @@ class TaskSettings(Section):
     @field_validator("options", mode="before")
     @classmethod
     def _options_are_its_own(cls, options: Any, info: ValidationInfo) -> Any:
-        return _of_the_environment(info.data["environment"], options) if "environment" in info.data else Section()
+        return options_of(info.data["environment"], options) if "environment" in info.data else Section()
 
     @model_validator(mode="after")
-    def _whole_patches(self) -> Self:
-        if self.image_size % 8:
-            raise ValueError(
-                f"task.image_size is {self.image_size}, not a multiple of 8, the pixels that a codec makes one latent "
-                f"of: use {self.image_size // 8 * 8} or {(self.image_size // 8 + 1) * 8}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _whole_chunks(self) -> Self:
-        if self.horizon % CHUNK:
-            raise ValueError(
-                f"task.horizon is {self.horizon}, not a multiple of the {CHUNK} actions that are decided at once: "
-                f"use {self.horizon // CHUNK * CHUNK} or {(self.horizon // CHUNK + 1) * CHUNK}"
-            )
+    def _whole_patches_and_chunks(self) -> Self:
+        whole("task.image_size", self.image_size, 8, "the pixels that a codec makes one latent of")
+        whole("task.horizon", self.horizon, CHUNK, f"the {CHUNK} actions that are decided at once")
         return self
 
 
@@ -126,49 +98,6 @@ class CollectSettings(Section):
     shards: Few = 1  # pods that collect side by side; the policy's dice are another's in each
 
 
-class ArchitectureSettings(Section):
-    """The diffusion transformer. The defaults are small, to try the plumbing; a backbone brings its own."""
-
-    latent_channels: Few = 48
-    codec: Literal["convolutional", "components", "wan"] = "convolutional"  # components: sharp, of one frame in four
-    patch: Few = 1  # latent pixels to a token, each way
-    heads: Few = 2
-    head_dim: Annotated[int, Field(ge=6, le=512)] = 24
-    layers: Few = 2
-    ffn_dim: Count = 64
-    freq_dim: Annotated[int, Field(ge=2, le=8192)] = 128
-    prediction: Literal["velocity", "sample"] = "sample"  # Wan predicts velocity
-    keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
-    advection: bool = False  # mix pixels instead: what was seen, and as the hand moved it; codec: components only
-    pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
-    kinematics: bool = False  # learn how actions move the arm, and to see where it is; the table's moves as told
-
-    @model_validator(mode="after")
-    def _numbers_go_together(self) -> Self:
-        if self.head_dim % 2:
-            raise ValueError(
-                f"world_model.architecture.head_dim is {self.head_dim}, but rotary positions turn pairs of channels: "
-                f"use {self.head_dim - 1} or {self.head_dim + 1}"
-            )
-        if self.codec == "components" and self.latent_channels > 192:
-            raise ValueError(
-                f"world_model.architecture.latent_channels is {self.latent_channels}, but a patch of 8 x 8 pixels has "
-                f"192 components: use 192 or fewer"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _gates_need_samples(self) -> Self:
-        if self.keep_gates and self.prediction == "velocity":
-            raise ValueError("world_model.architecture.keep_gates mixes frames, so it needs prediction: sample")
-        if self.advection and not (self.keep_gates and self.pose_map and self.codec == "components"):
-            raise ValueError(
-                "world_model.architecture.advection moves pixels with the hand, so it needs codec: components, "
-                "keep_gates and pose_map"
-            )
-        return self
-
-
 class WorldModelSettings(Section):
     """The video world model, and how it is fitted to real episodes."""
 
@@ -178,15 +107,11 @@ class WorldModelSettings(Section):
     kinematics_steps: CountOrZero = 500  # before those, where architecture.kinematics is on
     batch: Count = 32
     learning_rate: LearningRate = 2e-5
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # at 1 no weight would ever move
-    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0  # of the gradient norm
-    shift: Weight = 5.0  # of the noise schedule, METHOD section 3
     num_inference_steps: Few = 5
     lowest_noise: Share = 0.2  # lowest u drawn in training; a sampler of 5 steps visits none below
     memory_noise: Share = 0.2  # largest noise level on the memory latent during training; 0 switches noisy context off
     train_dtype: Literal["float32", "bfloat16"] = "float32"  # of the transformer's arithmetic; weights stay float32
     rollout_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # float32 on a CPU that has no AVX-512, here as below
-    start_windows: Share = 0.05  # windows at the start of an episode, the first frame repeated
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
     contact_weight: Weight = 5.0  # how much likelier a window with a gripper event is drawn
     checkpoint_every: Count = 100
@@ -223,10 +148,6 @@ class RewardSettings(Section):
                 f"reward.stride is {self.stride}, which does not divide the chunk of {CHUNK}: use 1, 2, 4 or 8"
             )
         return self
-
-
-RuleName = Literal["gripper_event", "reward_peak", "divergence", "before_timeout", "before_contact"]
-KEYFRAME_RULES: tuple[RuleName, ...] = get_args(RuleName)
 
 
 class KeyframesSettings(Section):
@@ -378,7 +299,7 @@ class Settings(Section):
                 f"collect.held_out {self.collect.held_out} each shard takes one at least: use {few} shards or fewer"
             )
         if self.world_model.architecture is not None:
-            self.refuse_misfit(self.world_model.architecture)
+            self.check_architecture(self.world_model.architecture)
         judged = self.task.horizon // self.reward.stride
         if self.reward.hysteresis > judged:
             raise ValueError(
@@ -397,35 +318,16 @@ class Settings(Section):
                 "grpo.detector is on, but reward.detector_steps is 0, so there is no detector to ask: "
                 "set grpo.detector to false, or reward.detector_steps above 0"
             )
-        if self.grpo.keyframe_horizon % CHUNK:
-            raise ValueError(
-                f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, not a multiple of a chunk of {CHUNK}"
-            )
-        if self.grpo.keyframe_horizon > self.task.horizon:
-            raise ValueError(
-                f"grpo.keyframe_horizon is {self.grpo.keyframe_horizon}, longer than task.horizon {self.task.horizon}"
-            )
+        whole("grpo.keyframe_horizon", self.grpo.keyframe_horizon, CHUNK, f"the {CHUNK} actions of a chunk")
+        if (horizon := self.grpo.keyframe_horizon) > self.task.horizon:
+            raise ValueError(f"grpo.keyframe_horizon is {horizon}, longer than task.horizon {self.task.horizon}")
         return self
 
-    def refuse_misfit(self, architecture: ArchitectureSettings) -> None:
+    def check_architecture(self, architecture: ArchitectureSettings) -> None:
         """Raise `SettingsError` where a world model of this architecture could not be what these settings ask for."""
-        latents, patch = self.task.image_size // 8, architecture.patch
-        if latents % patch:
-            raise SettingsError(
-                f"world_model.architecture.patch is {patch}, but a picture of task.image_size {self.task.image_size} "
-                f"is {latents} x {latents} latents: use a patch that divides {latents}"
-            )
-        untaught = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
-        if architecture.pose_map and untaught:
-            raise SettingsError(
-                "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
-                f"with pretrained: none, set it to false for {self.task.environment}"
-            )
-        if architecture.codec == "components" and self.reward.stride % 4:
-            raise SettingsError(
-                f"reward.stride is {self.reward.stride}, but world_model.architecture.codec components keeps one frame "
-                f"in four: set it to 4 or 8"
-            )
+        unseen = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
+        unseen_hand = self.task.environment if unseen else ""
+        architecture.refuse_misfit(self.task.image_size, self.reward.stride, unseen_hand)
 
     def _keyframes_can_be(self) -> None:
         """Some dreams are to begin at keyframes: there must be some, and such a dream must be able to succeed."""

@@ -114,7 +114,7 @@ def _world_model(settings: Settings) -> None:
 
     cfg = settings.world_model
     _parameters(settings)
-    settings.refuse_misfit(architecture_of(cfg))
+    settings.check_architecture(architecture_of(cfg))
     if cfg.pretrained == "none" and cfg.minimum_psnr_gain >= 0:
         raise SettingsError(
             f"world_model.pretrained is none, so its codec begins as noise, and no step trains a codec: the gate "

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import wovr_core.steps.world_model as step
-from wovr_core.settings import ArchitectureSettings, WorldModelSettings
+from wovr_core.architecture import ArchitectureSettings
+from wovr_core.settings import WorldModelSettings
 from wovr_core.training.distributed import local_shard
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel

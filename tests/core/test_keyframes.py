@@ -19,7 +19,8 @@ from wovr_core.keyframes.rules import (
     reward_peak,
     thumbnails,
 )
-from wovr_core.settings import KEYFRAME_RULES, KeyframesSettings, TaskSettings
+from wovr_core.setting_types import KEYFRAME_RULES
+from wovr_core.settings import KeyframesSettings, TaskSettings
 from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import Episode
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from wovr_core.settings import ArchitectureSettings, Settings, WorldModelSettings
+from wovr_core.architecture import ArchitectureSettings
+from wovr_core.settings import Settings, WorldModelSettings
 from wovr_core.trajectory import InitState
 from wovr_core.world_model.autoencoder import WanAutoencoder
 from wovr_core.world_model.conditioning import Conditions

@@ -58,7 +58,7 @@ def test_there_are_shipped_configs():
         ({"reward": {"stride": 3}}, ["reward.stride is 3", "use 1, 2, 4 or 8"]),
         ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),
         ({"world_model": {"architecture": {"codec": "components"}}}, ["reward.stride is 2", "set it to 4 or 8"]),
-        ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "chunk of 8"]),
+        ({"grpo": {"keyframe_horizon": 20}}, ["grpo.keyframe_horizon is 20", "actions of a chunk", "use 16 or 24"]),
         ({"grpo": {"keyframe_horizon": 56}}, ["grpo.keyframe_horizon is 56", "task.horizon 48"]),
         ({"collect": {"episodes": "many"}}, ["collect.episodes", "integer", "got 'many'"]),
         ({"collect": {"episodes": 2.5}}, ["collect.episodes", "got 2.5"]),

@@ -88,7 +88,6 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("grpo: {informative: 0.5}", ["grpo.informative: write a list"]),
         # what no environment, model or split can do
         ("task: {options: {suite: libero_goal}}", ["task.options.suite", "tabletop has none"]),
-        ("world_model: {ema: 1.0}", ["world_model.ema", "less than 1"]),
         ("world_model: {batch: 1000000}", ["1000000 windows of 13 pictures", "world_model.batch", "GB of memory"]),
         ("task: {image_size: 47}", ["task.image_size is 47", "use 40 or 48"]),
         ("task: {image_size: 2}", ["task.image_size", "greater than or equal to 8"]),
@@ -154,7 +153,7 @@ def test_a_file_that_cannot_be_run_is_refused_with_the_key_and_the_fix(tmp_path,
         ("promote: {model: 2026-11-28}", "promote", "model", "2026-11-28"),
         ("\ufeffgrpo: {updates: 3}", "grpo", "updates", 3),  # as Windows writes it
         ("grpo: {updates: 40.0}", "grpo", "updates", 40),
-        ("policy: {conv_stride: 4.0}", "policy", "conv_stride", 4),
+        ("policy: {conv_kernel: 5.0}", "policy", "conv_kernel", 5),
         ("pace: {drift: 1}", "pace", "drift", 1.0),
         ("pace: {drift: null}", "pace", "drift", None),
         ("task: {seed: 9007199254740991}", "task", "seed", 2**53 - 1),

@@ -1,5 +1,6 @@
 """A setting exists because somebody turns it: a shipped configuration, a benchmark, or a page that says when."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +32,11 @@ def turned_in(tree: dict[str, Any], above: str = "") -> Iterator[str]:
 
 SETTINGS = list(settings_of(Settings))
 CONFIGS = [yaml.safe_load(path.read_text()) for path in (ROOT / "pipelines/configs").glob("*.yaml")]
-TURNED = {name for tree in CONFIGS for name in turned_in(tree or {})}
+BACKBONES = [
+    {"world_model": {"architecture": json.loads(path.read_text())}}
+    for path in (ROOT / "wovr_core/world_model/pretrained").glob("*/architecture.json")
+]
+TURNED = {name for tree in CONFIGS + BACKBONES for name in turned_in(tree or {})}
 PAGES = [
     *(ROOT / "docs").glob("*.md"),
     ROOT / "README.md",

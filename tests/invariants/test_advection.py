@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 import torch
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.chunk import MEMORY
-from wovr_core.settings import ArchitectureSettings, WorldModelSettings
+from wovr_core.settings import WorldModelSettings
 from wovr_core.trajectory import InitState, to_unit
 from wovr_core.world_model.autoencoder import ComponentAutoencoder
 from wovr_core.world_model.conditioning import Conditions

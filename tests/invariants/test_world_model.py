@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts import ArtifactError
 from wovr_core.protocols import DreamState
-from wovr_core.settings import ArchitectureSettings, TaskSettings, WorldModelSettings
+from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.store.world_models import architecture_of, new_world_model
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit

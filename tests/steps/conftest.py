@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tests.toys import RULE, SIDE, an_episode
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts import Kind, save_table, writing
 from wovr_core.artifacts.episodes import write_episodes
 from wovr_core.envs.splits import Split
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
-from wovr_core.settings import ArchitectureSettings, RewardSettings, TaskSettings, WorldModelSettings
+from wovr_core.settings import RewardSettings, TaskSettings, WorldModelSettings
 from wovr_core.store.policies import save_policy
 from wovr_core.store.rewards import save_detector, save_reward
 from wovr_core.store.world_models import new_world_model, save_world_model

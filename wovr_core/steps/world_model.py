@@ -23,6 +23,8 @@ from wovr_core.world_model.windows import EpisodeBatch, WindowSampler
 
 GRASP_STEPS, GRASP_LEARNING_RATE = 60, 1e-4  # few and small: a policy's few grasps are soon known by heart
 
+EMA = 0.99  # of the weights, a step
+
 
 def train_world_model(
     cfg: WorldModelSettings, task: TaskSettings, *, episodes: Sequence[Path], out: Path, tracker: Tracker | None = None
@@ -86,8 +88,7 @@ def fit_world_model(
             name=name,
             steps=steps,
             learning_rate=cfg.learning_rate,
-            ema=cfg.ema,
-            clip=cfg.clip,
+            ema=EMA,
             generator=generator,
             checkpoint=folder / "checkpoint.safetensors",
             checkpoint_every=cfg.checkpoint_every,

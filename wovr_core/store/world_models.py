@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts import (
     ArtifactError,
     Kind,
@@ -15,7 +16,7 @@ from wovr_core.artifacts import (
     save_weights,
 )
 from wovr_core.imagination.simulator import LearnedSimulator
-from wovr_core.settings import ArchitectureSettings, TaskSettings, WorldModelSettings
+from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.store.checks import refuse_misfit
 from wovr_core.store.rewards import open_detector, open_reward
 from wovr_core.training.precision import computed_in

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts import ArtifactError
-from wovr_core.settings import ArchitectureSettings
 
 FRAMES_PER_LATENT = 4
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.settings import ArchitectureSettings
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, Conditions, PoseMap
 
 WORDS = 64  # width of the text embeddings that Wan's blocks would be fed, before their embedder is dropped

@@ -6,13 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+SHIFT = 5.0  # of the noise schedule: Wan's
 
-def shifted(u: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
+
+def shifted(u: Float[Tensor, "*n"], shift: float = SHIFT) -> Float[Tensor, "*n"]:
     """Noise levels pushed towards 1: s u / (1 + (s - 1) u), METHOD section 3."""
     return shift * u / (1 + (shift - 1) * u)
 
 
-def schedule(steps: int, shift: float) -> Float[Tensor, " level"]:
+def schedule(steps: int, shift: float = SHIFT) -> Float[Tensor, " level"]:
     """The noise levels a sampler visits, from 1 down to 0; five steps at shift 5: 1, .952, .882, .769, .556, 0."""
     return shifted(torch.linspace(1, 0, steps + 1), shift)
 

@@ -84,7 +84,7 @@ class DiffusionWorldModel(nn.Module):
         memory_level = self.cfg.memory_noise * draws.uniform()
         memory = flow.noised(memory, draws.normal(memory), memory_level)
         u = self.cfg.lowest_noise + (1 - self.cfg.lowest_noise) * (1 - draws.uniform())
-        level = flow.shifted(u, self.cfg.shift)
+        level = flow.shifted(u)
         noise = draws.normal(future)
         noisy = flow.noised(future, noise, level)
         conditions, mix = self._learning(reference, memory, window, draws)
@@ -159,7 +159,7 @@ class DiffusionWorldModel(nn.Module):
             return self.transformer.context(state.reference, state.memory, conditions, memory_noise=no_noise, mix=mix)
 
         future, cache = noise, context()
-        for now, after in pairwise(flow.schedule(self.cfg.num_inference_steps, self.cfg.shift)):
+        for now, after in pairwise(flow.schedule(self.cfg.num_inference_steps)):
             velocity = self.transformer(future, now.expand(len(state)), cache if cached else context())
             future = future + (after - now) * velocity
         return DreamState(

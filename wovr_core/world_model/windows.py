@@ -12,6 +12,8 @@ from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.settings import WorldModelSettings
 from wovr_core.trajectory import Episode
 
+START_WINDOWS = 0.05  # share of windows at the start of an episode, where the first frame is repeated
+
 
 @dataclass(frozen=True)
 class EpisodeBatch:
@@ -104,7 +106,7 @@ class WindowSampler:
     def places(self, count: int) -> tuple[Int[Tensor, " count"], Int[Tensor, " count"]]:
         """Episodes, and the steps in them at which windows begin."""
         flat = torch.multinomial(self.weight, count, replacement=True, generator=self.generator)
-        at_start = torch.rand(count, generator=self.generator) < self.cfg.start_windows
+        at_start = torch.rand(count, generator=self.generator) < START_WINDOWS
         return flat // self.starts, torch.where(at_start, 0, flat % self.starts)
 
     def draw(self, count: int) -> Window:

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.chunk import MEMORY
 from wovr_core.protocols import DreamState
-from wovr_core.settings import ArchitectureSettings
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import Conditions
 from wovr_core.world_model.flow import Draws
