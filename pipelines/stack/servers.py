@@ -178,7 +178,7 @@ def _launch_triton(place: Place) -> Launch:
     memory = f"wovr-{place.ports['triton']}-"  # what a killed Triton shared with its models is left in /dev/shm
     for left in Path("/dev/shm").glob(f"{memory}*"):
         left.unlink(missing_ok=True)
-    base = (environment / "bin" / "python").resolve().parents[2]  # where the interpreter's own library may lie
+    base = (environment / "bin" / "python").resolve().parents[1]  # where the interpreter's own library may lie
     ports = {"--http-port": "triton-http", "--grpc-port": "triton", "--metrics-port": "triton-metrics"}
     return Launch(
         [
