@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from components.platform.triton import ServedSimulator, connect, deploy
+from components.platform.deployment import deploy
+from components.platform.triton import ServedSimulator, connect
 from pipelines.runner.record import Run
 from pipelines.stack.services import find_services
 from wovr_core.chunk import CHUNK

@@ -16,7 +16,8 @@ def serve_dreams(cfg: ServeSettings, *, world_model: Path, reward: Path) -> str:
     """Put the two into service and say as which version; nothing where there is no Triton."""
     if not (url := os.environ.get(URL)):
         return ""
-    from components.platform.triton import ServingError, deploy
+    from components.platform.deployment import deploy
+    from components.platform.triton import ServingError
 
     if not (repository := os.environ.get(REPOSITORY)):
         raise ServingError(
@@ -29,7 +30,8 @@ def simulator_at(endpoint: str, *, world_model: Path, reward: Path, detector: bo
     """What `serve_dreams` put into service, if it was made from these two; None for the process's own."""
     if not endpoint:
         return None
-    from components.platform.triton import ServedSimulator, ServingError, digests
+    from components.platform.deployment import digests
+    from components.platform.triton import ServedSimulator, ServingError
 
     if not (url := os.environ.get(URL)):
         raise ServingError(f"this policy is to dream at {endpoint}, but ${URL} does not say on which Triton server")

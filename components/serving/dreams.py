@@ -79,7 +79,7 @@ class Server:
             "success_rule": asdict(self.simulator.success_rule),
             "detector_threshold": self.simulator.detector_threshold,
         }
-        return {"told": [json.dumps(facts)] * len(request["call"])}
+        return {"facts": [json.dumps(facts)] * len(request["call"])}
 
     def answer(self, request: Rows) -> Rows:
         """The answer to a call; raises `ValueError` for one that cannot be answered."""

@@ -27,7 +27,7 @@ FRESH = 10.0  # seconds that an answer of MLflow is good for
 LOG = ".promotions"  # how the name of a log ends, after the model's
 DEADLINE = 30.0  # seconds in which MLflow has answered everything, or counts as away
 NEWEST = 50  # runs that are looked through for the newest of each task
-TOLD = {  # what MLflow calls it (of which task), and what Prometheus does
+METRICS = {  # what MLflow calls it (of which task), and what Prometheus does
     ("grpo", "grpo/imagined_success"): ("wovr_grpo_imagined_success_ratio", "Success in dreams, newest update"),
     ("grpo", "grpo/kl"): ("wovr_grpo_kl", "How far the policy moved in the newest update"),
     ("grpo", "grpo/imagined_frames"): ("wovr_grpo_imagined_frames", "Frames dreamt in the newest update"),
@@ -83,19 +83,19 @@ class MlflowCollector(Collector):
             moments = [row.timestamp for name in run.data.metrics for row in self._history(run, name)[-1:]]
             last.add_metric([task], max([run.info.start_time, *moments]) / 1000)
         yield from (active, last)
-        for (task, name), (called, says) in TOLD.items():
+        for (task, name), (called, says) in METRICS.items():
             if task in newest and name in newest[task].data.metrics:
                 yield _gauge(called, says, newest[task].data.metrics[name])
         if "grpo" in newest:
             yield from self._learning(newest["grpo"])
 
     def _learning(self, run: Run) -> Iterator[Metric]:
-        told = run.data.metrics
-        if told.get("grpo/seconds"):
-            rate = told.get("grpo/imagined_frames", 0) / told["grpo/seconds"]
+        metrics = run.data.metrics
+        if metrics.get("grpo/seconds"):
+            rate = metrics.get("grpo/imagined_frames", 0) / metrics["grpo/seconds"]
             yield _gauge("wovr_imagined_frames_per_second", "Dreaming and learning together, newest update", rate)
-        if told.get("grpo/groups_drawn"):
-            share = 1 - told.get("grpo/groups_kept", 0) / told["grpo/groups_drawn"]
+        if metrics.get("grpo/groups_drawn"):
+            share = 1 - metrics.get("grpo/groups_kept", 0) / metrics["grpo/groups_drawn"]
             yield _gauge("wovr_grpo_uninformative_ratio", "Groups that all agree, newest update", share)
 
     def _history(self, run: Run, name: str) -> list:

@@ -1,6 +1,6 @@
 """What travels between a rollout and the served simulator: the tensors of each call, by name. Rows are dreams.
 
-A call is told apart by the input `call`: `imagine` dreams a chunk and judges it, `begin` begins a dream, `decode`
+Which call it is, says the input `call`: `imagine` dreams a chunk and judges it, `begin` begins a dream, `decode`
 shows frames for a video, `about` says what is served.
 """
 
@@ -37,7 +37,7 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
     "seen": ("uint8", [-1, 3, -1, -1]),  # (n, 3, h, w)
     "success": ("float32", [-1]),  # (n) probability that the instruction is fulfilled
     "score": ("float32", [-1]),  # (n) probability that the frame is wrong somewhere; 0 without a detector
-    "told": ("object", [1]),  # about: JSON
+    "facts": ("object", [1]),  # about: JSON
 }
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs beside `call`, and outputs
     "imagine": (
@@ -57,7 +57,7 @@ CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # inputs beside `
     ),
     "begin": (("frames", "past_actions", "pose"), ("latents", "next_extra")),
     "decode": (("read", "reference", "memory", "future"), ("seen",)),
-    "about": ((), ("told",)),
+    "about": ((), ("facts",)),
 }
 
 

@@ -124,7 +124,8 @@ def _registry(model: str) -> str:
 
 
 def _triton(env: Mapping[str, str]) -> str:
-    from components.platform.triton import ServedSimulator, connect, versions
+    from components.platform.deployment import versions
+    from components.platform.triton import ServedSimulator, connect
 
     connection, repository = connect(env["WOVR_TRITON_URL"]), Path(env["WOVR_TRITON_REPOSITORY"])
     if not connection.is_server_ready(client_timeout=10):

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.platform import triton
+from components.platform import deployment, triton
+from components.platform.deployment import deploy, known_dream, known_starts, versions
 from components.platform.endpoint import serve_dreams, simulator_at
-from components.platform.triton import ServedSimulator, ServingError, connect, deploy, known_starts, versions
+from components.platform.triton import ServedSimulator, ServingError, connect
 from pipelines.stack.stack import Stack
 from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL, collection
 from tests.toys import RULE, SIDE
@@ -168,8 +169,8 @@ def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     parts = {name: tmp_path / name for name in ("world_model", "reward")}
     version = put(stack, parts)
     starts = known_starts(world.statistics, SIDE, "put the red block", n=3)
-    here = triton.known_dream(open_simulator(**parts, detector=False), starts)
-    served = triton.known_dream(client(stack, version, detector=False), starts)
+    here = known_dream(open_simulator(**parts, detector=False), starts)
+    served = known_dream(client(stack, version, detector=False), starts)
     assert here.keys() == served.keys() and all(torch.equal(here[name], served[name]) for name in here)
     assert starts[0].pose.shape == (5, 6) and here["frames"].float().std() > 1
     assert (
@@ -226,13 +227,13 @@ def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(
 
 @pytest.mark.long
 def test_a_version_that_dreams_otherwise_than_it_was_trained_is_withdrawn(stack, minds, served, monkeypatch):
-    good, known = put(stack, minds(1)), triton.known_dream
+    good, known = put(stack, minds(1)), known_dream
 
     def a_little_off(simulator, starts):
         told = known(simulator, starts)
         return told if isinstance(simulator, ServedSimulator) else told | {"memory": told["memory"] + 1e-4}
 
-    monkeypatch.setattr(triton, "known_dream", a_little_off)
+    monkeypatch.setattr(deployment, "known_dream", a_little_off)
     with pytest.raises(ServingError, match=r"known dream otherwise than this process: memory differs by up to 0.0001"):
         put(stack, minds(3))
     assert good in versions(served) and client(stack, good).about
@@ -248,8 +249,8 @@ def test_no_more_versions_than_are_kept_and_one_that_is_gone_is_told(stack, mind
     for seed in (5, 6):
         newest = put(stack, minds(seed))
     assert first in versions(served), "somebody asked it within the hour"
-    for name in ("IDLE", "GONE"):
-        monkeypatch.setattr(triton, name, -1.0)
+    for module, name in ((deployment, "IDLE"), (triton, "GONE")):
+        monkeypatch.setattr(module, name, -1.0)
     assert put(stack, minds(6)) == newest
     assert len(versions(served)) == 2 and versions(served)[-1] == newest
     with pytest.raises(ServingError, match=rf"{first} is not served .* run the step `serve` again"):
@@ -396,7 +397,7 @@ def test_a_version_whose_process_died_is_loaded_again(stack, minds):
 @pytest.mark.long
 def test_code_of_another_day_is_not_asked_for_todays_dreams(stack, minds, served, monkeypatch):
     """Triton imports the method when it loads a version; another checkout would answer something else."""
-    monkeypatch.setattr(triton, "code_that_dreams", lambda: "wovr_core of another day")
+    monkeypatch.setattr(deployment, "code_that_dreams", lambda: "wovr_core of another day")
     with pytest.raises(ServingError, match=r"made for wovr_core of another day, but Triton runs wovr_core .*torch"):
         put(stack, minds(1))
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from components.platform.triton import ServedSimulator, known_dream, known_starts
+from components.platform.deployment import known_dream, known_starts
+from components.platform.triton import ServedSimulator
 from components.serving.dreams import Server, code_that_dreams
 from components.serving.wire import CALLS, INPUTS, OUTPUTS, TYPES, pack, unpack
 from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL

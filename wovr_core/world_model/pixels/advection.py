@@ -124,16 +124,16 @@ class Advection(nn.Module):
     ) -> Int64[Tensor, "episode frame"]:
         """What really went with the hand, in hindsight: seen once it has left the place where it shut."""
         shut = gripper > 0
-        begun, since = grasps(shut)
+        first_shut, since = grasps(shut)
         place = pose[..., :3]
-        left = place - place.gather(1, begun[..., None].expand_as(place))
+        left = place - place.gather(1, first_shut[..., None].expand_as(place))
         away = left[:, CHUNK:].norm(dim=-1) > AWAY
         stays_shut = shut[:, :-CHUNK] & shut[:, CHUNK:] & (since[:, CHUNK:] > CHUNK + CLOSING)
-        became = torch.full_like(begun, UNKNOWN)
+        became = torch.full_like(first_shut, UNKNOWN)
         episode, at = torch.nonzero(away & stays_shut & (since[:, :-CHUNK] % 2 == 0), as_tuple=True)
         size = frames.shape[-2], frames.shape[-1]
-        for some in torch.arange(len(at)).split(128):
-            row, when = episode[some, None], at[some, None] + torch.tensor([0, CHUNK])
+        for rows in torch.arange(len(at)).split(128):
+            row, when = episode[rows, None], at[rows, None] + torch.tensor([0, CHUNK])
             arm = self.body(pose[row, when].flatten(0, 1), gripper[row, when].flatten(), size)[:, 3:].float().sigmoid()
             seen = to_unit(frames[row, when]), pose[row, when, :2], arm.unflatten(0, (-1, 2)), self._behind(size)
             became[row[:, 0], when[:, 0]] = went(*seen)
@@ -221,9 +221,9 @@ def fit_grasp(
         places = torch.multinomial(weight.flatten(), BATCH, replacement=True, generator=generator)
         episode, at = places // weight.shape[1], places % weight.shape[1]
         when = at[:, None] + torch.tensor([0, CHUNK // 2, CHUNK])
-        shown = to_unit(torch.stack([frames[episode, 0], frames[episode, at]], 1))
+        pictures = to_unit(torch.stack([frames[episode, 0], frames[episode, at]], 1))
         poses = torch.cat([pose[episode, :1], pose[episode[:, None], when]], 1)
-        sources = Sources(shown, poses, gripper[episode[:, None], when], poses[:, 0, :2], codec, sharpness=1.0)
+        sources = Sources(pictures, poses, gripper[episode[:, None], when], poses[:, 0, :2], codec, sharpness=1.0)
         return F.cross_entropy(advection.foresee(sources), held[episode, at])
 
     return train(

@@ -48,8 +48,8 @@ class Body(nn.Module):
         grid = [(torch.arange(side // 8, device=pose.device) + 0.5) / (side // 8) for side in size]
         v, u = torch.meshgrid(*grid, indexing="ij")
         place = torch.stack([u, v]).expand(len(pose), -1, -1, -1)
-        told = pose[..., None, None].expand(-1, -1, *v.shape)
-        x = 2 * torch.cat([told, place, place - told[:, :2] + 0.5], 1) - 1
+        spread = pose[..., None, None].expand(-1, -1, *v.shape)
+        x = 2 * torch.cat([spread, place, place - spread[:, :2] + 0.5], 1) - 1
         waves = [f(math.pi * octave * x) for octave in OCTAVES for f in (torch.sin, torch.cos)]
         x = torch.cat([x, *waves, gripper[:, None, None, None].expand(-1, 1, *v.shape)], 1).to(self.out.weight.dtype)
         x = F.silu(self.place(x.contiguous(memory_format=torch.channels_last)))

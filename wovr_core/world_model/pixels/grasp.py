@@ -48,8 +48,8 @@ def went(
     seen = near & stands_out & ~was_hidden & ~(hidden & hidden_along)
     count = seen.sum((1, 2, 3))
     evidence = ((stayed - followed) * seen).sum((1, 2, 3)) / count.clamp(min=1)
-    told = (evidence.abs() > CLEAR) & (by.norm(dim=1) > MOVED) & (count > FEW * near.sum((1, 2, 3)))
-    return torch.where(told, torch.where(evidence > 0, GOES, STAYS), UNKNOWN)
+    decisive = (evidence.abs() > CLEAR) & (by.norm(dim=1) > MOVED) & (count > FEW * near.sum((1, 2, 3)))
+    return torch.where(decisive, torch.where(evidence > 0, GOES, STAYS), UNKNOWN)
 
 
 def grasps(shut: Bool[Tensor, "episode t"]) -> tuple[Int64[Tensor, "episode t"], Int64[Tensor, "episode t"]]:
@@ -58,8 +58,8 @@ def grasps(shut: Bool[Tensor, "episode t"]) -> tuple[Int64[Tensor, "episode t"],
     Where it is open, both mean nothing.
     """
     step = torch.arange(shut.shape[1]).expand_as(shut)
-    begun = (torch.where(shut, -1, step).cummax(1).values + 1).clamp(max=shut.shape[1] - 1)
-    return begun, (step - begun + 1).clamp(min=1)
+    first = (torch.where(shut, -1, step).cummax(1).values + 1).clamp(max=shut.shape[1] - 1)
+    return first, (step - first + 1).clamp(min=1)
 
 
 def hindsight(became: Int64[Tensor, "episode t"], shut: Bool[Tensor, "episode t"]) -> Int64[Tensor, "episode t"]:
@@ -67,9 +67,9 @@ def hindsight(became: Int64[Tensor, "episode t"], shut: Bool[Tensor, "episode t"
 
     `UNKNOWN` where no step of that time told; where it is open, nothing goes with it.
     """
-    begun, _ = grasps(shut)
-    told = torch.where(became == UNKNOWN, 0, 2 * became - 1) * shut
-    votes = torch.zeros_like(told).scatter_add(1, begun, told).gather(1, begun)
+    first, _ = grasps(shut)
+    ballots = torch.where(became == UNKNOWN, 0, 2 * became - 1) * shut
+    votes = torch.zeros_like(ballots).scatter_add(1, first, ballots).gather(1, first)
     answer = torch.where(votes > 0, GOES, torch.where(votes < 0, STAYS, UNKNOWN))
     return torch.where(shut, answer, STAYS)
 
@@ -101,9 +101,9 @@ class Grasp(nn.Module):
         at = 2 * (pose[:, 0, None, None, :2] + cut) - 1
         seen = F.grid_sample(frames.flatten(1, 2), at, padding_mode="border", align_corners=False)
         moved = 8 * (pose[:, 1:] - pose[:, :1])
-        told = torch.cat([2 * pose[:, 0] - 1, moved.flatten(1), gripper], 1)
+        motion = torch.cat([2 * pose[:, 0] - 1, moved.flatten(1), gripper], 1)
         kind = next(self.parameters()).dtype
-        return self.tell(torch.cat([self.see(seen.to(kind)), told.to(kind)], 1)).float()
+        return self.tell(torch.cat([self.see(seen.to(kind)), motion.to(kind)], 1)).float()
 
 
 def sample_outcome(logits: Float[Tensor, "b 2"], chance: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:

@@ -41,13 +41,13 @@ class Kinematics(nn.Module):
     ) -> Float[Tensor, "b t p"]:
         """The pose after each action; `done` led to the poses of the `past`."""
         pose, path = past[:, -1], []
-        moved, told = (past.diff(dim=1) / UNIT).flatten(1), done[:, 1:].flatten(1)
+        moved, commands = (past.diff(dim=1) / UNIT).flatten(1), done[:, 1:].flatten(1)
         for action in actions.unbind(1):
-            told = torch.cat([told, action], -1)
-            move = self.moves(torch.cat([4 * pose - 2, moved, told], -1))
+            commands = torch.cat([commands, action], -1)
+            move = self.moves(torch.cat([4 * pose - 2, moved, commands], -1))
             pose = pose + UNIT * move
             moved = torch.cat([moved[:, move.shape[1] :], move], -1)
-            told = told[:, action.shape[1] :]
+            commands = commands[:, action.shape[1] :]
             path.append(pose)
         return torch.stack(path, 1)
 

@@ -1,6 +1,6 @@
 """Pretrain the tabletop codec and video transformer on task-free play: other colours, other sizes, no labels.
 
-    python benchmarks/pretrain_backbone.py --out wovr_core/world_model/pretrained/tabletop-play
+    python tools/pretrain/tabletop_play.py --out wovr_core/world_model/pretrained/tabletop-play
 
 As the paper starts from a video model pretrained on the internet's videos, the tabletop starts from this one.
 It sees random hands at random scenes (`Split.PLAY`) and never a task's colours, sizes, instructions or outcomes.
@@ -9,16 +9,19 @@ Stopped and started again, it goes on where it was.
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.envs.experts.tabletop import play
 from wovr_core.envs.splits import Split
 from wovr_core.envs.tabletop import Tabletop
-from wovr_core.settings import Settings, WorldModelSettings
+from wovr_core.settings import WorldModelSettings
+from wovr_core.store.world_models import PRETRAINED
 from wovr_core.training.loop import train
 from wovr_core.trajectory import to_unit
 from wovr_core.world_model.autoencoder import PatchAutoencoder
@@ -29,7 +32,7 @@ from wovr_core.world_model.windows import EpisodeBatch, Window, WindowSampler, w
 CHUNKS = 6
 
 
-def play_footage(first: int, count: int, generator: torch.Generator) -> EpisodeBatch:
+def play_episodes(first: int, count: int, generator: torch.Generator) -> EpisodeBatch:
     """Play episodes `first` .. `first + count`, recorded."""
     env = Tabletop()
     seen = env.reset(Split.PLAY.ids(count, start=first), Split.PLAY)
@@ -49,15 +52,15 @@ class Stream:
 
     def __init__(self, pool: int, fresh: int, every: int, first: int) -> None:
         self.pool, self.fresh, self.every, self.next = pool, fresh, every, first
-        self.footage: EpisodeBatch | None = None
+        self.episodes: EpisodeBatch | None = None
 
     def at(self, step: int) -> EpisodeBatch:
-        if self.footage is None or step % self.every == 0:
-            count = self.pool if self.footage is None else self.fresh
-            new = play_footage(self.next, count, torch.Generator().manual_seed(self.next))
+        if self.episodes is None or step % self.every == 0:
+            count = self.pool if self.episodes is None else self.fresh
+            new = play_episodes(self.next, count, torch.Generator().manual_seed(self.next))
             self.next += count
-            self.footage = new if self.footage is None else renewed(self.footage, new)
-        return self.footage
+            self.episodes = new if self.episodes is None else renewed(self.episodes, new)
+        return self.episodes
 
 
 def renewed(old: EpisodeBatch, new: EpisodeBatch) -> EpisodeBatch:
@@ -71,9 +74,9 @@ def train_codec(codec: PatchAutoencoder, steps: int, checkpoint: Path, log: Path
     stream, generator = Stream(384, 96, 100, 0), torch.Generator().manual_seed(1)
 
     def loss(step: int) -> torch.Tensor:
-        footage = stream.at(step)
-        episode = torch.randint(len(footage), (16,), generator=generator)
-        window = window_at(footage, episode, torch.randint(0, 41, (16,), generator=generator))
+        episodes = stream.at(step)
+        episode = torch.randint(len(episodes), (16,), generator=generator)
+        window = window_at(episodes, episode, torch.randint(0, 41, (16,), generator=generator))
         frames = to_unit(window.frames[:, [0, 1, 2, 3, 4]] if step % 2 else window.frames[:, [0, 9, 10, 11, 12]])
         latents = codec.encode(frames)
         spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
@@ -100,7 +103,7 @@ def train_codec(codec: PatchAutoencoder, steps: int, checkpoint: Path, log: Path
         on_step=note,
     )
     with torch.no_grad():
-        latents = torch.cat([codec.encode(to_unit(stream.footage.frames[i : i + 32, :9])) for i in range(0, 256, 32)])
+        latents = torch.cat([codec.encode(to_unit(stream.episodes.frames[i : i + 32, :9])) for i in range(0, 256, 32)])
         codec.latents_mean += latents.mean((0, 2, 3, 4)) * codec.latents_std
         codec.latents_std *= latents.std((0, 2, 3, 4))
     return stream.next
@@ -118,7 +121,7 @@ class Walk:
 
     def __init__(
         self,
-        footage: EpisodeBatch,
+        episodes: EpisodeBatch,
         cfg: WorldModelSettings,
         count: int,
         generator: torch.Generator,
@@ -127,11 +130,11 @@ class Walk:
     ) -> None:
         self.cfg, self.generator, self.steps = cfg, generator, steps
         self.episode, self.step = torch.zeros(count, dtype=torch.long), torch.full((count,), steps)
-        self.over(footage)
+        self.over(episodes)
 
-    def over(self, footage: EpisodeBatch, shifted: int = 0) -> None:
-        """Go on over this footage, in which episodes have moved `shifted` rows forward."""
-        self.sampler = WindowSampler(footage, self.cfg, generator=self.generator)
+    def over(self, episodes: EpisodeBatch, shifted: int = 0) -> None:
+        """Go on over these episodes, which have moved `shifted` rows forward."""
+        self.sampler = WindowSampler(episodes, self.cfg, generator=self.generator)
         self.episode = self.episode - shifted
         self.step = torch.where(self.episode < 0, self.steps, self.step)
 
@@ -140,7 +143,7 @@ class Walk:
         episode, step = self.sampler.places(len(ended))
         self.episode, self.step = torch.where(ended, episode, self.episode), torch.where(ended, step, self.step)
         place = self.episode, self.step
-        window = window_at(self.sampler.footage, *place)
+        window = window_at(self.sampler.episodes, *place)
         self.step = self.step + 8
         return window, ~ended, place
 
@@ -150,14 +153,14 @@ def train_transformer(
 ) -> int:
     stream, generator = Stream(768, 96, 60, first), torch.Generator().manual_seed(2)
     model.statistics.fit(stream.at(0))
-    walk = Walk(stream.footage, model.cfg, model.cfg.batch, generator)
+    walk = Walk(stream.episodes, model.cfg, model.cfg.batch, generator)
     dreamt = torch.zeros(())  # what the windows before left as memory
 
     def loss(step: int) -> torch.Tensor:
         nonlocal dreamt
-        footage = stream.at(step)
-        if footage is not walk.sampler.footage:
-            walk.over(footage, shifted=stream.fresh)
+        episodes = stream.at(step)
+        if episodes is not walk.sampler.episodes:
+            walk.over(episodes, shifted=stream.fresh)
         window, goes_on, _ = walk.draw()
         own = goes_on & (torch.rand(len(goes_on), generator=generator) < OWN_DREAMS)
         draws = Draws(generator, len(window))
@@ -192,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and log")
+    parser.add_argument("--architecture", type=Path, default=PRETRAINED / "tabletop-play" / "architecture.json")
     parser.add_argument("--codec-steps", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -200,50 +204,52 @@ def main() -> None:
     )
     parser.add_argument("--first", type=int, default=100_000, help="with --start: play id to begin at, best a new one")
     parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    given.work.mkdir(parents=True, exist_ok=True)
-    log, begun = given.work / "log.jsonl", time.time()
-    settings: WorldModelSettings = Settings().world_model.model_copy(
-        update={"lowest_noise": 1.0, "train_dtype": "bfloat16"}  # the tabletop's sampler takes one step
+    args.work.mkdir(parents=True, exist_ok=True)
+    log, started = args.work / "log.jsonl", time.time()
+    settings = WorldModelSettings(
+        architecture=ArchitectureSettings.model_validate_json(args.architecture.read_text()),
+        lowest_noise=1.0,  # the tabletop's sampler takes one step
+        train_dtype="bfloat16",
     )
     model = DiffusionWorldModel(settings, PatchAutoencoder(), action_dim=3)
-    codec_file = given.work / "codec.safetensors"
-    if given.start is not None:
-        model.load_state_dict({name: value.float() for name, value in load_file(given.start).items()})
+    codec_file = args.work / "codec.safetensors"
+    if args.start is not None:
+        model.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
         save_file(model.autoencoder.state_dict(), codec_file)
-        (given.work / "codec-episodes").write_text(str(given.first))
+        (args.work / "codec-episodes").write_text(str(args.first))
     if codec_file.exists():
         model.autoencoder.load_state_dict(load_file(codec_file))
-        episodes = int((given.work / "codec-episodes").read_text())
+        played = int((args.work / "codec-episodes").read_text())
     else:
         model.autoencoder.requires_grad_(True)
-        episodes = train_codec(model.autoencoder, given.codec_steps, given.work / "codec-checkpoint.safetensors", log)
+        played = train_codec(model.autoencoder, args.codec_steps, args.work / "codec-checkpoint.safetensors", log)
         model.autoencoder.requires_grad_(False)
-        (given.work / "codec-episodes").write_text(str(episodes))
+        (args.work / "codec-episodes").write_text(str(played))
         save_file(model.autoencoder.state_dict(), codec_file)
-    first = episodes if given.start is not None else 0
-    episodes = train_transformer(
-        model, given.steps, given.learning_rate, episodes, given.work / "transformer-checkpoint.safetensors", log
+    first = played if args.start is not None else 0
+    played = train_transformer(
+        model, args.steps, args.learning_rate, played, args.work / "transformer-checkpoint.safetensors", log
     )
-    given.out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.half().contiguous() for name, value in model.state_dict().items()},
-        given.out / "weights.safetensors",
+        args.out / "weights.safetensors",
     )
     provenance = {
-        "command": f"python benchmarks/pretrain_backbone.py --codec-steps {given.codec_steps} --steps {given.steps}"
-        f" --learning-rate {given.learning_rate}",
+        "command": f"python tools/pretrain/tabletop_play.py --codec-steps {args.codec_steps} --steps {args.steps}"
+        f" --learning-rate {args.learning_rate}",
         "seeds": {"initialisation": 0, "codec": 1, "transformer": 2, "play": f"ids of Split.PLAY from {first} on"},
-        "play_episodes": episodes - first,
-        "play_frames": (episodes - first) * (CHUNKS * 8 + 1),
-        "seconds": round(time.time() - begun),
-        "threads": given.threads,
+        "play_episodes": played - first,
+        "play_frames": (played - first) * (CHUNKS * 8 + 1),
+        "seconds": round(time.time() - started),
+        "threads": args.threads,
         "date": time.strftime("%Y-%m-%d"),
-        "architecture": settings.architecture.model_dump(),
     }
-    (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    (args.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    shutil.copyfile(args.architecture, args.out / "architecture.json")
 
 
 if __name__ == "__main__":
