@@ -96,7 +96,7 @@ def with_thresholds(world: DiffusionWorldModel, reward: SuccessClassifier, detec
 
     reward.success_rule = replace(RULE, threshold=2.0)
     dreams_in(Watched(world, reward, detector))
-    threshold = torch.cat([readout.success.flatten() for readout in readouts]).quantile(0.75).item()
+    threshold = torch.cat([readout.success.flatten() for readout in readouts]).quantile(0.5).item()
     reward.success_rule = replace(RULE, threshold=threshold)
     detector.threshold = torch.cat([readout.score.flatten() for readout in readouts]).quantile(0.9).item()
 
