@@ -52,7 +52,7 @@ class Embodiment:
     cameras: tuple[str, ...]
     horizon: int  # steps of an episode, where `task.horizon` does not say
     open: str  # (task) -> Env
-    demonstrate: str | None = None  # (env, policy settings, generator=) -> Decide; None: bring episodes of your own
+    demonstrate: str | None = None  # (env, policy settings, generator=) -> Decide; None: bring a policy of your own
     staged_contact: str | None = None  # (world model, tries=, seed=, image_size=) -> list[Contact], for the report
     check_installed: str | None = None  # () -> None, or raises EmbodimentError
     options: type[Section] = Section  # what `task.options` may say
