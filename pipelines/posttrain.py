@@ -1,6 +1,6 @@
 """The whole story: a policy and a budget of real episodes in, a better policy and the evidence out."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -26,7 +26,7 @@ def posttrain(settings: Settings) -> BaseComponent:
     collect side by side, as `settings` has; and co-training on imagined frames only where `grpo.cotrain_steps` is set.
     """
     default: dict[str, dict[str, Any]] = settings.parameters()
-    rounds, shards = settings.pace.rounds, settings.collect.shards
+    rounds = settings.pace.rounds
 
     @dsl.pipeline(
         name="posttrain",
@@ -45,111 +45,150 @@ def posttrain(settings: Settings) -> BaseComponent:
         evaluate: dict = default["evaluate"],
         promote: dict = default["promote"],
     ):
+        branches = {
+            "task": task,
+            "policy": policy,
+            "collect": collect,
+            "world_model": world_model,
+            "reward": reward,
+            "serve": serve,
+            "keyframes": keyframes,
+            "grpo": grpo,
+            "pace": pace,
+            "evaluate": evaluate,
+            "promote": promote,
+        }
         with dsl.ExitHandler(finish().set_caching_options(False), name="run"):
             cloned = clone_base_policy(task=task, policy=policy).outputs
             base, demonstrations = cloned["base"], cloned["demonstrations"]
-            if shards == 1:
-                episodes = collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
-            else:
-                with dsl.ParallelFor(list(range(shards)), name="shards") as shard:
-                    part = collect_episodes(task=task, collect=collect, shard=shard, sharded=True, policy=base).outputs[
-                        "episodes"
-                    ]
-                episodes = merge_episodes(collect=collect, policy=base, parts=dsl.Collected(part)).outputs["episodes"]
+            episodes = collected(task, collect, base, shards=settings.collect.shards)
             dreamer = train_world_model(
                 task=task, world_model=world_model, demonstrations=demonstrations, episodes=episodes
             )
-
             with dsl.If(dreamer.outputs["Output"] == True, name="trustworthy"):  # noqa: E712
-                dreams = dreamer.outputs["fitted"]
-                sees_success = train_reward(
-                    task=task, reward=reward, demonstrations=demonstrations, episodes=episodes, world_model=dreams
-                ).outputs["fitted"]
-                served = serve_dreams(serve=serve, world_model=dreams, reward=sees_success).set_caching_options(False)
-                beginnings = mine_keyframes(
-                    task=task, keyframes=keyframes, episodes=episodes, reward=sees_success
-                ).outputs["chosen"]
-                begins = base
-                if settings.grpo.cotrain_steps:
-                    begins = cotrain_policy(
-                        task=task,
-                        policy=policy,
-                        grpo=grpo,
-                        base=base,
-                        demonstrations=demonstrations,
-                        world_model=dreams,
-                    ).outputs["cotrained"]
-                first = improve_policy(
-                    task=task,
-                    grpo=grpo,
-                    policy=begins,
-                    world_model=dreams,
-                    reward=sees_success,
-                    keyframes=beginnings,
-                    episodes=episodes,
-                    endpoint=served.output,
-                ).outputs["improved"]
-
-                def end(candidate, **since):
-                    """Reality decides about a policy; `since` is what PACE left, if there was any."""
-                    champion = find_champion(promote=promote, candidate=candidate, baseline=base)
-                    champion.set_caching_options(False)  # whoever it is today; what follows is cached by the answer
-                    to_beat = fetch_policy_to_beat(promote=promote, champion=champion.output, baseline=base)
-                    last = {"last": since["last_policy"]} if "last_policy" in since else {}
-                    learnt_in = {
-                        "demonstrations": demonstrations,
-                        "world_model": since.get("refitted", dreams),
-                        "reward": since.get("last_reward", sees_success),
-                    }
-                    conclude(
-                        task=task,
-                        evaluate=evaluate,
-                        promote=promote,
-                        candidate=candidate,
-                        tried_beside={"baseline": base, "champion": to_beat.outputs["policy"], "first": first, **last},
-                        learnt_in={**learnt_in, "episodes": episodes},
-                        reported={
-                            **learnt_in,
-                            "episodes": since.get("newest", episodes),
-                            "policy": first,
-                            **({"last": candidate} if since else {}),
-                        },
-                    )
-
-                def go_on(k, improved, previous, since):
-                    """PACE round `k` and those after it, for as long as reality says that there is more to learn."""
-                    if k > rounds:
-                        return end(improved, **since)
-                    look = pace_look(
-                        round=k,
-                        task=task,
-                        collect=collect,
-                        pace=pace,
-                        evolved=improved,
-                        previous=previous,
-                        previous_episodes=since.get("newest", episodes),
-                    ).outputs
-                    chosen, newest = look["chosen"], look["newest"]
-                    with dsl.If(look["go_on"] == True, name=f"round-{k}"):  # noqa: E712
-                        learnt = pace_round(
-                            task=task,
-                            reward=reward,
-                            serve=serve,
-                            keyframes=keyframes,
-                            grpo=grpo,
-                            pace=pace,
-                            policy=chosen,
-                            demonstrations=demonstrations,
-                            episodes=episodes,
-                            newest=newest,
-                            world_model=since.get("refitted", dreams),
-                            previous_reward=since.get("last_reward", sees_success),
-                        ).outputs
-                        left = {name: learnt[name] for name in Round._fields}
-                        go_on(k + 1, learnt["last_policy"], chosen, left | {"newest": newest, "chosen": chosen})
-                    with dsl.Else(name=f"settled-{k}"):
-                        end(chosen, **since | {"chosen": chosen})
-
-                go_on(1, first, begins, {})
+                dreams, cotrains = dreamer.outputs["fitted"], settings.grpo.cotrain_steps > 0
+                first = first_learning(branches, base, demonstrations, episodes, dreams, cotrains=cotrains)
+                go_on(branches, first, first.policy, first.begins, {}, round=1, rounds=rounds)
 
     return pipeline
+
+
+class First(NamedTuple):
+    """The first learning in dreams: what it began with, what it learnt in, and the policy it made."""
+
+    base: Any
+    begins: Any  # the base policy, or that after co-training
+    demonstrations: Any
+    episodes: Any
+    dreams: Any
+    sees_success: Any
+    policy: Any
+
+
+def collected(task: Any, collect: Any, base: Any, *, shards: int) -> Any:
+    """Real episodes of the base policy, by one pod or by several side by side."""
+    if shards == 1:
+        return collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
+    with dsl.ParallelFor(list(range(shards)), name="shards") as shard:
+        made = collect_episodes(task=task, collect=collect, shard=shard, sharded=True, policy=base)
+    part = dsl.Collected(made.outputs["episodes"])
+    return merge_episodes(collect=collect, policy=base, parts=part).outputs["episodes"]
+
+
+def first_learning(
+    branches: dict[str, Any], base: Any, demonstrations: Any, episodes: Any, dreams: Any, *, cotrains: bool
+) -> First:
+    """See success, choose keyframes, and improve the base policy in dreams."""
+    task = branches["task"]
+    sees_success = train_reward(
+        task=task, reward=branches["reward"], demonstrations=demonstrations, episodes=episodes, world_model=dreams
+    ).outputs["fitted"]
+    served = serve_dreams(serve=branches["serve"], world_model=dreams, reward=sees_success).set_caching_options(False)
+    beginnings = mine_keyframes(
+        task=task, keyframes=branches["keyframes"], episodes=episodes, reward=sees_success
+    ).outputs["chosen"]
+    begins = base
+    if cotrains:
+        begins = cotrain_policy(
+            task=task,
+            policy=branches["policy"],
+            grpo=branches["grpo"],
+            base=base,
+            demonstrations=demonstrations,
+            world_model=dreams,
+        ).outputs["cotrained"]
+    policy = improve_policy(
+        task=task,
+        grpo=branches["grpo"],
+        policy=begins,
+        world_model=dreams,
+        reward=sees_success,
+        keyframes=beginnings,
+        episodes=episodes,
+        endpoint=served.output,
+    ).outputs["improved"]
+    return First(base, begins, demonstrations, episodes, dreams, sees_success, policy)
+
+
+def go_on(
+    branches: dict[str, Any],
+    first: First,
+    improved: Any,
+    previous: Any,
+    since: dict[str, Any],
+    *,
+    round: int,
+    rounds: int,
+) -> None:
+    """This PACE round and those after it, for as long as reality says that there is more to learn."""
+    if round > rounds:
+        return end(branches, first, improved, since)
+    look = pace_look(
+        round=round,
+        task=branches["task"],
+        collect=branches["collect"],
+        pace=branches["pace"],
+        evolved=improved,
+        previous=previous,
+        previous_episodes=since.get("newest", first.episodes),
+    ).outputs
+    chosen, newest = look["chosen"], look["newest"]
+    with dsl.If(look["go_on"] == True, name=f"round-{round}"):  # noqa: E712
+        learnt = pace_round(
+            **{name: branches[name] for name in ("task", "reward", "serve", "keyframes", "grpo", "pace")},
+            policy=chosen,
+            demonstrations=first.demonstrations,
+            episodes=first.episodes,
+            newest=newest,
+            world_model=since.get("refitted", first.dreams),
+            previous_reward=since.get("last_reward", first.sees_success),
+        ).outputs
+        left = {name: learnt[name] for name in Round._fields} | {"newest": newest}
+        go_on(branches, first, learnt["last_policy"], chosen, left, round=round + 1, rounds=rounds)
+    with dsl.Else(name=f"settled-{round}"):
+        end(branches, first, chosen, since)
+
+
+def end(branches: dict[str, Any], first: First, candidate: Any, since: dict[str, Any]) -> None:
+    """Reality decides about a policy; `since` is what PACE's rounds left, if there were any."""
+    champion = find_champion(promote=branches["promote"], candidate=candidate, baseline=first.base)
+    champion.set_caching_options(False)  # whoever it is today; what follows is cached by the answer
+    to_beat = fetch_policy_to_beat(promote=branches["promote"], champion=champion.output, baseline=first.base)
+    last = {"last": since["last_policy"]} if since else {}
+    learnt_in = {
+        "demonstrations": first.demonstrations,
+        "world_model": since.get("refitted", first.dreams),
+        "reward": since.get("last_reward", first.sees_success),
+    }
+    conclude(
+        **{name: branches[name] for name in ("task", "evaluate", "promote")},
+        candidate=candidate,
+        tried_beside={"baseline": first.base, "champion": to_beat.outputs["policy"], "first": first.policy, **last},
+        learnt_in={**learnt_in, "episodes": first.episodes},
+        reported={
+            **learnt_in,
+            "episodes": since.get("newest", first.episodes),
+            "policy": first.policy,
+            **({} if candidate is first.policy else {"last": candidate}),
+        },
+    )

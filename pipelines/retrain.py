@@ -51,34 +51,40 @@ def retrain(settings: Settings) -> BaseComponent:
                 world_model=champion["world_model"],
             )
             with dsl.If(look.outputs["Output"] == True, name="changed"):  # noqa: E712
-                learnt = pace_round(
+                learn_again(
+                    champion,
+                    newest,
                     task=task,
-                    reward=reward,
-                    serve=serve,
-                    keyframes=keyframes,
-                    grpo=grpo,
-                    pace=pace,
-                    policy=champion["policy"],
-                    demonstrations=champion["demonstrations"],
-                    episodes=champion["episodes"],
-                    newest=newest,
-                    world_model=champion["world_model"],
-                    previous_reward=champion["reward"],
-                ).outputs
-                candidate = learnt["last_policy"]
-                learnt_in = {
-                    "demonstrations": champion["demonstrations"],
-                    "world_model": learnt["refitted"],
-                    "reward": learnt["last_reward"],
-                }
-                conclude(
-                    task=task,
-                    evaluate=evaluate,
-                    promote=promote,
-                    candidate=candidate,
-                    tried_beside={"baseline": champion["policy"], "first": candidate},
-                    learnt_in={**learnt_in, "episodes": champion["episodes"]},
-                    reported={**learnt_in, "episodes": newest, "policy": candidate},
+                    learning={"reward": reward, "serve": serve, "keyframes": keyframes, "grpo": grpo, "pace": pace},
+                    judging={"evaluate": evaluate, "promote": promote},
                 )
 
     return pipeline
+
+
+def learn_again(champion: Any, newest: Any, *, task: Any, learning: dict[str, Any], judging: dict[str, Any]) -> None:
+    """A PACE round that begins with the champion, and reality's word on what comes of it."""
+    learnt = pace_round(
+        task=task,
+        **learning,
+        policy=champion["policy"],
+        demonstrations=champion["demonstrations"],
+        episodes=champion["episodes"],
+        newest=newest,
+        world_model=champion["world_model"],
+        previous_reward=champion["reward"],
+    ).outputs
+    candidate = learnt["last_policy"]
+    learnt_in = {
+        "demonstrations": champion["demonstrations"],
+        "world_model": learnt["refitted"],
+        "reward": learnt["last_reward"],
+    }
+    conclude(
+        task=task,
+        **judging,
+        candidate=candidate,
+        tried_beside={"baseline": champion["policy"], "first": candidate},
+        learnt_in={**learnt_in, "episodes": champion["episodes"]},
+        reported={**learnt_in, "episodes": newest, "policy": candidate},
+    )

@@ -128,12 +128,6 @@ def _dream(
     hallucinated, broken = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob", "valid")}
 
-    def scatter(values: Tensor) -> Tensor:
-        """Rows of the living at their place among all."""
-        everyone = values.new_zeros(n, *values.shape[1:])
-        everyone[alive] = values
-        return everyone
-
     for chunk in range(int(chunks.max())):
         going = (chunks[alive] > chunk).nonzero()[:, 0]
         if not len(going):
@@ -143,13 +137,9 @@ def _dream(
         seen = Observation(frames=sees, instructions=tuple(start.instruction for start in now), pose=state.pose[:, -1])
         decided = policy.act(seen, temperature=temperature, generator=generator)
         counted = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
-        try:
-            state, readout = simulator.imagine(state, decided.actions, starts=now, frames=judged, generator=generator)
-            whole = _whole(state, readout, len(alive), len(judged))
-        except BrokenDreamError:
-            whole = torch.zeros(len(alive), dtype=torch.bool)
+        state, readout, whole = _answer(simulator, state, decided.actions, now, judged, generator)
         broken[alive[~whole]] = True
-        if whole.any():
+        if readout is not None and whole.any():
             streaks = rule.streaks(readout.success, streak[alive])
             streak[alive] = streaks[:, -1]
             holds, lost = _believed(rule.holds(streaks), readout, simulator.detector_threshold)
@@ -158,15 +148,10 @@ def _dream(
             ends = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
             ends[:, judged] = (holds | lost) if mask else lost
             counted = valid_steps(ends) & whole[:, None]
-        for name, values in (
-            ("frames", seen.frames),
-            ("pose", seen.pose),
-            ("tokens", decided.tokens),
-            ("log_prob", decided.log_prob),
-            ("valid", counted),
-        ):
-            columns[name].append(scatter(values))
-        if not whole.any():
+        decision = (seen.frames, seen.pose, decided.tokens, decided.log_prob, counted)
+        for column, values in zip(columns.values(), decision, strict=True):
+            column.append(_scattered(values, alive, n))
+        if readout is None or not whole.any():
             break
         if watch is not None:
             watch(alive + offset, readout.frames)
@@ -178,6 +163,29 @@ def _dream(
     return Rollouts(
         starts=tuple(starts), success=success & ~broken, hallucinated=hallucinated, broken=broken, **stacked
     )
+
+
+def _answer(
+    simulator: Simulator,
+    state: DreamState,
+    actions: Float[Tensor, "living step a"],
+    starts: Sequence[InitState],
+    frames: Sequence[int],
+    generator: torch.Generator,
+) -> tuple[DreamState, Readout | None, Bool[Tensor, " living"]]:
+    """The next chunk of every dream, and which of them are whole; nothing to read where the answer was no dream."""
+    try:
+        after, readout = simulator.imagine(state, actions, starts=starts, frames=frames, generator=generator)
+        return after, readout, _whole(after, readout, len(starts), len(frames))
+    except BrokenDreamError:
+        return state, None, torch.zeros(len(starts), dtype=torch.bool)
+
+
+def _scattered(values: Tensor, alive: Int[Tensor, " living"], n: int) -> Tensor:
+    """Rows of the living at their place among all n."""
+    everyone = values.new_zeros(n, *values.shape[1:])
+    everyone[alive] = values
+    return everyone
 
 
 def _believed(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -71,30 +72,37 @@ def import_episodes(
             for one, state in zip(imported, split.ids(len(imported), start=FIRST), strict=True)
         ]
         write_episodes(draft.folder, numbered, source="imported", policy_digest="unknown", fps=fps)
-        rate = success_rate(sum(episode.succeeded for episode in numbered), len(numbered))
-        draft.summary |= {
-            "episodes": len(numbered),
-            "split": split.name.lower(),
-            "files": len(files),
-            "instructions": dict(Counter(episode.instruction for episode in numbered)),
-            "successes": rate.successes,
-            "success_rate": rate.value,
-            "interval": [rate.low, rate.high],
-            "failures": len(numbered) - rate.successes,
-            "cut": sum(len(one.episode.actions) > steps for one in imported),
-            "successes_cut_off": sum(one.episode.succeeded for one in imported) - rate.successes,
-            "success_rules": dict(Counter(one.success_rule for one in imported)),
-            "masks": dict(Counter(mask for one in imported for mask in one.masks)),
-            "pictures_in_files": dict(Counter(one.pictures for one in imported)),
-            "pictures": "upright",
-            "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
-            "actions_from": _rounded(torch.stack([one.episode.actions.amin(0) for one in imported]).amin(0)),
-            "actions_to": _rounded(torch.stack([one.episode.actions.amax(0) for one in imported]).amax(0)),
-            "action_dim": numbered[0].actions.shape[1],
-            "pose_dim": numbered[0].pose.shape[1],
-            "picture_size": list(numbered[0].frames.shape[-2:]),
-        }
+        draft.summary |= _summary(imported, numbered, files=len(files), split=split, steps=steps)
     return draft.manifest
+
+
+def _summary(
+    imported: Sequence[Imported], numbered: Sequence[Episode], *, files: int, split: Split, steps: int
+) -> dict[str, Any]:
+    """What was counted, and by which rule: `numbered` are the episodes as they were written."""
+    rate = success_rate(sum(episode.succeeded for episode in numbered), len(numbered))
+    return {
+        "episodes": len(numbered),
+        "split": split.name.lower(),
+        "files": files,
+        "instructions": dict(Counter(episode.instruction for episode in numbered)),
+        "successes": rate.successes,
+        "success_rate": rate.value,
+        "interval": [rate.low, rate.high],
+        "failures": len(numbered) - rate.successes,
+        "cut": sum(len(one.episode.actions) > steps for one in imported),
+        "successes_cut_off": sum(one.episode.succeeded for one in imported) - rate.successes,
+        "success_rules": dict(Counter(one.success_rule for one in imported)),
+        "masks": dict(Counter(mask for one in imported for mask in one.masks)),
+        "pictures_in_files": dict(Counter(one.pictures for one in imported)),
+        "pictures": "upright",
+        "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
+        "actions_from": _rounded(torch.stack([one.episode.actions.amin(0) for one in imported]).amin(0)),
+        "actions_to": _rounded(torch.stack([one.episode.actions.amax(0) for one in imported]).amax(0)),
+        "action_dim": numbered[0].actions.shape[1],
+        "pose_dim": numbered[0].pose.shape[1],
+        "picture_size": list(numbered[0].frames.shape[-2:]),
+    }
 
 
 def _rounded(values: Tensor) -> list[float]:

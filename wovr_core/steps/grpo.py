@@ -59,16 +59,9 @@ def improve_policy(
     check_something_to_learn(data, cfg)
     chosen = load_keyframes(keyframes, data, task)
     actor = open_policy(policy, task)
-    learner = Learner(
-        cfg=cfg,
-        policy=actor,
-        simulator=simulator or open_simulator(world_model, reward, task, detector=cfg.detector),
-        pool=start_pool(data, chosen, cfg, task),
-        optimiser=torch.optim.Adam(actor.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99)),
-        generator=torch.Generator().manual_seed(task.seed),
-        mirrors=task.embodiment.mirrors,
-        reference=open_policy(policy, task) if cfg.kl else None,
-    )
+    dreams = simulator or open_simulator(world_model, reward, task, detector=cfg.detector)
+    reference = open_policy(policy, task) if cfg.kl else None
+    learner = learner_of(cfg, task, actor, dreams, start_pool(data, chosen, cfg, task), reference)
     past = read_manifest(policy, Kind.POLICY).summarised(PolicyFacts, policy)
     learnt_in = {"world_model": world_model, "reward": reward, "keyframes": keyframes}
     made_from = {"policy": policy, **learnt_in, **named(episodes)}
@@ -100,6 +93,26 @@ def improve_policy(
             imagined_frames=history.imagined_frames,
         )
     return draft.manifest
+
+
+def learner_of(
+    cfg: GrpoSettings,
+    task: TaskSettings,
+    policy: TinyVLA,
+    simulator: Simulator,
+    pool: StartPool,
+    reference: TinyVLA | None,
+) -> "Learner":
+    return Learner(
+        cfg=cfg,
+        policy=policy,
+        simulator=simulator,
+        pool=pool,
+        optimiser=torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99)),
+        generator=torch.Generator().manual_seed(task.seed),
+        mirrors=task.embodiment.mirrors,
+        reference=reference,
+    )
 
 
 def summary_of(history: History, pool: StartPool, data: RealData) -> dict[str, Any]:
