@@ -18,7 +18,18 @@ def collect_episodes(
     shard: int = 0,
     sharded: bool = False,
 ):
-    """Let the policy try its tasks for real, on initial states that no other round sees, and keep what happened."""
+    """Let the policy try its tasks for real, on initial states that no other round sees, and keep what happened.
+
+    Args:
+        task: Settings branch.
+        collect: Settings branch.
+        policy: Who acts, or acted.
+        episodes: Metadata: `success_rate`, `interval`.
+        pace: Settings branch of a PACE round or a retraining, which has its own number of episodes.
+        round: 0, or number of the round: each takes other initial states.
+        shard: Which of the `collect.shards` pods this is, from 0; read if `sharded`.
+        sharded: Whether this is one of `collect.shards` pods that collect side by side.
+    """
     from pathlib import Path
 
     from wovr_core import settings
@@ -45,7 +56,14 @@ def merge_episodes(
     parts: Input[list[dsl.Artifact]],  # Episodes; kfp knows no lists of kinds of our own
     episodes: Output[EpisodesArtifact],
 ):
-    """What several pods have collected, as one."""
+    """What several pods have collected, as one.
+
+    Args:
+        collect: Settings branch.
+        policy: Who acts, or acted.
+        parts: Episodes of every shard, in any order.
+        episodes: Metadata: `success_rate`, `interval`.
+    """
     from pathlib import Path
 
     from wovr_core import settings

@@ -28,6 +28,16 @@ def evaluate_policies(
 
     A champion that is one of the other two is not tried again.
     `first` and, after PACE, `last` are what learning in dreams wrote: their snapshots make the report's curve.
+
+    Args:
+        task: Settings branch.
+        evaluate: Settings branch.
+        candidate: The policy that may be promoted.
+        baseline: The policy to beat.
+        first: Policy of the first learning in dreams, for the report's curve.
+        evaluation: Evaluation; metadata: success of each, by task, with intervals.
+        last: Policy of PACE's last learning in dreams, for the report's curve.
+        champion: The registered champion; not tried again where it is one of the two.
     """
     from pathlib import Path
 
@@ -54,7 +64,15 @@ def judge(
     success: Output[dsl.Metrics],
     summary: Output[dsl.Markdown],
 ):
-    """Promote or hold. Holding is a result, not a failure."""
+    """Promote or hold. Holding is a result, not a failure.
+
+    Args:
+        promote: Settings branch.
+        evaluation: The trials.
+        verdict: Verdict; metadata: `promote`, `reason`.
+        success: Metrics: success of each with intervals and n, and the difference.
+        summary: Markdown: the verdict in a sentence.
+    """
     from pathlib import Path
 
     from wovr_core import settings
@@ -88,7 +106,21 @@ def write_report(
     page: Output[dsl.HTML],
     last: Input[PolicyArtifact] | None = None,
 ):
-    """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last."""
+    """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last.
+
+    Args:
+        task: Settings branch.
+        evaluation: The trials.
+        verdict: What was decided.
+        demonstrations: What the base policy was cloned from.
+        policy: Policy of the first learning in dreams; it says itself what it learnt in.
+        world_model: The newest, which the last learning used.
+        reward: The newest, which the last learning used.
+        episodes: The newest, which the last learning used.
+        report: With `report.html`.
+        page: The same page as HTML, for the KFP UI.
+        last: Policy that PACE ended with, which knows of all its decisions.
+    """
     import shutil
     from pathlib import Path
 

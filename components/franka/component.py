@@ -12,7 +12,14 @@ def try_on_robot(
     baseline: Input[PolicyArtifact],
     evaluation: Output[EvaluationArtifact],
 ):
-    """Ask for trials of two policies on the real arm, and wait: its operator says go, or no."""
+    """Ask for trials of two policies on the real arm, and wait: its operator says go, or no.
+
+    Args:
+        franka: Settings branch: where the gateway is, how many trials, how long to wait.
+        candidate: The policy that may be promoted.
+        baseline: The policy to beat.
+        evaluation: Evaluation of these two, as `evaluate` writes it.
+    """
     from pathlib import Path
 
     from components.platform.robot import try_on_robot as step

@@ -27,7 +27,21 @@ def improve_policy(
     pace: Optional[dict] = None,  # noqa: UP045 (kfp reads no dict | None)
     endpoint: str = "",
 ):
-    """Reinforcement learning inside the world model: GRPO on imagined rollouts."""
+    """Reinforcement learning inside the world model: GRPO on imagined rollouts.
+
+    Args:
+        task: Settings branch.
+        grpo: Settings branch.
+        policy: Where learning begins.
+        world_model: What dreams.
+        reward: What sees success in dreams, and the hallucination detector.
+        keyframes: Where some rollouts begin.
+        episodes: The first collection; rollouts begin at the starts of its episodes.
+        improved: With `history.jsonl` and snapshots; metadata: imagined success first and last.
+        newest: The collection of a PACE round.
+        pace: Settings branch of a PACE round, which has its own number of updates.
+        endpoint: Where Triton serves world model and reward model, from `serve_dreams`; none to dream in process.
+    """
     from pathlib import Path
 
     from components.platform.endpoint import simulator_at

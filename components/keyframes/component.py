@@ -14,7 +14,16 @@ def mine_keyframes(
     chosen: Output[KeyframesArtifact],
     newest: Input[EpisodesArtifact] | None = None,
 ):
-    """Mark the moments of the newest episodes from which dreaming is worthwhile."""
+    """Mark the moments of the newest episodes from which dreaming is worthwhile.
+
+    Args:
+        task: Settings branch.
+        keyframes: Settings branch.
+        episodes: The first collection.
+        reward: What sees success.
+        chosen: References, no pixels; metadata: count by rule.
+        newest: The collection of the last PACE round, which is mined instead.
+    """
     from pathlib import Path
 
     from wovr_core import settings

@@ -15,7 +15,17 @@ def choose_policy(
     previous_episodes: Input[EpisodesArtifact],
     chosen: Output[PolicyArtifact],
 ) -> bool:
-    """The evolved policy, unless it has really become worse: then the one before. Says whether to go on learning."""
+    """The evolved policy, unless it has really become worse: then the one before. Says whether to go on learning.
+
+    Args:
+        task: Settings branch.
+        pace: Settings branch.
+        evolved: The policy that learnt in dreams.
+        evolved_episodes: What it did for real.
+        previous: The policy before.
+        previous_episodes: What that did for real.
+        chosen: One of the two; metadata: `rolled_back`, `settled`, `reason`, `decisions` (all so far).
+    """
     from pathlib import Path
 
     from wovr_core import settings
@@ -44,7 +54,17 @@ def refit_world_model(
     newest: Input[EpisodesArtifact],
     refitted: Output[WorldModelArtifact],
 ):
-    """Continue the world model on old episodes and on what the evolved policy does."""
+    """Continue the world model on old episodes and on what the evolved policy does.
+
+    Args:
+        task: Settings branch.
+        pace: Settings branch.
+        world_model: What is fitted on.
+        demonstrations: What the base policy was cloned from.
+        episodes: The first collection.
+        newest: The collection of this round.
+        refitted: Metadata: `drift_db`, `refit_kept`, `fidelity`.
+    """
     from pathlib import Path
 
     from components.platform.cluster import run_or_submit

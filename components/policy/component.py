@@ -7,7 +7,14 @@ from components.artifacts import EpisodesArtifact, PolicyArtifact, WorldModelArt
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def clone_base_policy(task: dict, policy: dict, base: Output[PolicyArtifact], demonstrations: Output[EpisodesArtifact]):
-    """Behaviour-clone the base policy from a few scripted demonstrations."""
+    """Behaviour-clone the base policy from a few scripted demonstrations.
+
+    Args:
+        task: Settings branch.
+        policy: Settings branch.
+        base: The base policy.
+        demonstrations: What it is cloned from.
+    """
     from pathlib import Path
 
     from wovr_core import settings
@@ -32,7 +39,17 @@ def cotrain_policy(
     world_model: Input[WorldModelArtifact],
     cotrained: Output[PolicyArtifact],
 ):
-    """Clone the base policy on, half from dreams of its demonstrations, so that it knows what a dream looks like."""
+    """Clone the base policy on, half from dreams of its demonstrations, so that it knows what a dream looks like.
+
+    Args:
+        task: Settings branch.
+        policy: Settings branch.
+        grpo: Settings branch.
+        base: The base policy.
+        demonstrations: What it is cloned from.
+        world_model: What will be dreamt in.
+        cotrained: The policy, which knows the look of dreams too.
+    """
     from pathlib import Path
 
     from wovr_core import settings

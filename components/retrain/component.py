@@ -24,7 +24,18 @@ def fetch_champion(
     demonstrations: Output[EpisodesArtifact],
     episodes: Output[EpisodesArtifact],
 ) -> NamedTuple("Champion", [("version", str), ("round", int)]):
-    """The champion from the registry, with what it needs to learn again; and the number of this retraining."""
+    """The champion from the registry, with what it needs to learn again; and the number of this retraining.
+
+    Args:
+        promote: Settings branch: model and alias.
+        run: Name of the run, where $WOVR_RUN does not name it.
+        policy: The policy of the registry.
+        evaluation: The evaluation that made it champion.
+        world_model: What the champion dreamt in last.
+        reward: What judged its dreams last.
+        demonstrations: What the first policy was cloned from.
+        episodes: The first collection.
+    """
     from collections import namedtuple
     from pathlib import Path
 
@@ -48,7 +59,13 @@ def fetch_champion(
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def fetch_policy(promote: dict, version: str, policy: Output[PolicyArtifact]) -> str:
-    """A registered policy: the champion, unless a version is named."""
+    """A registered policy: the champion, unless a version is named.
+
+    Args:
+        promote: Settings branch: model and alias.
+        version: Number of the model; nothing for the champion.
+        policy: The policy of the registry.
+    """
     from pathlib import Path
 
     from components.platform.champion import fetch_version
@@ -69,7 +86,18 @@ def look_for_change(
     found: Output[dsl.Metrics],
     reason: OutputPath(str),
 ) -> bool:
-    """Has the champion's world changed, or does it do worse there? If not, nothing is learnt and nothing is spent."""
+    """Has the champion's world changed, or does it do worse there? If not, nothing is learnt and nothing is spent.
+
+    Args:
+        task: Settings branch.
+        retrain: Settings branch.
+        episodes: The first collection.
+        newest: The champion's episodes of today.
+        evaluation: The evaluation that made it champion.
+        world_model: What the champion dreamt in last.
+        found: Metrics: `drift_db`, `real_success`.
+        reason: Why, or why not.
+    """
     from pathlib import Path
 
     from wovr_core import settings

@@ -17,7 +17,19 @@ def train_reward(
     newest: Input[EpisodesArtifact] | None = None,
     previous: Input[RewardModelArtifact] | None = None,
 ):
-    """Learn to see success, on real frames and on dreams whose real outcome is known."""
+    """Learn to see success, on real frames and on dreams whose real outcome is known.
+
+    Args:
+        task: Settings branch.
+        reward: Settings branch.
+        demonstrations: Episodes to learn from too.
+        episodes: The first collection.
+        world_model: What dreams the replays.
+        fitted: With the success rule and the hallucination detector; metadata: `threshold`, precision and recall.
+        dreams: Real against imagined outcomes of held-out episodes.
+        newest: The collection of the last PACE round.
+        previous: The reward model of the round before, to go on from.
+    """
     from pathlib import Path
 
     from components.platform.tracking import following

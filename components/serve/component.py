@@ -7,7 +7,13 @@ from components.artifacts import RewardModelArtifact, WorldModelArtifact
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
 def serve_dreams(serve: dict, world_model: Input[WorldModelArtifact], reward: Input[RewardModelArtifact]) -> str:
-    """Put the world model into service on Triton, beside the one that serves; says where, nothing without a Triton."""
+    """Put the world model into service on Triton, beside the one that serves; says where, nothing without a Triton.
+
+    Args:
+        serve: Settings branch.
+        world_model: What dreams.
+        reward: What judges.
+    """
     from pathlib import Path
 
     from components.platform.endpoint import serve_dreams as step

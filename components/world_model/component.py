@@ -13,7 +13,15 @@ def train_world_model(
     episodes: Input[EpisodesArtifact],
     fitted: Output[WorldModelArtifact],
 ) -> bool:
-    """Fit the pretrained video model to real episodes; says whether its dreams can be trusted."""
+    """Fit the pretrained video model to real episodes; says whether its dreams can be trusted.
+
+    Args:
+        task: Settings branch.
+        world_model: Settings branch.
+        demonstrations: Episodes to learn from too.
+        episodes: The first collection.
+        fitted: Metadata: `trustworthy`, `reason`, `fidelity` by depth.
+    """
     from pathlib import Path
 
     from components.platform.cluster import run_or_submit
