@@ -105,7 +105,7 @@ def test_a_training_shows_its_loss_without_a_terminal(capsys, no_terminal, gener
 
 
 def test_only_the_main_process_shows_anything(capsys, no_terminal):
-    no_terminal.setattr(progress, "leads", lambda: False)
+    no_terminal.setattr(progress, "is_main", lambda: False)
     with counting("collect", 3) as advance:
         advance(3, "success 35 %")
     assert capsys.readouterr().out == ""

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from wovr_core.artifacts.gate import as_episode, check_episode, check_size, in_our_words
+from wovr_core.artifacts.gate import as_episode, check_episode, check_init_state, check_size, in_our_words
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import Episode
 
@@ -206,7 +206,7 @@ def _episode(about: dict[str, Any], rows: pa.Table, index: int, size: tuple[int,
     return as_episode(
         where,
         instruction=instruction,
-        init_state=about["init_state"],
+        init_state=check_init_state(where, about["init_state"]),
         actions=actions[:-1],
         frames=_decode(rows[CAMERA].to_pylist(), size, where),
         pose=column("observation.state"),

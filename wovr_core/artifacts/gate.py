@@ -82,8 +82,14 @@ def check_episode(episode: Episode, where: str) -> None:
         raise ArtifactError(f"{where} has no actions: an episode has at least one action and two frames")
     check_range(where, "actions", episode.actions.numpy())
     check_range(where, "poses", episode.pose.numpy())
-    if type(episode.init_state) is not int or episode.init_state < 0:
-        raise ArtifactError(f"{where} has the initial state {episode.init_state}: it is a whole number from 0 on")
+    check_init_state(where, episode.init_state)
+
+
+def check_init_state(where: str, init_state: object) -> int:
+    """The number of an initial state."""
+    if type(init_state) is not int or init_state < 0:
+        raise ArtifactError(f"{where} has the initial state {init_state}: it is a whole number from 0 on")
+    return init_state
 
 
 def check_range(where: str, name: Literal["actions", "poses"], values: np.ndarray) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -56,9 +56,18 @@ def bar(console: Console) -> Progress:
     )
 
 
+@runtime_checkable
+class Output(Protocol):
+    """Where lines go: standard output, or a file."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+
 @contextmanager
 def lines(
-    work: "Work", file: TextIO, *, every: float, clock: Callable[[], float] = time.monotonic
+    work: "Work", file: Output, *, every: float, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Advance]:
     """Print a line every so many seconds, and one at the end."""
     start, ended = clock(), threading.Event()
