@@ -5,13 +5,7 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl import Input
 
-from components.artifacts import (
-    EpisodesArtifact,
-    KeyframesArtifact,
-    PolicyArtifact,
-    RewardModelArtifact,
-    WorldModelArtifact,
-)
+from components.artifacts import EpisodesArtifact, PolicyArtifact, RewardModelArtifact, WorldModelArtifact
 from components.collect.component import collect_episodes
 from components.grpo.component import improve_policy
 from components.keyframes.component import mine_keyframes
@@ -55,7 +49,6 @@ class Round(NamedTuple):
 
     refitted: WorldModelArtifact
     last_reward: RewardModelArtifact
-    last_keyframes: KeyframesArtifact
     last_policy: PolicyArtifact
 
 
@@ -102,4 +95,4 @@ def pace_round(
         newest=newest,
         endpoint=served.output,
     ).outputs["improved"]
-    return Round(refitted, sees_success, beginnings, improved)
+    return Round(refitted, sees_success, improved)

@@ -51,7 +51,7 @@ class ArchitectureSettings(Section):
             )
         return self
 
-    def refuse_misfit(self, image_size: int, stride: int, unseen_hand: str) -> None:
+    def check_task(self, image_size: int, stride: int, unseen_hand: str) -> None:
         """Raise `SettingsError` where a world model of this architecture could not be what is asked of it.
 
         `image_size` in pixels; `stride` of the success rule, in frames; `unseen_hand` names an environment in which

@@ -327,7 +327,7 @@ class Settings(Section):
         """Raise `SettingsError` where a world model of this architecture could not be what these settings ask for."""
         unseen = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
         unseen_hand = self.task.environment if unseen else ""
-        architecture.refuse_misfit(self.task.image_size, self.reward.stride, unseen_hand)
+        architecture.check_task(self.task.image_size, self.reward.stride, unseen_hand)
 
     def _keyframes_can_be(self) -> None:
         """Some dreams are to begin at keyframes: there must be some, and such a dream must be able to succeed."""

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from wovr_core.artifacts.manifest import Facts, checked
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from wovr_core.setting_types import Share
 
 
 class UpdateRecord(Facts):

@@ -1,12 +1,10 @@
 """What PACE decides about a policy that learnt in dreams, once it has been tried for real."""
 
-from typing import Annotated
-
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from wovr_core.artifacts.manifest import Facts
+from wovr_core.setting_types import Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Imagined = tuple[Share | None, Share | None]  # success in dreams, before and after the learning
 
 

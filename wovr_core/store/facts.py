@@ -11,8 +11,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from wovr_core.artifacts.manifest import Facts
 from wovr_core.evaluation.fidelity import Depth
 from wovr_core.evaluation.success import Rate
-from wovr_core.pace.decision import Imagined, PaceDecision, Share
+from wovr_core.pace.decision import Imagined, PaceDecision
 from wovr_core.reward.calibrate import Agreement
+from wovr_core.setting_types import Share
 from wovr_core.settings import EvaluateSettings
 from wovr_core.success_rule import SuccessRule
 
