@@ -23,7 +23,7 @@ from wovr_core.evaluation.success import success_rate
 
 def lengths(suite: str, task: int, *, noise: float, processes: int) -> Iterator[int | None]:
     """Steps to success from each initial state; None where there was none within the suite's limit."""
-    with Libero(suite, [task], rendering="none", processes=processes) as env:
+    with Libero(suite, [task], starts="stored", rendering="none", processes=processes) as env:
         for split, states in STATES.items():
             ids = list(split.ids(len(states)))
             for batch in env.batches(ids):

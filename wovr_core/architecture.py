@@ -1,9 +1,10 @@
 """The shape of a world model: what rebuilds it before its weights are read. A shipped backbone brings its own."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from wovr_core.chunk import CHUNK
 from wovr_core.section import Section
 from wovr_core.setting_errors import SettingsError
 from wovr_core.setting_types import Count, Few
@@ -13,7 +14,7 @@ class ArchitectureSettings(Section):
     """The diffusion transformer. The defaults are small, to try the plumbing; a backbone brings its own."""
 
     latent_channels: Few = 48
-    codec: Literal["convolutional", "components", "wan"] = "convolutional"  # components: sharp, of one frame in four
+    codec: Literal["convolutional", "wan"] = "convolutional"
     patch: Few = 1  # latent pixels to a token, each way
     heads: Few = 2
     head_dim: Annotated[int, Field(ge=6, le=512)] = 24
@@ -22,9 +23,7 @@ class ArchitectureSettings(Section):
     freq_dim: Annotated[int, Field(ge=2, le=8192)] = 128
     prediction: Literal["velocity", "sample"] = "sample"  # Wan predicts velocity
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
-    advection: bool = False  # mix pixels instead: what was seen, and as the hand moved it; codec: components only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
-    kinematics: bool = False  # learn how actions move the arm, and to see where it is; the table's moves as told
 
     @model_validator(mode="after")
     def _numbers_go_together(self) -> Self:
@@ -33,29 +32,23 @@ class ArchitectureSettings(Section):
                 f"world_model.architecture.head_dim is {self.head_dim}, but rotary positions turn pairs of channels: "
                 f"use {self.head_dim - 1} or {self.head_dim + 1}"
             )
-        if self.codec == "components" and self.latent_channels > 192:
-            raise ValueError(
-                f"world_model.architecture.latent_channels is {self.latent_channels}, but a patch of 8 x 8 pixels has "
-                f"192 components: use 192 or fewer"
-            )
         return self
 
     @model_validator(mode="after")
     def _gates_need_samples(self) -> Self:
         if self.keep_gates and self.prediction == "velocity":
             raise ValueError("world_model.architecture.keep_gates mixes frames, so it needs prediction: sample")
-        if self.advection and not (self.keep_gates and self.pose_map and self.codec == "components"):
-            raise ValueError(
-                "world_model.architecture.advection moves pixels with the hand, so it needs codec: components, "
-                "keep_gates and pose_map"
-            )
         return self
 
-    def check_task(self, image_size: int, stride: int, unseen_hand: str) -> None:
+    @property
+    def stride(self) -> int:
+        """Every so many frames one is dreamt."""
+        return 1
+
+    def check_task(self, image_size: int, hand_in_picture: bool) -> None:
         """Raise `SettingsError` where a world model of this architecture could not be what is asked of it.
 
-        `image_size` in pixels; `stride` of the success rule, in frames; `unseen_hand` names an environment in which
-        nothing says where the camera sees the hand, and is empty elsewhere.
+        `image_size` in pixels, of one camera's picture; `hand_in_picture` says that a pose is a place in the frame.
         """
         latents, patch = image_size // 8, self.patch
         if latents % patch:
@@ -63,13 +56,34 @@ class ArchitectureSettings(Section):
                 f"world_model.architecture.patch is {patch}, but a picture of task.image_size {image_size} "
                 f"is {latents} x {latents} latents: use a patch that divides {latents}"
             )
-        if self.pose_map and unseen_hand:
+        if self.pose_map and not hand_in_picture:
             raise SettingsError(
-                "world_model.architecture.pose_map asks where the camera sees the hand, which comes with a backbone: "
-                f"with pretrained: none, set it to false for {unseen_hand}"
+                "world_model.architecture.pose_map marks where in the frame the hand is, which nothing says in this "
+                "environment, or with several cameras: set it to false"
             )
-        if self.codec == "components" and stride % 4:
-            raise SettingsError(
-                f"reward.stride is {stride}, but world_model.architecture.codec components keeps one frame "
-                f"in four: set it to 4 or 8"
-            )
+
+
+class NextFrameSettings(Section):
+    """A U-Net that dreams one frame a chunk, the one that the policy decides by next (wovr_core/world_model)."""
+
+    network: Literal["next-frame"]
+    width: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 32  # channels at the finest of three levels
+    layers: Few = 3  # of attention at the coarsest
+    condition: Annotated[int, Field(ge=8, le=4096)] = 192  # numbers that say what is done
+
+    @property
+    def stride(self) -> int:
+        """Every so many frames one is dreamt."""
+        return CHUNK
+
+    def check_task(self, image_size: int, hand_in_picture: bool) -> None:
+        """Any size will do, and any number of cameras."""
+
+
+Architecture = ArchitectureSettings | NextFrameSettings
+
+
+def kind_of(architecture: Any) -> type[ArchitectureSettings | NextFrameSettings]:
+    """Which of them a branch of settings describes."""
+    named = isinstance(architecture, dict) and "network" in architecture
+    return NextFrameSettings if named else ArchitectureSettings

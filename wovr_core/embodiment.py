@@ -49,7 +49,7 @@ class Embodiment:
     action: tuple[str, ...]  # names of an action's numbers, each in [-1, 1]; the last one is the gripper, > 0 closes it
     pose: tuple[str, ...]  # names of the numbers that tell where the hand is: those an action moves, in the same order
     fps: int  # steps a second
-    cameras: tuple[str, ...]
+    cameras: tuple[str, ...]  # that it has; `task.cameras` says which of them are used
     horizon: int  # steps of an episode, where `task.horizon` does not say
     open: str  # (task) -> Env
     demonstrate: str | None = None  # (env, policy settings, generator=) -> Decide; None: bring a policy of your own
@@ -167,6 +167,7 @@ class LiberoOptions(Section):
 
     suite: Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"] = "libero_spatial"
     tasks: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
+    starts: Literal["sampled", "stored"] = "sampled"  # by LIBERO's own sampler, without end; or its 50 a task
     rendering: Literal["fast", "standard"] = "fast"  # another look: never two of them in one run
     processes: Annotated[int, Field(ge=1, le=1000)] = 2  # an environment each
 
@@ -182,7 +183,7 @@ LIBERO = Embodiment(
     action=("dx", "dy", "dz", "roll", "pitch", "yaw", "gripper"),
     pose=("x", "y", "z", "roll", "pitch", "yaw"),  # metres; a rotation vector from pointing down, in rad
     fps=20,
-    cameras=("agentview",),
+    cameras=("agentview", "robot0_eye_in_hand"),
     horizon=280,
     open="wovr_core.envs.libero:open_libero",
     demonstrate="wovr_core.envs.experts.libero:demonstrator",

@@ -46,7 +46,7 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
         message = PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "extra_forbidden":
             message = unknown_setting(root, problem["loc"])
-        elif "input" in problem and not isinstance(problem["input"], dict):
+        elif problem["type"] != "unknown_option" and not isinstance(problem.get("input", {}), dict):
             message += f" (got {_LOGIN.sub('//***@', _SHORT.repr(problem['input']))})"
         lines.append(f"  {where}: {message}" if where else f"  {message}")
     more = [f"  and {len(lines) - LINES} more"] if len(lines) > LINES else []
@@ -54,17 +54,21 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
 
 
 def options_of(name: str, options: Any) -> Section:
-    """The options of an environment, complaints about them worded as those about other settings."""
-    model = embodiment_named(name).options
+    """The options of an environment."""
+    return branch_of(embodiment_named(name).options, options, f"{name} has none")
+
+
+def branch_of(model: type[Section], branch: Any, none: str) -> Section:
+    """A branch whose kind its other settings decide, complaints about it worded as those about any other."""
     try:
-        return model.model_validate(options)
+        return model.model_validate(branch)
     except ValidationError as error:
         lines: list[InitErrorDetails] = []
         for problem in error.errors():
             kind, message = problem["type"], problem["msg"]
             if kind == "extra_forbidden":
                 kind = "unknown_option"
-                message = unknown_setting(model, problem["loc"]) or f"unknown setting: {name} has none"
+                message = unknown_setting(model, problem["loc"]) or f"unknown setting: {none}"
             worded = PydanticCustomError(kind, "{message}", {"message": message})
             lines.append({"type": worded, "loc": problem["loc"], "input": problem["input"]})
         raise ValidationError.from_exception_data(error.title, lines) from None

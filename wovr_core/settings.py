@@ -8,21 +8,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from wovr_core.architecture import ArchitectureSettings
+from wovr_core.architecture import Architecture, kind_of
 from wovr_core.chunk import CHUNK
-from wovr_core.embodiment import Embodiment, embodiment_named
 from wovr_core.section import Section
-from wovr_core.setting_errors import SettingsError, explain, options_of, whole
+from wovr_core.setting_errors import SettingsError, branch_of, explain, whole
 from wovr_core.setting_types import (
     KEYFRAME_RULES,
     SPLIT_STATES,
@@ -39,40 +30,12 @@ from wovr_core.setting_types import (
     LearningRate,
     ModelName,
     RuleName,
-    Seed,
     Share,
     Temperature,
     Weight,
 )
 from wovr_core.strict_yaml import YamlError, read_yaml
-
-
-class TaskSettings(Section):
-    """What several steps must agree on."""
-
-    environment: Annotated[str, AfterValidator(lambda name: embodiment_named(name).name)] = "tabletop"
-    options: SerializeAsAny[Section] = Field(default_factory=dict, validate_default=True)  # those of the environment
-    image_size: Annotated[int, Field(ge=8, le=512)] = 48  # pixels, square; of whole patches of 8
-    horizon: Annotated[int, Field(ge=16, le=10_000)] = Field(
-        default_factory=lambda before: embodiment_named(before.get("environment", "tabletop")).horizon
-    )  # steps of an episode
-    seed: Seed = 0  # of everything that is drawn at random
-
-    @property
-    def embodiment(self) -> Embodiment:
-        """What the environment is."""
-        return embodiment_named(self.environment)
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _options_are_its_own(cls, options: Any, info: ValidationInfo) -> Any:
-        return options_of(info.data["environment"], options) if "environment" in info.data else Section()
-
-    @model_validator(mode="after")
-    def _whole_patches_and_chunks(self) -> Self:
-        whole("task.image_size", self.image_size, 8, "the pixels that a codec makes one latent of")
-        whole("task.horizon", self.horizon, CHUNK, f"the {CHUNK} actions that are decided at once")
-        return self
+from wovr_core.task import TaskSettings as TaskSettings
 
 
 class PolicySettings(Section):
@@ -84,8 +47,8 @@ class PolicySettings(Section):
     conv_kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
     after_success: CountOrZero | None = None  # steps to learn from once a demonstration has succeeded; None: all
     proprioception: bool = False  # reads the arm's own pose beside picture and words
+    exploration: Literal["step", "chunk"] = "step"  # where it is drawn at random: anew for each step, or once a chunk
     steps: Count = 1000
-    batch: Annotated[int, Field(ge=2, le=65_536)] = 64
     learning_rate: LearningRate = 2e-3
 
 
@@ -102,9 +65,8 @@ class WorldModelSettings(Section):
     """The video world model, and how it is fitted to real episodes."""
 
     pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
-    architecture: ArchitectureSettings | None = None  # None: the backbone's own, from its architecture.json
+    architecture: Architecture | None = None  # None: the backbone's own, from its architecture.json
     steps: Count = 20  # few: fitted longer, the shipped backbone forgets contact (docs/log/tabletop.md)
-    kinematics_steps: CountOrZero = 500  # before those, where architecture.kinematics is on
     batch: Count = 32
     learning_rate: LearningRate = 2e-5
     num_inference_steps: Few = 5
@@ -116,6 +78,11 @@ class WorldModelSettings(Section):
     contact_weight: Weight = 5.0  # how much likelier a window with a gripper event is drawn
     checkpoint_every: Count = 100
     minimum_psnr_gain: Decibels = 0.0  # gate: dB above holding the last frame, at every depth
+
+    @field_validator("architecture", mode="before")
+    @classmethod
+    def _of_the_kind_named(cls, branch: Any) -> Any:
+        return branch_of(kind_of(branch), branch, "it has none") if isinstance(branch, dict) else branch
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +104,6 @@ class RewardSettings(Section):
     hysteresis: Count = 2  # judged frames in a row that must show success
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic of classifier and detector, on frames
     detector_steps: CountOrZero = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
-    replays: Few = 1  # dreams of each held-out episode that the threshold is set by: one more, one chance less
     error_tolerance: Share = 0.12  # a frame is wrong where a neighbourhood is off by more, a share of the pixel range
     keep_recall: Share = 0.6  # of right successes in dreams of the newest held-out episodes: the detector keeps so many
 
@@ -184,8 +150,7 @@ class GrpoSettings(Section):
     detector: bool = True  # a dream that looks hallucinated ends there, and is no success
     mirror: bool = True  # a success teaches its mirror images too, where the environment has any
     mask: bool = True  # nothing dreamt after the first success counts
-    clip_ratio_low: Annotated[float, Field(gt=0, le=1)] = 0.2
-    clip_ratio_high: Annotated[float, Field(gt=0, le=1000)] = 0.28
+    clip_ratio: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1000)]] = (0.2, 0.28)
     epochs: Few = 4
     minibatch: Count = 256  # chunks
     learning_rate: LearningRate = 6e-4
@@ -323,11 +288,20 @@ class Settings(Section):
             raise ValueError(f"grpo.keyframe_horizon is {horizon}, longer than task.horizon {self.task.horizon}")
         return self
 
-    def check_architecture(self, architecture: ArchitectureSettings) -> None:
+    def check_architecture(self, architecture: Architecture) -> None:
         """Raise `SettingsError` where a world model of this architecture could not be what these settings ask for."""
-        unseen = not self.task.embodiment.hand_in_picture and self.world_model.pretrained == "none"
-        unseen_hand = self.task.environment if unseen else ""
-        architecture.check_task(self.task.image_size, self.reward.stride, unseen_hand)
+        hand_in_picture = self.task.embodiment.hand_in_picture and len(self.task.cameras) == 1
+        architecture.check_task(self.task.image_size, hand_in_picture)
+        if architecture.stride % self.task.picture_stride:
+            raise SettingsError(
+                f"task.picture_stride is {self.task.picture_stride}, but this world model dreams one frame in "
+                f"{architecture.stride}, and learns from as many pictures: set it to {architecture.stride} or less"
+            )
+        if self.reward.stride % architecture.stride:
+            raise SettingsError(
+                f"reward.stride is {self.reward.stride}, but of {architecture.stride} frames this world model dreams "
+                f"the last one: set it to {architecture.stride}"
+            )
 
     def _keyframes_can_be(self) -> None:
         """Some dreams are to begin at keyframes: there must be some, and such a dream must be able to succeed."""

@@ -58,6 +58,7 @@ class Episode:
     frames: UInt8[Tensor, " t+1 c h w"]  # seen before every action, and once after the last
     pose: Float[Tensor, " t+1 p"]  # of the gripper at every frame
     success: Bool[Tensor, " t+1"]  # did the goal hold at this frame
+    picture_stride: int = 1  # steps between two looks: in between, frames and poses are those of the look before
 
     def __post_init__(self) -> None:
         steps = len(self.actions)

@@ -74,11 +74,12 @@ def save_mlmodel(path: Path, policy: Manifest, *, run_id: str) -> None:
 def signature(policy: Manifest) -> ModelSignature:
     """An `Observation` in, the actions of an `ActionChunk` out; what the settings do not tell is left open."""
     task = policy.settings.get("task", {})
-    size, action_dim = int(task.get("image_size", ANY)), ANY
+    height, cameras, action_dim = task.get("image_size"), task.get("cameras"), ANY
+    width = height * len(cameras) if height and cameras else ANY
     with suppress(UnknownEnvironmentError):  # of a robot that only the machine knew that wrote it
         action_dim = embodiment_named(str(task.get("environment"))).action_dim
     seen = [
-        TensorSpec(np.dtype("uint8"), (ANY, 3, size, size), "frames"),
+        TensorSpec(np.dtype("uint8"), (ANY, 3, height or ANY, width), "frames"),
         TensorSpec(np.dtype("str"), (ANY,), "instructions"),
         TensorSpec(np.dtype("float32"), (ANY, ANY), "pose"),
     ]

@@ -112,7 +112,12 @@ def check_champion(cfg: PromoteSettings, task: TaskSettings, uri: str = "") -> N
         return
     found = client.get_model_version(cfg.model, number)
     shape = _shape(client, cfg, found)
-    sizes = {"action_dim": task.embodiment.action_dim, "image_size": task.image_size, "chunk": CHUNK}
+    sizes = {
+        "action_dim": task.embodiment.action_dim,
+        "image_size": task.image_size,
+        "cameras": len(task.cameras),
+        "chunk": CHUNK,
+    }
     if wrong := [f"{name} {shape[name]}, not {size}" for name, size in sizes.items() if shape.get(name, size) != size]:
         raise PromotionError(
             f"version {number} of {cfg.model} is {cfg.alias} and does not fit the task: it has {', '.join(wrong)}. "

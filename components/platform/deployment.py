@@ -144,7 +144,7 @@ def _check(cfg: ServeSettings, url: str, name: str, world_model: Path, reward: P
     here = open_simulator(world_model, reward, detector=detector)
     shape = here.reward.shape
     words = " ".join(shape.vocabulary[: shape.words])
-    starts = known_starts(here.world_model.statistics, shape.image_size, words)
+    starts = known_starts(here.world_model.statistics, shape.image_size, shape.cameras, words)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -160,12 +160,14 @@ def _check(cfg: ServeSettings, url: str, name: str, world_model: Path, reward: P
             )
 
 
-def known_starts(statistics: ActionStatistics, image_size: int, instruction: str, n: int = 64) -> list[InitState]:
+def known_starts(
+    statistics: ActionStatistics, image_size: int, cameras: int, instruction: str, n: int = 64
+) -> list[InitState]:
     """Made-up moments, always the same; as many as a rollout's batch has, for the last bits depend on that."""
     g = torch.Generator().manual_seed(0)
-    blots = torch.randint(0, 256, (n, 5, 3, 4, 4), generator=g, dtype=torch.uint8)
+    blots = torch.randint(0, 256, (n, 5, 3, 4, 4 * cameras), generator=g, dtype=torch.uint8)
     side, action_dim, pose_dim = -(-image_size // 4), len(statistics.q01), len(statistics.reach)
-    frames = blots.repeat_interleave(side, -1).repeat_interleave(side, -2)[..., :image_size, :image_size]
+    frames = blots.repeat_interleave(side, -1).repeat_interleave(side, -2)[..., :image_size, : image_size * cameras]
     return [
         InitState(
             instruction=instruction,

@@ -87,12 +87,12 @@ class ServedSimulator:
             "pose": state.pose,
             "extra": pack(state.extra, len(state)),
             "actions": actions,
-            "noise": dream_noise(state.memory, generator=generator),
+            "noise": dream_noise(state.memory, self.about["noise_latents"], generator=generator),
         }
         answer = {name: torch.from_numpy(value) for name, value in self._ask("imagine", len(state), request).items()}
         b, (c, y, x), side = len(state), state.memory.shape[1:], request["first_frame"].shape[1:]
         shapes = {
-            "latents": (b, c, 2, y, x),
+            "latents": (b, c, *answer["latents"].shape[2:3], y, x),
             "next_memory": (b, c, y, x),
             "next_pose": tuple(state.pose.shape),
             "next_extra": tuple(request["extra"].shape),

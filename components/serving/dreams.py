@@ -78,6 +78,7 @@ class Server:
             **self.about_it,
             "success_rule": asdict(self.simulator.success_rule),
             "detector_threshold": self.simulator.detector_threshold,
+            "noise_latents": self.simulator.world_model.noise_latents,
         }
         return {"facts": [json.dumps(facts)] * len(request["call"])}
 

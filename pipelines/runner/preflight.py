@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 from components.platform.mlflow_client import TrackingError, check_tracking, database_of, sqlite_uri
@@ -126,7 +127,7 @@ def _world_model(settings: Settings) -> None:
 def _memory(settings: Settings) -> None:
     """What a task holds at once, at the very least, must go into what is free."""
     task, collect, grpo, free = settings.task, settings.collect, settings.grpo, available_memory()
-    picture = 3 * task.image_size**2 / 1e9
+    picture = prod(task.frame) / 1e9
     real = settings.policy.demonstrations + collect.episodes + collect.held_out
     dreams = grpo.num_groups * grpo.group_size * task.horizon // CHUNK
     needs = {

@@ -1,6 +1,7 @@
 """What travels between a rollout and the served simulator, without Triton in between."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from wovr_core.protocols import DreamState
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.store.rewards import save_reward
 from wovr_core.store.world_models import new_world_model, save_world_model
+from wovr_core.world_model.model import DiffusionWorldModel
 
 
 @pytest.mark.parametrize(
@@ -41,12 +43,24 @@ def test_whatever_a_model_remembers_arrives_as_it_was(extra):
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Server:
-    """A served version of a world model that mixes pixels, so it remembers more than every model does."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A served version of a world model that remembers more than every model does: how many chunks it has dreamt."""
+    begin, imagine = DiffusionWorldModel.begin_at, DiffusionWorldModel.imagine_with
+
+    def begin_counting(model: DiffusionWorldModel, *now: torch.Tensor) -> DreamState:
+        return replace(begin(model, *now), extra={"chunks": torch.zeros(len(now[0]))})
+
+    def count_on(
+        model: DiffusionWorldModel, noise: torch.Tensor, state: DreamState, actions: torch.Tensor
+    ) -> DreamState:
+        chunks = state.extra["chunks"]
+        lit = replace(state, memory=state.memory + chunks.view(-1, 1, 1, 1))
+        return replace(imagine(model, noise, lit, actions), extra={"chunks": chunks + 1})
+
+    monkeypatch.setattr(DiffusionWorldModel, "begin_at", begin_counting)
+    monkeypatch.setattr(DiffusionWorldModel, "imagine_with", count_on)
     torch.manual_seed(0)
-    mixing = {"codec": "components", "latent_channels": 24, "advection": True}
-    cfg = WORLD_MODEL.model_copy(update={"architecture": WORLD_MODEL.architecture.model_copy(update=mixing)})
-    world = new_world_model(cfg, TASK)
+    world = new_world_model(WORLD_MODEL, TASK)
     for parameter in world.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     with writing(tmp_path / "world_model", Kind.WORLD_MODEL, settings={}) as draft:
@@ -87,11 +101,12 @@ def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> ServedSimulator:
 
 def test_a_model_that_remembers_more_dreams_the_same_behind_the_wire(server, client):
     here = server.simulator
-    starts = known_starts(here.world_model.statistics, SIDE, "put the red block on the green pad", n=3)
+    starts = known_starts(here.world_model.statistics, SIDE, 1, "put the red block on the green pad", n=3)
     ours, theirs = known_dream(here, starts), known_dream(client, starts)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     state = client.begin(starts)
-    assert state.extra.keys() == {"held", "shut_at"}
+    assert state.extra["chunks"].tolist() == [0, 0, 0]
+    assert state_after(client, state, starts).extra["chunks"].tolist() == [1, 1, 1]
     assert torch.equal(client.look(state_after(client, state, starts)), client.look(state_after(here, state, starts)))
 
 

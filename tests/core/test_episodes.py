@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wovr_core.artifacts import ArtifactError, Kind, read_episodes, read_manifest, write_episodes, writing
+from wovr_core.artifacts.episodes import cameras_of
 from wovr_core.trajectory import Episode
 
 FILES = (
@@ -151,3 +152,23 @@ def test_what_cannot_be_kept_exactly_is_refused_before_anything_is_written(tmp_p
     with pytest.raises(ArtifactError, match=complaint):
         write_episodes(tmp_path, episodes, source="tabletop", policy_digest="c0ffee")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_of_several_cameras_has_its_column_and_episodes_say_how_often_they_were_looked_at(tmp_path, episodes):
+    wide = [
+        dataclasses.replace(e, frames=torch.cat([e.frames, 255 - e.frames], -1), picture_stride=4) for e in episodes
+    ]
+    (tmp_path / "two").mkdir()
+    write_episodes(tmp_path / "two", wide, source="test", policy_digest="0", cameras=("left", "right"))
+    assert cameras_of(tmp_path / "two") == ("left", "right")
+    again = read_episodes(tmp_path / "two")
+    assert all(torch.equal(one.frames, other.frames) for one, other in zip(again, wide, strict=True))
+    assert [one.picture_stride for one in again] == [4] * len(wide)
+    features = json.loads((tmp_path / "two/meta/info.json").read_text())["features"]
+    size = [*episodes[0].frames.shape[2:], 3]
+    assert [features[f"observation.images.{name}"]["shape"] for name in ("left", "right")] == [size, size]
+    stats = json.loads((tmp_path / "two/meta/stats.json").read_text())
+    means = [torch.tensor(stats[f"observation.images.{name}"]["mean"]) for name in ("left", "right")]
+    assert torch.allclose(means[0] + means[1], torch.ones(3, 1, 1), atol=1e-6)
+    with pytest.raises(ArtifactError, match="5 cameras cannot share"):
+        write_episodes(tmp_path / "two", wide[:1], source="test", policy_digest="0", cameras=tuple("abcde"))

@@ -9,8 +9,12 @@ from wovr_core.evaluation.fidelity import Depth, by_depth, outcomes, psnr, trust
 from wovr_core.evaluation.success import run_trials, success_rate
 from wovr_core.evaluation.verdict import compare, decide
 from wovr_core.imagination.replay import Replay
+from wovr_core.policy.behaviour_cloning import cloning_data
 from wovr_core.protocols import EnvironmentLostError
+from wovr_core.reward.train import LabelledFrames
+from wovr_core.settings import PolicySettings
 from wovr_core.success_rule import SuccessRule
+from wovr_core.trajectory import Observation
 
 
 @pytest.mark.parametrize(
@@ -289,3 +293,45 @@ def test_imagined_outcomes_are_compared_with_real_ones():
     replay = a_replay(0)
     assert outcomes(Bright(2), replay).true_positives == 3
     assert outcomes(Bright(4), replay).false_negatives == 3
+
+
+class Watched:
+    """An environment that counts how often somebody looks; a frame's shade says at which step it was drawn."""
+
+    def __init__(self) -> None:
+        self.steps, self.looks = 0, 0
+
+    def batches(self, ids):
+        return [list(range(len(ids)))]
+
+    def close(self) -> None: ...
+
+    def reset(self, ids, split):
+        self.steps, self.ids = 0, ids
+        return self.observe()
+
+    def step(self, actions):
+        self.steps += 1
+        return torch.zeros(len(self.ids), dtype=torch.bool)
+
+    def observe(self):
+        self.looks += 1
+        frames = torch.full((len(self.ids), 3, 4, 4), self.steps, dtype=torch.uint8)
+        return Observation(frames=frames, instructions=("go",) * len(self.ids), pose=torch.zeros(len(self.ids), 2))
+
+
+def test_an_episode_of_few_pictures_is_looked_at_when_its_policy_decides():
+    env, ids = Watched(), list(Split.COLLECTION.ids(2))
+    decided_at = []
+
+    def decide(seen):
+        decided_at.append(int(seen.frames.max()))
+        return torch.zeros(len(seen), 8, 3)
+
+    (one, _), *_ = run_trials(env, decide, ids, Split.COLLECTION, steps=24, picture_stride=8)
+    assert env.looks == 4 and decided_at == [0, 8, 16]
+    assert one.picture_stride == 8 and one.frames[:, 0, 0, 0].tolist() == [0] * 8 + [8] * 8 + [16] * 8 + [24]
+    taken = LabelledFrames.of_episodes([one])
+    assert taken.frames[:, 0, 0, 0].tolist() == [0, 8, 16, 24], "nothing learns from a picture as of another moment"
+    learnt = cloning_data([one], PolicySettings(demonstration_stride=1))
+    assert learnt.frames[:, 0, 0, 0].tolist() == [0, 8, 16]

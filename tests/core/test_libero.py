@@ -10,7 +10,8 @@ import torch
 
 pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
 
-from wovr_core.artifacts.episodes import read_episodes
+from wovr_core.artifacts.episodes import cameras_of, read_episodes
+from wovr_core.cameras import apart
 from wovr_core.embodiment import LiberoOptions
 from wovr_core.envs.experts.libero import camera, play, unknown
 from wovr_core.envs.libero import STATES, SUITES, Libero, LiberoError, place
@@ -53,8 +54,8 @@ def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
     tasks = [0, 1] if suite == "libero_object" else [0]  # to change between tasks takes ten seconds a time
     with Libero(suite, tasks) as env:
         frames, states = replay(env, COLLECTION, 6)
-        assert frames.shape == (7, 2, 3, 128, 128)
-        assert frames[0].float().std() > 10, "a picture, not a blank"
+        assert frames.shape == (7, 2, 3, 128, 256)
+        assert all(view.float().std() > 10 for view in apart(frames[0]).unbind(1)), "two pictures, none is blank"
         assert (frames[0] != frames[-1]).any(), "something moves"
 
         replay(env, COLLECTION[::-1], 3)  # whatever was tried in between
@@ -94,7 +95,8 @@ def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp
     policy, shown = tmp_path / "policy", tmp_path / "demonstrations"
     clone_base_policy(PolicySettings(demonstrations=1, steps=2), task, out=policy, demonstrations=shown)
     (soup,) = read_episodes(shown)
-    assert soup.succeeded and soup.frames.shape == (161, 3, 64, 64) and soup.pose.shape == (161, 6)
+    assert cameras_of(shown) == ("agentview", "robot0_eye_in_hand")
+    assert soup.succeeded and soup.frames.shape == (161, 3, 64, 128) and soup.pose.shape == (161, 6)
 
     done, step = count(), Libero.step
 
@@ -113,13 +115,16 @@ def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp
 
 
 def test_no_initial_state_serves_two_purposes():
+    for tasks in ((0,), (0, 3, 7)):
+        drawn = [place(i, tasks) for split in Split for i in split.ids(500)]
+        assert len(set(drawn)) == len(drawn) and min(state for _, state in drawn) >= 50, "every id a state of its own"
     shared_out = [state for states in STATES.values() for state in states]
     assert sorted(shared_out) == list(range(50))
-    seen = {split: {place(i, (0, 3, 7)) for i in split.ids(500)} for split in STATES}
+    seen = {split: {place(i, (0, 3, 7), "stored") for i in split.ids(500)} for split in STATES}
     assert all(len(places) == 3 * len(STATES[split]) for split, places in seen.items()), "each of them has its turn"
     every = [p for places in seen.values() for p in places]
     assert len(every) == len(set(every)) == 150
-    for_play = {place(i, (0, 3, 7)) for i in Split.PLAY.ids(600)}
+    for_play = {place(i, (0, 3, 7), "stored") for i in Split.PLAY.ids(600)}
     assert len(for_play) == 600 and not for_play & set(every)
 
 

@@ -44,7 +44,7 @@ def test_a_policy_may_read_the_arm_or_go_by_the_picture_alone(policy, generator)
     film = torch.zeros(17, 3, 16, 16, dtype=torch.uint8)
     told = [replace(an_episode(steps=16), frames=film, pose=torch.rand(17, 2, generator=generator)) for _ in range(2)]
     arm = TinyVLA(policy.shape.model_copy(update={"pose_dim": 2, "stride": 4}))
-    cfg = PolicySettings(batch=4, demonstration_stride=1)
+    cfg = PolicySettings(demonstration_stride=1)
     data = cloning_data(told, cfg)
     arm.standardise(data.pose)
     clone(arm, [data], cfg, steps=1, mirrors=(), generator=generator)
@@ -68,7 +68,7 @@ def test_what_a_demonstration_does_after_its_success_is_left_out(policy, generat
 
     def moves_left(after_success: int | None) -> float:
         """Mean log-probability, once that has been cloned."""
-        cfg = PolicySettings(batch=16, demonstration_stride=1, after_success=after_success)
+        cfg = PolicySettings(demonstration_stride=1, after_success=after_success)
         clone(policy, [cloning_data([told], cfg)], cfg, steps=60, mirrors=(), generator=generator)
         return float(policy.log_prob(view, left, temperature=1.0)[..., 0].mean().detach())
 
@@ -162,7 +162,7 @@ def test_cloning_learns_what_the_demonstrations_did(generator):
     vocabulary, words = vocabulary_of(said)
     torch.manual_seed(0)
     policy = TinyVLA(Shape(vocabulary=vocabulary, words=words, image_size=16, features=8, keypoints=4, hidden=32))
-    cfg = PolicySettings(batch=16, learning_rate=1e-2)
+    cfg = PolicySettings(learning_rate=1e-2)
     losses = clone(policy, [cloning_data(episodes, cfg)], cfg, steps=200, mirrors=TABLETOP.mirrors, generator=generator)
     assert losses[-1] < losses[0]
     frames = episodes[0].frames[:1]
@@ -192,6 +192,27 @@ def test_each_of_several_lessons_is_an_equal_share_of_every_batch(policy, genera
         )
         for n, shade in zip((2, 20, 200), shades, strict=True)
     )
-    clone(policy, [few, more, most], PolicySettings(batch=9), steps=1, mirrors=(), generator=generator)
+    clone(policy, [few, more, most], PolicySettings(), steps=1, mirrors=(), generator=generator)
     seen = ((shown[0][:, 0, 0, 0] + 1) * 127.5).round()
-    assert [int((seen == shade).sum()) for shade in shades] == [3, 3, 3]
+    assert [int((seen == shade).sum()) for shade in shades] == [21, 21, 22]
+
+
+def test_drawn_alike_a_chunk_goes_one_way_and_each_choice_is_as_likely_as_before(policy, generator):
+    """A motion's sum over a chunk spreads more where all of its steps are drawn alike; a single step's does not."""
+    one = seen(1)
+    many = replace(
+        one,
+        frames=one.frames.expand(2000, -1, -1, -1),
+        pose=one.pose.expand(2000, -1),
+        instructions=("push it",) * 2000,
+    )
+    spread, single = {}, {}
+    weights = policy.state_dict()
+    for exploration in ("step", "chunk"):
+        policy = TinyVLA(policy.shape.model_copy(update={"exploration": exploration}))
+        policy.load_state_dict(weights)
+        drawn = policy.act(many, temperature=1.0, generator=generator)
+        motions = drawn.actions[..., :-1]
+        spread[exploration], single[exploration] = motions.mean(1).std(0), motions[:, 0].std(0)
+    assert (spread["chunk"] > 2 * spread["step"]).all()
+    assert torch.allclose(single["chunk"], single["step"], rtol=0.1)

@@ -27,6 +27,8 @@ from wovr_core.envs.splits import split_of
 from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Episode
 
+FRONT = CAMERA + "front"
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -111,7 +113,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "infinity in a pose": (rows(column("observation.state", at(20, [np.inf, 0.0]))), "episode 2 has poses that"),
     "a missing action": (rows(column("action", at(10, None))), "episode 1 cannot be read"),
     "a missing success": (rows(column("success", at(10, None))), "episode 1 has rows without success"),
-    "a missing picture": (rows(column(CAMERA, at(10, None))), "episode 1"),
+    "a missing picture": (rows(column(FRONT, at(10, None))), "episode 1"),
     "success where there was none": (rows(column("success", at(2, True))), "next.success"),
     "success in words": (rows(column("success", lambda v: ["no"] * len(v), pa.string())), "other columns"),
     "success in numbers": (rows(column("success", lambda v: [0.5] * len(v), pa.float32())), "other columns"),
@@ -119,13 +121,13 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "actions of four numbers": (rows(column("action", lambda v: [[0.0] * 4] * 27, pa.list_(pa.float32(), 4))), "other"),
     "no actions": (rows(lambda table: table.drop_columns(["action"])), "other columns"),
     "another column": (rows(lambda table: table.append_column("more", pa.array(range(27)))), "other columns"),
-    "a larger picture": (rows(column(CAMERA, at(10, a_png((9, 8))))), "a picture of 8 x 9 in RGB at frame 1"),
-    "a grey picture": (rows(column(CAMERA, at(10, a_png((8, 8), "L")))), "episode 1 has a picture of 8 x 8 in L"),
-    "a JPEG": (rows(column(CAMERA, at(10, a_png((8, 8), form="JPEG")))), "episode 1 cannot be read"),
-    "half a picture": (rows(column(CAMERA, at(10, {"bytes": a_png((8, 8))["bytes"][:45]}))), "episode 1 cannot"),
-    "a picture elsewhere": (rows(column(CAMERA, at(10, {"bytes": None, "path": "/etc/passwd"}))), "episode 1"),
-    "info of another size": (info(**{CAMERA: [8, 9, 3]}), "8 x 8 in RGB"),
-    "info of a huge size": (info(**{CAMERA: [10**6, 10**6, 3]}), "GiB"),
+    "a larger picture": (rows(column(FRONT, at(10, a_png((9, 8))))), "a picture of 8 x 9 in RGB at frame 1"),
+    "a grey picture": (rows(column(FRONT, at(10, a_png((8, 8), "L")))), "episode 1 has a picture of 8 x 8 in L"),
+    "a JPEG": (rows(column(FRONT, at(10, a_png((8, 8), form="JPEG")))), "episode 1 cannot be read"),
+    "half a picture": (rows(column(FRONT, at(10, {"bytes": a_png((8, 8))["bytes"][:45]}))), "episode 1 cannot"),
+    "a picture elsewhere": (rows(column(FRONT, at(10, {"bytes": None, "path": "/etc/passwd"}))), "episode 1"),
+    "info of another size": (info(**{FRONT: [8, 9, 3]}), "8 x 8 in RGB"),
+    "info of a huge size": (info(**{FRONT: [10**6, 10**6, 3]}), "GiB"),
     "info of other actions": (info(action=[7]), "other columns"),
     "info of no actions": (info(action=[]), "cannot be read"),
     "pictures that are not upright": (info(pictures="openvla"), "pictures are 'openvla', but upright ones are read"),
@@ -192,7 +194,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, name, change):
 @pytest.mark.parametrize(
     ("task", "complaint"),
     [
-        ({"image_size": 16}, "pictures of (3, 8, 8)"),
+        ({"image_size": 16}, "frames of (3, 8, 8)"),
         ({"horizon": 24}, "has 16 actions"),
         ({"environment": "libero"}, "actions of 3 numbers"),
     ],

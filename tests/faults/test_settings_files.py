@@ -100,13 +100,11 @@ def test_commands_refuse_the_names_that_settings_refuse(command):
         ("world_model: {architecture: {patch: 5}}", ["patch is 5", "6 x 6 latents"]),
         ("world_model: {architecture: {head_dim: 1}}", ["head_dim", "greater than or equal to 6"]),
         ("world_model: {architecture: {head_dim: 41}}", ["head_dim is 41", "use 40 or 42"]),
-        (
-            "world_model: {architecture: {codec: components, latent_channels: 193}}\nreward: {stride: 4}",
-            ["latent_channels is 193", "192 components"],
-        ),
-        ("world_model: {pretrained: tabeltop-play}", ["'tabeltop-play'", "libero-play", "tabletop-play"]),
+        ("world_model: {pretrained: none, architecture: {network: next-frame}}", ["reward.stride is 2", "set it to 8"]),
+        ("world_model: {architecture: {network: next-frame, widht: 8}}", ["architecture.widht"]),
+        ("task: {cameras: [front]}", ["task.cameras", "front", "choose of above"]),
+        ("world_model: {pretrained: tabeltop-play}", ["'tabeltop-play'", "tabletop-play"]),
         ("world_model: {pretrained: ../pretrained/tabletop-play}", ["world_model.pretrained is '../"]),
-        ("world_model: {pretrained: libero-play}", ["libero-play", "does not fit"]),
         ("world_model: {pretrained: none}", ["pretrained is none", "codec begins as noise"]),
         ("world_model: {architecture: {layers: 3, heads: 5}}", ["tabletop-play", "does not fit"]),
         (

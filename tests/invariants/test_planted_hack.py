@@ -48,7 +48,7 @@ from wovr_core.store.rewards import open_reward, save_reward
 from wovr_core.trajectory import InitState
 
 TASK = TaskSettings(image_size=32)
-BASE = PolicySettings(demonstrations=300, steps=600, batch=48, learning_rate=3e-3)
+BASE = PolicySettings(demonstrations=300, steps=600, learning_rate=3e-3)
 LEARNING = GrpoSettings(
     num_groups=12,
     group_size=8,

@@ -44,7 +44,7 @@ def same(one: Path, other: Path) -> bool:
 
 def test_a_cloning_that_was_killed_goes_on_and_ends_with_the_same_policy(tmp_path, killed_at):
     """Its demonstrations are recorded again, to the same episodes."""
-    cfg, task = PolicySettings(demonstrations=2, steps=STEPS, batch=4), TaskSettings(horizon=32)
+    cfg, task = PolicySettings(demonstrations=2, steps=STEPS), TaskSettings(horizon=32)
 
     def clone(name: str) -> Path:
         out = tmp_path / name
@@ -66,9 +66,7 @@ def test_so_does_cotraining_even_one_that_had_only_to_be_written(shelf, tmp_path
 
     def cotrain(name: str) -> Manifest:
         ports = {"policy": shelf / "policy", "world_model": shelf / "world_model", "demonstrations": shown}
-        return cotrain_policy(
-            PolicySettings(batch=4), GrpoSettings(cotrain_steps=STEPS), TASK, **ports, out=tmp_path / name
-        )
+        return cotrain_policy(PolicySettings(), GrpoSettings(cotrain_steps=STEPS), TASK, **ports, out=tmp_path / name)
 
     cotrain("whole")
     killed_at(5)

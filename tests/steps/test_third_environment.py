@@ -56,7 +56,7 @@ def test_it_is_collected_dreamt_learnt_in_and_evaluated(reach, tmp_path):
         )
     }
     clone_base_policy(
-        PolicySettings(demonstrations=8, steps=2, batch=8, demonstration_stride=1),
+        PolicySettings(demonstrations=8, steps=2, demonstration_stride=1),
         reach,
         out=at["policy"],
         demonstrations=at["demonstrations"],

@@ -34,6 +34,7 @@ class Conventions:
     ends: bool | None = None  # whether episodes end in success, for files that do not say
     success_at: float | None = None  # the reward from which on a step is a success
     pictures: Pictures | None = None  # how the files hold them
+    cameras: tuple[str, ...] | None = None  # to read, by the simulator's names; all that HDF5 shows, where None
     mask: str | None = None  # the name of robomimic's list of the demonstrations to read; all, where none is named
 
 
@@ -45,6 +46,7 @@ class Imported:
     where: str  # file, and demonstration in it
     success_rule: str
     pictures: Pictures  # how the file held them; the episode's are upright
+    cameras: tuple[str, ...] = ("agentview",)  # whose pictures make a frame
     last_frame_repeated: bool = False  # the file does not show what the last action led to
     masks: tuple[str, ...] = ()  # names of the file's lists that it is on
 

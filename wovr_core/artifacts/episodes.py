@@ -1,7 +1,7 @@
 """Episodes on disk: the LeRobotDataset v3.0 layout, with frames as PNG in parquet, so that every pixel survives.
 
-LeRobot's own reader opens the folder; we do not need `lerobot` for it. Beside LeRobot's columns lie ours: `success`
-of every frame, and `init_state`, `policy_digest` and `source` of every episode.
+LeRobot's own reader opens the folder; we do not need `lerobot` for it. Each camera has a column of its own. Beside
+LeRobot's columns lie ours: `success` of every frame, and `init_state`, `policy_digest` and `source` of every episode.
 
 Pictures are upright: as a person sees the scene who stands where the camera is.
 An episode of t actions has t+1 rows, one for each frame; the action of the last row was never taken and is zero.
@@ -10,6 +10,7 @@ An episode of t actions has t+1 rows, one for each frame; the action of the last
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,51 @@ from wovr_core.artifacts.gate import as_episode, check_episode, check_init_state
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import Episode
 
-CAMERA = "observation.images.front"
+CAMERA = "observation.images."  # before the name of each
+UNNAMED = ("front",)  # a single camera, of which nobody said which it is
 ROWS, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 TASKS, STATS, INFO = "meta/tasks.parquet", "meta/stats.json", "meta/info.json"
+
+INFO_OF_ALL = {
+    "codebase_version": "v3.0",
+    "chunks_size": 1000,
+    "data_files_size_in_mb": 100,
+    "video_files_size_in_mb": 200,
+    "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    "video_path": None,
+    "pictures": "upright",  # ours; OpenVLA and RLinf exchange left and right
+}
 
 PNG_EFFORT = 1  # of zlib, 0..9: the usual 6 takes 2.3 times as long and saves a quarter of the space
 STATS_FRAMES = 100  # frames, evenly spread, that the statistics of the pictures are taken from
 
 
 def write_episodes(
-    folder: Path, episodes: Sequence[Episode], *, source: str, policy_digest: str, fps: int = 10
+    folder: Path,
+    episodes: Sequence[Episode],
+    *,
+    source: str,
+    policy_digest: str,
+    fps: int = 10,
+    cameras: Sequence[str] = UNNAMED,
 ) -> None:
-    """Write episodes of one embodiment, seen by one camera, into an empty folder.
+    """Write episodes of one embodiment, seen by the same cameras, into an empty folder.
 
-    `source` says where they happened ("tabletop", "franka"); `policy_digest` names the Policy artifact that acted.
+    `source` says where they happened ("tabletop", "franka"); `policy_digest` names the Policy artifact that acted;
+    `cameras` are those whose pictures make a frame, from left to right.
     """
-    _refuse_unlike(episodes)
+    _refuse_unlike(episodes, cameras)
     instructions = sorted({episode.instruction for episode in episodes})
     starts = np.cumsum([0, *(len(episode.frames) for episode in episodes)]).tolist()  # first row of each episode
     first = episodes[0]
-    features = _features(first.frames.shape[2:], first.actions.shape[1], first.pose.shape[1])
+    size = first.frames.shape[2], first.frames.shape[3] // len(cameras)
+    features = _features(cameras, size, first.actions.shape[1], first.pose.shape[1])
     for name in (ROWS, EPISODES):
         (folder / name).parent.mkdir(parents=True)
 
     with pq.ParquetWriter(folder / ROWS, _schema(features)) as file:
         for i, episode in enumerate(episodes):
-            columns = _columns(episode, fps) | {
+            columns = _columns(episode, cameras, fps) | {
                 "episode_index": np.full(len(episode.frames), i),
                 "index": np.arange(starts[i], starts[i + 1]),
                 "task_index": np.full(len(episode.frames), instructions.index(episode.instruction)),
@@ -73,22 +93,16 @@ def write_episodes(
     ]
     pq.write_table(pa.Table.from_pylist(about), folder / EPISODES)
     pq.write_table(_tasks(instructions), folder / TASKS)
-    (folder / STATS).write_text(json.dumps(_stats(episodes), indent=2) + "\n")
-    info = {
-        "codebase_version": "v3.0",
+    (folder / STATS).write_text(json.dumps(_stats(episodes, cameras), indent=2) + "\n")
+    info = INFO_OF_ALL | {
         "robot_type": source,
         "total_episodes": len(episodes),
         "total_frames": starts[-1],
         "total_tasks": len(instructions),
-        "chunks_size": 1000,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
         "fps": fps,
+        "picture_stride": first.picture_stride,  # ours
         "splits": {"train": f"0:{len(episodes)}"},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": None,
         "features": features,
-        "pictures": "upright",  # ours; OpenVLA and RLinf exchange left and right
     }
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n")
 
@@ -103,25 +117,41 @@ def read_episodes(folder: Path) -> list[Episode]:
     with in_our_words(f"{folder}"):
         about = pq.read_table(folder / EPISODES, columns=["tasks", "length", "init_state"]).to_pylist()
         with pq.ParquetFile(folder / ROWS) as file:
-            size = _check_layout(folder, file, about)
+            cameras, size = _check_layout(folder, file, about)
+            stride = int(json.loads((folder / INFO).read_text()).get("picture_stride", 1))
             episodes = []
             for i, entry in enumerate(about):
                 with in_our_words(where := f"{folder}, episode {i}"):
-                    episodes.append(_episode(entry, file.read_row_group(i), i, size, where))
+                    one = _episode(entry, file.read_row_group(i), i, cameras, size, where)
+                    episodes.append(replace(one, picture_stride=stride))
             return episodes
 
 
-def _check_layout(folder: Path, file: pq.ParquetFile, about: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """Columns and row groups are those that an index of episodes promises; returns height and width of a picture."""
+def cameras_of(folder: Path) -> tuple[str, ...]:
+    """The cameras whose pictures make a frame of these episodes, from left to right."""
+    with in_our_words(f"{folder / INFO}"):
+        features = json.loads((folder / INFO).read_text())["features"]
+        return tuple(name.removeprefix(CAMERA) for name in features if name.startswith(CAMERA))
+
+
+def _check_layout(
+    folder: Path, file: pq.ParquetFile, about: Sequence[dict[str, Any]]
+) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """Columns and row groups are those that an index of episodes promises.
+
+    Returns the names of the cameras, and height and width of a picture.
+    """
     info = json.loads((folder / INFO).read_text())
     if (pictures := info.get("pictures", "upright")) != "upright":
         raise ArtifactError(
             f"{folder / INFO} says that pictures are {pictures!r:.40}, but upright ones are read: turn them"
         )
     features = info["features"]
-    height, width, _ = (int(pixels) for pixels in features[CAMERA]["shape"])
+    if not (cameras := cameras_of(folder)):
+        raise ArtifactError(f"{folder} cannot be read, for {INFO} names no camera: a feature {CAMERA}NAME")
+    height, width, _ = (int(pixels) for pixels in features[CAMERA + cameras[0]]["shape"])
     vectors = {name: int(features[name]["shape"][0]) for name in ("action", "observation.state")}
-    wanted = _schema(_features((height, width), vectors["action"], vectors["observation.state"]))
+    wanted = _schema(_features(cameras, (height, width), vectors["action"], vectors["observation.state"]))
     if not file.schema_arrow.equals(wanted):
         raise ArtifactError(
             f"{folder / ROWS} has other columns than {INFO} says, or of other types: read a dataset that wovr wrote"
@@ -133,18 +163,18 @@ def _check_layout(folder: Path, file: pq.ParquetFile, about: Sequence[dict[str, 
             f"{[entry['length'] for entry in about][:5]}: an episode is one row group"
         )
     for i, rows in enumerate(lengths):
-        check_size(f"{folder}, episode {i}", "pictures", rows * height * width * 3)
-    return height, width
+        check_size(f"{folder}, episode {i}", "pictures", rows * height * width * 3 * len(cameras))
+    return cameras, (height, width)
 
 
-def _features(size: Sequence[int], action_dim: int, pose_dim: int) -> dict[str, dict[str, Any]]:
+def _features(cameras: Sequence[str], size: Sequence[int], action_dim: int, pose_dim: int) -> dict[str, dict[str, Any]]:
     """LeRobot's description of every column: the only place that says which there are."""
 
     def feature(dtype: str, *shape: int, names: list[str] | None = None) -> dict[str, Any]:
         return {"dtype": dtype, "shape": list(shape), "names": names}
 
     return {
-        CAMERA: feature("image", *size, 3, names=["height", "width", "channels"]),
+        **{CAMERA + name: feature("image", *size, 3, names=["height", "width", "channels"]) for name in cameras},
         "observation.state": feature("float32", pose_dim),
         "action": feature("float32", action_dim),
         "success": feature("bool", 1),  # of this frame; LeRobot's "next" is after this row's action
@@ -169,12 +199,13 @@ def _schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
     return pa.schema({name: column(feature["dtype"], feature["shape"]) for name, feature in features.items()})
 
 
-def _columns(episode: Episode, fps: int) -> dict[str, Any]:
+def _columns(episode: Episode, cameras: Sequence[str], fps: int) -> dict[str, Any]:
     """What the rows of an episode say, wherever in the file they lie."""
     rows = np.arange(len(episode.frames))
     after = _after(episode.success.numpy())
+    pictures = zip(cameras, episode.frames.chunk(len(cameras), -1), strict=True)
     return {
-        CAMERA: [{"bytes": png, "path": None} for png in _encode(episode.frames)],
+        **{CAMERA + name: [{"bytes": png, "path": None} for png in _encode(seen)] for name, seen in pictures},
         "observation.state": _vectors(episode.pose),
         "action": _vectors(torch.cat([episode.actions, torch.zeros(1, episode.actions.shape[1])])),
         "success": episode.success.numpy(),
@@ -185,7 +216,9 @@ def _columns(episode: Episode, fps: int) -> dict[str, Any]:
     }
 
 
-def _episode(about: dict[str, Any], rows: pa.Table, index: int, size: tuple[int, int], where: str) -> Episode:
+def _episode(
+    about: dict[str, Any], rows: pa.Table, index: int, cameras: Sequence[str], size: tuple[int, int], where: str
+) -> Episode:
     """The inverse of `_columns`; it believes no row."""
     if missing := [name for name in rows.column_names if rows[name].null_count]:
         raise ArtifactError(f"{where} has rows without {missing[0]}: every column has a value for every frame")
@@ -208,7 +241,7 @@ def _episode(about: dict[str, Any], rows: pa.Table, index: int, size: tuple[int,
         instruction=instruction,
         init_state=check_init_state(where, about["init_state"]),
         actions=actions[:-1],
-        frames=_decode(rows[CAMERA].to_pylist(), size, where),
+        frames=np.concatenate([_decode(rows[CAMERA + name].to_pylist(), size, where) for name in cameras], 2),
         pose=column("observation.state"),
         success=success,
     )
@@ -256,7 +289,7 @@ def _tasks(instructions: Sequence[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def _stats(episodes: Sequence[Episode]) -> dict[str, Any]:
+def _stats(episodes: Sequence[Episode], cameras: Sequence[str]) -> dict[str, Any]:
     """What LeRobot's policies normalise with; only actions that were taken count."""
 
     def describe(values: Float[np.ndarray, "n d"], count: int) -> dict[str, Any]:
@@ -268,19 +301,23 @@ def _stats(episodes: Sequence[Episode]) -> dict[str, Any]:
     poses = np.concatenate([episode.pose.double().numpy() for episode in episodes])
     frames = [frame for episode in episodes for frame in episode.frames]
     sample = torch.stack(frames[:: -(-len(frames) // STATS_FRAMES)])
-    pixels = sample.permute(0, 2, 3, 1).reshape(-1, sample.shape[1]).double().numpy() / 255
-    channels = {
-        name: values if name == "count" else [[[value]] for value in values]  # (c, 1, 1), as a picture broadcasts
-        for name, values in describe(pixels, len(sample)).items()
-    }
+
+    def channels(pictures: UInt8[Tensor, "n c h w"]) -> dict[str, Any]:
+        pixels = pictures.permute(0, 2, 3, 1).reshape(-1, pictures.shape[1]).double().numpy() / 255
+        return {
+            name: values if name == "count" else [[[value]] for value in values]  # (c, 1, 1), as a picture broadcasts
+            for name, values in describe(pixels, len(pictures)).items()
+        }
+
+    seen = zip(cameras, sample.chunk(len(cameras), -1), strict=True)
     return {
-        CAMERA: channels,
+        **{CAMERA + name: channels(pictures) for name, pictures in seen},
         "observation.state": describe(poses, len(poses)),
         "action": describe(actions, len(actions)),
     }
 
 
-def _refuse_unlike(episodes: Sequence[Episode]) -> None:
+def _refuse_unlike(episodes: Sequence[Episode], cameras: Sequence[str]) -> None:
     """Everything in one table has one type and one size, and values that can be read again."""
     if not episodes:
         raise ArtifactError("there are no episodes to write: collect at least one")
@@ -298,3 +335,5 @@ def _refuse_unlike(episodes: Sequence[Episode]) -> None:
         check_episode(episode, f"episode {i}")
     if episodes[0].frames.shape[1] != 3:
         raise ArtifactError(f"frames have {episodes[0].frames.shape[1]} channels, but a picture is red, green, blue")
+    if not cameras or (width := episodes[0].frames.shape[3]) % len(cameras):
+        raise ArtifactError(f"frames are {width} pixels wide, which {len(cameras)} cameras cannot share: name them all")

@@ -147,12 +147,11 @@ def check_episodes_fit(episodes: Sequence[Episode], task: TaskSettings, where: o
 
     `where` is the artifact they were read from. Steps call this once for every Episodes artifact that they open.
     """
-    size = (3, task.image_size, task.image_size)
     for i, episode in enumerate(episodes):
         for name, found, wanted, setting in (
             ("actions of {} numbers", episode.actions.shape[1], task.embodiment.action_dim, "task.environment"),
             ("poses of {} numbers", episode.pose.shape[1], task.embodiment.pose_dim, "task.environment"),
-            ("pictures of {}", tuple(episode.frames.shape[1:]), size, "task.image_size"),
+            ("frames of {}", tuple(episode.frames.shape[1:]), task.frame, "task.image_size and task.cameras"),
             ("{} actions", len(episode.actions), task.horizon, "task.horizon"),
         ):
             if found != wanted:

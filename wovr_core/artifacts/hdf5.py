@@ -32,7 +32,10 @@ from wovr_core.artifacts.gate import as_episode, check_finite, check_pictures, c
 from wovr_core.artifacts.manifest import ArtifactError, refuse_pointer
 from wovr_core.trajectory import Episode
 
-CAMERAS: dict[str, Pictures] = {"agentview_rgb": "libero", "agentview_image": "upright"}  # LIBERO's name, robomimic's
+CAMERAS: dict[str, dict[str, Pictures]] = {  # by the simulator's name: as LIBERO's files call it, as robomimic's do
+    "agentview": {"agentview_rgb": "libero", "agentview_image": "upright"},
+    "robot0_eye_in_hand": {"eye_in_hand_rgb": "libero", "robot0_eye_in_hand_image": "upright"},
+}
 POSES = ("ee_pos", "robot0_eef_pos")
 TURNS = {"ee_ori": 3, "robot0_eef_quat": 4}  # of the hand: a rotation vector, or a quaternion (x, y, z, w)
 
@@ -70,7 +73,9 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
     """One demonstration; `after` says that each picture was seen after its action, where there are no others."""
     if not _is_group(demo):
         raise ArtifactError(f"{where} is no demonstration: every member of `data` must be a group with obs and actions")
-    camera, place, turn = (_first(demo, names, where) for names in (CAMERAS, POSES, TURNS))
+    cameras = conventions.cameras or tuple(name for name in CAMERAS if _shows(demo, name)) or ("agentview",)
+    found = {name: _first(demo, CAMERAS[name], where) for name in cameras}
+    place, turn = (_first(demo, names, where) for names in (POSES, TURNS))
     if other := [name for name in demo["obs"] if name.startswith("robot1_")]:
         raise ArtifactError(f"{where} has a second arm, obs/{other[0]}: import demonstrations of one arm")
     actions = _array(demo, "actions", where)
@@ -92,8 +97,14 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
         return np.concatenate([values, following[-1:] if both else values[-1:]])
 
     both = "next_obs" in demo
-    pictures = conventions.pictures or CAMERAS[camera]
-    check_pictures(where, frames := observed(camera))
+    views = []
+    for name in found.values():
+        check_pictures(where, view := observed(name))
+        views.append(view)
+    if len(sizes := {view.shape[1:] for view in views}) > 1:
+        raise ArtifactError(f"{where} has pictures of {sizes} from its cameras: choose one of them with --camera")
+    pictures = conventions.pictures or CAMERAS[cameras[0]][found[cameras[0]]]
+    frames = np.concatenate([upright(view, pictures) for view in views], 2)
     hand = hand_poses(where, _place(where, place, observed(place)), *_turn(where, turn, observed(turn)))
     rewards = _array(demo, "rewards", where) if "rewards" in demo else None
     holds, rule = success_of(where, conventions, steps=steps, rewards=rewards)
@@ -103,16 +114,23 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
         holds = np.concatenate([[False], holds])
     else:
         actions = actions[1:]
-    episode = as_episode(
-        where, instruction=instruction, actions=actions, frames=upright(frames, pictures), pose=hand, success=holds
-    )
+    episode = as_episode(where, instruction=instruction, actions=actions, frames=frames, pose=hand, success=holds)
     return Imported(
-        episode=episode, where=where, success_rule=rule, pictures=pictures, last_frame_repeated=not (both or after)
+        episode=episode,
+        where=where,
+        cameras=cameras,
+        success_rule=rule,
+        pictures=pictures,
+        last_frame_repeated=not (both or after),
     )
 
 
-def write_hdf5(path: Path, episodes: Sequence[Episode]) -> None:
-    """Episodes of one instruction, as LIBERO names things; the file appears when it is whole."""
+def _shows(demo: Any, camera: str) -> bool:
+    return any(f"obs/{name}" in demo for name in CAMERAS[camera])
+
+
+def write_hdf5(path: Path, episodes: Sequence[Episode], cameras: Sequence[str]) -> None:
+    """Episodes of one instruction and these cameras, as LIBERO names things; the file appears when it is whole."""
     instructions = {episode.instruction for episode in episodes}
     if len(instructions) != 1:
         raise ArtifactError(f"a file of demonstrations has one instruction, these episodes have {len(instructions)}")
@@ -129,7 +147,9 @@ def write_hdf5(path: Path, episodes: Sequence[Episode]) -> None:
             demo["rewards"] = episode.success[1:].numpy().astype(np.uint8)
             demo["dones"] = demo["rewards"][:]
             for group, rows in (("obs", slice(None, -1)), ("next_obs", slice(1, None))):
-                demo.create_dataset(f"{group}/agentview_rgb", data=_pictures(episode.frames[rows]), compression="gzip")
+                for camera, view in zip(cameras, episode.frames[rows].chunk(len(cameras), -1), strict=True):
+                    name = next(iter(CAMERAS.get(camera, ["agentview_rgb"])))
+                    demo.create_dataset(f"{group}/{name}", data=_pictures(view), compression="gzip")
                 place, turn = np.split(episode.pose[rows].double().numpy(), 2, axis=1)
                 demo[f"{group}/ee_pos"] = place
                 demo[f"{group}/ee_ori"] = (Rotation.from_rotvec(turn) * DOWN).as_rotvec()

@@ -1,15 +1,16 @@
 """LIBERO's four suites in MuJoCo: the paper's benchmark, one process per environment.
 
 An action is a change of the hand's pose and a gripper command, as the robosuite controller takes it: (dx, dy, dz) in
-units of 5 cm, a rotation vector in units of 0.5 rad, and the gripper, > 0 closes; 20 a second. The camera looks from
-the front (`agentview`), upright. `fast` rendering (decimation.py) is another look of the same scenes: one mode for
-everything that learns or is measured together, which is why it stands in every artifact's settings, with the other
-`task.options`.
+units of 5 cm, a rotation vector in units of 0.5 rad, and the gripper, > 0 closes; 20 a second. One camera looks from
+the front (`agentview`), one from the wrist (`robot0_eye_in_hand`), both upright; they draw only when somebody looks.
+`fast` rendering (decimation.py) is another look of the same scenes: one mode for everything that learns or is measured
+together, which is why it stands in every artifact's settings, with the other `task.options`.
 
-Each task has 50 initial states of LIBERO's own. The splits share them out, so that none serves two purposes: states
-0-4 for demonstrations, 5-19 for collection, 20-24 for keyframes, 25-49 for evaluation. The ids of a split go through
-its tasks and states in turn; after the last one they begin again, with other dice of the policy. Play needs none of
-them, for there things lie wherever the task's description lets them, another way for every id.
+Things lie where LIBERO's own sampler puts them, another way for every id, so there are initial states without end. The
+50 that it stores for each task were drawn by it too, and serve to compare with papers (`starts="stored"`): then the
+splits share them out, so that none serves two purposes: states 0-4 for demonstrations, 5-19 for collection, 20-24 for
+keyframes, 25-49 for evaluation. The ids of a split go through its tasks in turn, and through its states; after the last
+one they begin again, with other dice of the policy.
 """
 
 import logging
@@ -45,9 +46,10 @@ STATES = {
     Split.EVALUATION: range(25, 50),
 }
 STORED = 50  # initial states of a task
+JOINT_NOISE = 0.02  # rad, of the arm in the stored states
 SETTLE = 10  # steps without a motion, while objects come to rest
-CAMERA = LIBERO.cameras[0]
 PATIENCE = 180.0  # seconds for an answer of a process; the first reset of a task takes some 10
+Starts = Literal["sampled", "stored"]
 Rendering = Literal["fast", "standard", "none"]  # none: black pictures, for experts alone
 
 
@@ -55,11 +57,13 @@ class LiberoError(EmbodimentError):
     """LIBERO cannot be used here, and what to do about it."""
 
 
-def place(init_state: int, tasks: Sequence[int]) -> tuple[int, int]:
+def place(init_state: int, tasks: Sequence[int], starts: Starts = "sampled") -> tuple[int, int]:
     """Task of the suite, and LIBERO's own initial state, behind an id; from `STORED` on, the seed of another one."""
     split = split_of(init_state)
     turn, task = divmod(init_state % SPLIT_SIZE, len(tasks))
-    return tasks[task], STORED + turn if split is Split.PLAY else STATES[split][turn % len(STATES[split])]
+    if starts == "sampled" or split is Split.PLAY:
+        return tasks[task], STORED + init_state
+    return tasks[task], STATES[split][turn % len(STATES[split])]
 
 
 class Libero:
@@ -70,7 +74,9 @@ class Libero:
         suite: str,
         tasks: Sequence[int],
         *,
+        cameras: Sequence[str] = LIBERO.cameras,
         image_size: int = 128,
+        starts: Starts = "sampled",
         rendering: Rendering = "fast",
         processes: int = 2,
     ) -> None:
@@ -78,10 +84,10 @@ class Libero:
             raise LiberoError(f"there is no suite {suite!r}: choose one of {', '.join(SUITES)}")
         if not tasks or any(not 0 <= task < 10 for task in tasks):
             raise LiberoError(f"tasks are {list(tasks)}, but a suite has tasks 0 to 9: name at least one of them")
-        self.suite, self.tasks, self.image_size = suite, tuple(tasks), image_size
-        self._shape = (processes, image_size, image_size, 3)
+        self.suite, self.tasks, self.image_size, self.starts = suite, tuple(tasks), image_size, starts
+        self._shape = (processes, image_size, image_size * len(cameras), 3)
         self._shared = SharedMemory(create=True, size=int(np.prod(self._shape)))
-        self._arguments = (suite, image_size, rendering, self._shared.name, self._shape)
+        self._arguments = (suite, tuple(cameras), rendering, self._shared.name, self._shape)
         self._workers: list[_Worker] = []
         self._active: list[_Worker] = []
         try:
@@ -101,7 +107,7 @@ class Libero:
 
     def batches(self, ids: Sequence[int]) -> Iterator[list[int]]:
         """Positions in `ids` to be tried together: of one task as far as possible, for to change it takes seconds."""
-        order = sorted(range(len(ids)), key=lambda i: place(ids[i], self.tasks)[0])
+        order = sorted(range(len(ids)), key=lambda i: self._place(ids[i])[0])
         for first in range(0, len(order), self.capacity):
             yield order[first : first + self.capacity]
 
@@ -112,12 +118,12 @@ class Libero:
         if not 0 < len(ids) <= self.capacity:
             raise LiberoError(f"{len(ids)} episodes for {self.capacity} processes: take them in `batches`")
         self._active = self._workers[: len(ids)]
-        self._instructions = tuple(self._all("reset", [(place(i, self.tasks),) for i in ids]))
+        self._instructions = tuple(self._all("reset", [(self._place(i),) for i in ids]))
         return self.observe()
 
     def observe(self) -> Observation:
-        """What the camera and the arm's own encoders report."""
-        pose = torch.tensor(np.stack(self._all("pose")), dtype=torch.float32)
+        """What the cameras and the arm's own encoders report."""
+        pose = torch.tensor(np.stack(self._all("look")), dtype=torch.float32)
         pictures = np.ndarray(self._shape, np.uint8, self._shared.buf)[: len(self._active)]
         frames = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).contiguous()
         return Observation(frames=frames, instructions=self._instructions, pose=pose)
@@ -153,6 +159,9 @@ class Libero:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _place(self, init_state: int) -> tuple[int, int]:
+        return place(init_state, self.tasks, self.starts)
+
     def _all(self, word: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Ask every environment at once, and wait for all answers; the dead are replaced, and that is told."""
         for worker, one in zip(self._active, arguments or [()] * len(self._active), strict=True):
@@ -176,7 +185,9 @@ def open_libero(task: TaskSettings) -> Libero:
     return Libero(
         options.suite,
         options.tasks,
+        cameras=task.cameras,
         image_size=task.image_size,
+        starts=options.starts,
         rendering=options.rendering,
         processes=options.processes,
     )
@@ -221,14 +232,20 @@ class _Worker:
 
 
 def _serve(
-    pipe: Connection, slot: int, suite: str, image_size: int, rendering: Rendering, name: str, shape: tuple[int, ...]
+    pipe: Connection,
+    slot: int,
+    suite: str,
+    cameras: Sequence[str],
+    rendering: Rendering,
+    name: str,
+    shape: tuple[int, ...],
 ) -> None:
     """The far end: answers one question after another until told to close."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}  # a core each: no threads of the renderer's own
     shared = SharedMemory(name=name)
     frame = np.ndarray(shape, np.uint8, shared.buf)[slot]
-    env = _Environment(suite, image_size, rendering, frame)
+    env = _Environment(suite, cameras, rendering, frame)
     while True:
         try:
             word, arguments = pipe.recv()
@@ -249,8 +266,9 @@ def _serve(
 class _Environment:
     """One LIBERO environment, of one task at a time, in a process of its own."""
 
-    def __init__(self, suite: str, image_size: int, rendering: Rendering, frame: np.ndarray) -> None:
-        self.image_size, self.rendering, self.frame, self.suite = image_size, rendering, frame, suite
+    def __init__(self, suite: str, cameras: Sequence[str], rendering: Rendering, frame: np.ndarray) -> None:
+        self.suite, self.cameras, self.rendering, self.frame = suite, cameras, rendering, frame
+        self.image_size = len(frame)
         self.task: int | None = None
         self.env: Any = None
         self.memory: dict[str, Any] = {}  # of an expert
@@ -264,23 +282,34 @@ class _Environment:
         self.env.reset()
         if state < STORED:
             self.env.set_init_state(self.init_states[state])
+        else:
+            self._move_joints()
         for robot in self.env.env.robots:  # what an episode before has left in controller and gripper
             robot.controller.update(force=True)
             robot.controller.reset_goal()
             robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
         self.memory = {}
         for _ in range(SETTLE):
-            observed, *_ = self.env.step(np.array([0.0] * 6 + [-1.0]))
-        self._show(observed)
+            self.step(np.array([0.0] * 6 + [-1.0]))
         return str(self.instruction)
 
+    def _move_joints(self) -> None:
+        """As in the stored states: the sampler itself begins with the arm at the same place every time."""
+        (robot,) = self.env.env.robots
+        self.env.sim.data.qpos[robot._ref_joint_pos_indexes] += JOINT_NOISE * np.random.randn(7)
+        self.env.sim.forward()
+
     def step(self, action: np.ndarray) -> bool:
-        observed, _, holds, _ = self.env.step(action)
-        self._show(observed)
+        self.observed, _, holds, _ = self.env.step(action)
         return bool(holds)
 
-    def pose(self) -> np.ndarray:
-        return self._pose
+    def look(self) -> np.ndarray:
+        """Draw what the cameras see into the frame; returns the pose."""
+        for i, camera in enumerate(self.cameras if self.rendering != "none" else ()):
+            picture = self.env.sim.render(camera_name=camera, width=self.image_size, height=self.image_size)
+            self.frame[:, i * self.image_size : (i + 1) * self.image_size] = picture[::-1]  # it comes upside down
+        turn = from_down(Rotation.from_quat(self.observed["robot0_eef_quat"]))
+        return np.concatenate([self.observed["robot0_eef_pos"], turn])
 
     def state(self) -> np.ndarray:
         return np.array(self.env.get_sim_state())
@@ -293,13 +322,6 @@ class _Environment:
             self.env.close()
             self.env = None
 
-    def _show(self, observed: dict[str, np.ndarray]) -> None:
-        if self.rendering != "none":
-            self.frame[:] = observed[f"{CAMERA}_image"][::-1]  # MuJoCo's pictures arrive upside down
-        self._pose = np.concatenate(
-            [observed["robot0_eef_pos"], from_down(Rotation.from_quat(observed["robot0_eef_quat"]))]
-        )
-
     def _open(self, task: int) -> None:
         self.close()
         found = task_of(self.suite, task)
@@ -311,7 +333,7 @@ class _Environment:
         draws = self.rendering != "none"
         env = ControlEnv(
             bddl_file_name=str(found.scene),
-            camera_names=[CAMERA],
+            camera_names=list(self.cameras),
             horizon=10**9,
             camera_heights=self.image_size,
             camera_widths=self.image_size,
@@ -321,6 +343,8 @@ class _Environment:
         )
         env.seed(0)
         env.reset()
+        for camera in self.cameras if draws else ():  # drawn when somebody looks, not at every step
+            env.env.modify_observable(f"{camera}_image", "enabled", False)
         env.env.hard_reset = False  # from here on a reset keeps the model: 30 ms instead of 3 s
         if self.rendering == "fast":
             from wovr_core.envs.decimation import render_fast

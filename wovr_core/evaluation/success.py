@@ -60,10 +60,12 @@ def run_trials(
     *,
     steps: int,
     record: bool = True,
+    picture_stride: int = 1,
     watch: Advance | None = None,
 ) -> TrialResults:
-    """Real trials of `steps` steps, one from each initial state.
+    """Real trials of `steps` steps, one from each initial state. The policy looks when it decides.
 
+    Where they are recorded, every `picture_stride`-th step is looked at, too; 8 is whenever a chunk ends.
     `watch` is called after each batch, with the number of its trials and the success rate so far. A batch in which an
     environment was lost is tried again, with other random draws; the batches before it stay.
     """
@@ -74,7 +76,7 @@ def run_trials(
     success, instructions = torch.zeros(len(ids), dtype=torch.bool), [""] * len(ids)
     ended: list[int] = []
     for rows in env.batches(ids):
-        batch = again(_run_batch, env, decide, [ids[row] for row in rows], split, steps, record)
+        batch = again(_run_batch, env, decide, [ids[row] for row in rows], split, steps, record, picture_stride)
         success[rows] = batch.success
         episodes |= zip(rows, batch.episodes, strict=False)
         for row, text in zip(rows, batch.instructions, strict=True):
@@ -85,13 +87,15 @@ def run_trials(
     return TrialResults([episodes[row] for row in sorted(episodes)], success, tuple(instructions))
 
 
-def _run_batch(env: Env, decide: Decide, ids: Sequence[int], split: Split, steps: int, record: bool) -> TrialResults:
+def _run_batch(
+    env: Env, decide: Decide, ids: Sequence[int], split: Split, steps: int, record: bool, picture_stride: int
+) -> TrialResults:
     observation = env.reset(ids, split)
     instructions = observation.instructions
     frames, pose = [observation.frames], [observation.pose]
     success, actions = [torch.zeros(len(observation), dtype=torch.bool)], []
     ever, decided = success[0], deque[Tensor]()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         if not record and ever.all():
             break
         if not decided:
@@ -99,7 +103,7 @@ def _run_batch(env: Env, decide: Decide, ids: Sequence[int], split: Split, steps
         action = decided.popleft()
         holds = env.step(action)
         ever = ever | holds
-        if record or not decided:
+        if not decided or (record and step % picture_stride == 0):
             observation = env.observe()
         if record:
             frames.append(observation.frames)
@@ -110,7 +114,15 @@ def _run_batch(env: Env, decide: Decide, ids: Sequence[int], split: Split, steps
         return TrialResults([], ever, instructions)
     columns = [torch.stack(values, 1) for values in (frames, pose, success, actions)]
     episodes = [
-        Episode(instruction=instructions[i], init_state=int(ids[i]), frames=f, pose=p, success=s, actions=a)
+        Episode(
+            instruction=instructions[i],
+            init_state=int(ids[i]),
+            frames=f,
+            pose=p,
+            success=s,
+            actions=a,
+            picture_stride=picture_stride,
+        )
         for i, (f, p, s, a) in enumerate(zip(*columns, strict=True))
     ]
     return TrialResults(episodes, ever, instructions)

@@ -76,7 +76,7 @@ def update_policy(
             losses.append(loss.item() * len(parts))
             if len(gap):
                 ratio = gap.exp()
-                outside = (ratio < 1 - cfg.clip_ratio_low) | (ratio > 1 + cfg.clip_ratio_high)
+                outside = (ratio < 1 - cfg.clip_ratio[0]) | (ratio > 1 + cfg.clip_ratio[1])
                 kls.append(-gap.mean().item())
                 clipped.append(outside.float().mean().item())
 
@@ -111,9 +111,7 @@ def minibatch_loss(
     chosen = valid & (rows < drawn)[:, None]
     length, learning = rollouts.length.clamp(min=1).float()[rows], int((advantages != 0).sum())
     new = policy.log_prob(observation, tokens, temperature=cfg.temperature)
-    loss = policy_loss(
-        new, old, advantages[rows], valid, length, rollouts=learning, clip=(cfg.clip_ratio_low, cfg.clip_ratio_high)
-    )
+    loss = policy_loss(new, old, advantages[rows], valid, length, rollouts=learning, clip=cfg.clip_ratio)
     if reference is not None and cfg.kl:
         with torch.no_grad():
             base = reference.log_prob(observation, tokens, temperature=cfg.temperature)

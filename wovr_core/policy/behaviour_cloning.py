@@ -19,6 +19,7 @@ from wovr_core.training.augmentation import in_turn, jitter, mirror_actions, mir
 from wovr_core.training.loop import train
 from wovr_core.trajectory import Episode, to_unit
 
+BATCH = 64  # moments
 CHECKPOINT_EVERY = 500  # steps
 
 
@@ -65,8 +66,8 @@ class CloningData:
 
 
 def cloning_data(episodes: Sequence[Episode], cfg: PolicySettings) -> CloningData:
-    """Every `cfg.demonstration_stride`-th moment of real episodes."""
-    stride = cfg.demonstration_stride
+    """Every `cfg.demonstration_stride`-th moment of real episodes, as far as there are pictures of them."""
+    strides = [max(cfg.demonstration_stride, episode.picture_stride) for episode in episodes]
     return CloningData.concatenate(
         [
             CloningData.of(
@@ -76,7 +77,7 @@ def cloning_data(episodes: Sequence[Episode], cfg: PolicySettings) -> CloningDat
                 episode.pose[::stride],
                 after_success=cfg.after_success,
             )
-            for episode in episodes
+            for episode, stride in zip(episodes, strides, strict=True)
         ]
     )
 
@@ -92,12 +93,12 @@ def clone(
     name: str = "base policy",
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Maximise the likelihood of what was done next, an equal share of every batch from each of `data`.
+    """Maximise the likelihood of what was done next, an equal share of every batch of `BATCH` from each of `data`.
 
     Returns the losses. With a `checkpoint`, these are of the steps since it: none where all steps were done already.
     Frames are shifted a little, and each mirror image has its turn, to learn more from few demonstrations.
     """
-    shares = [cfg.batch * (i + 1) // len(data) - cfg.batch * i // len(data) for i in range(len(data))]
+    shares = [BATCH * (i + 1) // len(data) - BATCH * i // len(data) for i in range(len(data))]
 
     def loss(step: int) -> torch.Tensor:
         rows = [torch.randint(len(part), (n,), generator=generator) for part, n in zip(data, shares, strict=True)]

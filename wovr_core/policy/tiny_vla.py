@@ -3,11 +3,14 @@
 An instruction is embedded and asks, through queries, where things are in a map of image features; the soft-argmax
 of each answer is a point. A small network turns points and words into a chunk of actions: for each motion a
 discretised Gaussian over bins (neighbouring bins mean neighbouring motions, which free logits would have to learn),
-for the gripper a coin. So log-probabilities are exact.
+for the gripper a coin. So the log-probability of each choice is exact.
+
+Choices that are drawn step by step jitter about the same way. Drawn alike, with one quantile for each motion of a chunk
+(`exploration="chunk"`), they go another way: each choice is as likely as before, and the hand comes somewhere else.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wovr_core.cameras import apart
 from wovr_core.chunk import CHUNK
 from wovr_core.policy.action_chunks import CENTRES, from_tokens, to_tokens
 from wovr_core.trajectory import ActionChunk, Observation, to_unit
@@ -28,13 +32,16 @@ class Shape(BaseModel):
     vocabulary: tuple[str, ...]
     words: PositiveInt  # longest instruction
     image_size: Annotated[int, Field(ge=1, le=4096)]
+    cameras: PositiveInt = 1  # pictures of that size side by side in a frame
     action_dim: Annotated[int, Field(ge=2)] = 3
     chunk: PositiveInt = CHUNK
     features: PositiveInt = 32
     keypoints: PositiveInt = 32
     hidden: PositiveInt = 128
-    stride: PositiveInt = 2  # of the first convolution, over twice as many pixels
+    # of the first convolution, over twice as many pixels: coarser where pictures are large
+    stride: PositiveInt = Field(default_factory=lambda before: 2 if before.get("image_size", 0) < 64 else 4)
     kernel: PositiveInt = 1  # of the second convolution
+    exploration: Literal["step", "chunk"] = "step"  # whether each step of a chunk is drawn by itself, or all alike
     pose_dim: NonNegativeInt = 0  # numbers of the arm's own pose that it reads; 0: it goes by pictures and words alone
 
 
@@ -52,21 +59,15 @@ class LanguageKeypoints(nn.Module):
         self.shape = shape
         self.words = {word: i for i, word in enumerate(shape.vocabulary)}
         c, k = shape.features, shape.keypoints
-        first = nn.Conv2d(3, c, 2 * shape.stride, stride=shape.stride, padding=shape.stride // 2)
-        layers = first, nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2)
-        self.look = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
-        for layer in layers:  # as He et al. (arXiv 1502.01852): torch's own is a lottery here
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        self.look = nn.ModuleList(_eye(shape) for _ in range(shape.cameras))
         self.embedding = nn.Embedding(len(shape.vocabulary) + 1, 16)  # the last: words never heard, and silence
         self.language = nn.Sequential(nn.Linear(16 * shape.words, 64), nn.GELU())
-        self.query = nn.Linear(64, k * c)
+        self.query = nn.Linear(64, shape.cameras * k * c)
         axis = torch.linspace(-1, 1, shape.image_size // shape.stride)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         self.places: Tensor
         self.register_buffer("places", torch.stack([x.flatten(), y.flatten()], -1), persistent=False)
-        self.width = 4 * k + 64
+        self.width = 4 * shape.cameras * k + 64
 
     def tokens(self, instructions: Sequence[str]) -> Int[Tensor, "b words"]:
         unknown = len(self.shape.vocabulary)
@@ -77,14 +78,31 @@ class LanguageKeypoints(nn.Module):
         return torch.tensor([known[instruction] for instruction in instructions])
 
     def forward(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, "b width"]:
-        features = self.look(frames).flatten(2)  # (b, c, places)
+        b, cameras, keypoints = len(frames), self.shape.cameras, self.shape.keypoints
+        pictures = apart(frames).unbind(1)
+        features = torch.stack([eye(picture) for eye, picture in zip(self.look, pictures, strict=True)], 1)
         words = self.language(self.embedding(self.tokens(instructions)).flatten(1))
-        heat = 2 * torch.bmm(self.query(words).unflatten(1, (self.shape.keypoints, -1)), features)
+        queries = self.query(words).view(b * cameras, keypoints, -1)
+        heat = 2 * torch.bmm(queries, features.flatten(3).flatten(0, 1)).view(b, cameras * keypoints, -1)
         with torch.autocast(frames.device.type, enabled=False):  # places want more digits than bfloat16 has
             weight = heat.float().softmax(-1)
             point = weight @ self.places
             spread = (weight @ self.places.square() - point.square()).sum(-1).clamp(min=1e-4).sqrt()
         return torch.cat([3 * point.flatten(1), 3 * spread, 0.1 * heat.amax(-1), words], -1)
+
+
+def _eye(shape: Shape) -> nn.Sequential:
+    """Features of one camera's picture, (b, features, side, side)."""
+    c = shape.features
+    layers = (
+        nn.Conv2d(3, c, 2 * shape.stride, stride=shape.stride, padding=shape.stride // 2),
+        nn.Conv2d(c, c, shape.kernel, padding=shape.kernel // 2),
+    )
+    for layer in layers:  # as He et al. (arXiv 1502.01852): torch's own is a lottery here
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
 
 
 class TinyVLA(nn.Module):
@@ -136,8 +154,9 @@ class TinyVLA(nn.Module):
             if temperature == 0:
                 tokens = torch.cat([motion.argmax(-1), gripper.argmax(-1, keepdim=True)], -1)
             else:
+                draw = _draw_alike if self.shape.exploration == "chunk" else _draw
                 tokens = torch.cat(
-                    [_draw(motion / temperature, generator), _draw(gripper / temperature, generator)[..., None]], -1
+                    [draw(motion / temperature, generator), draw(gripper / temperature, generator)[..., None]], -1
                 )
             log_prob = _gather(motion, gripper, tokens, temperature or 1.0)
         return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob)
@@ -163,3 +182,10 @@ def _gather(motion: Tensor, gripper: Tensor, tokens: Tensor, temperature: float)
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(logits.shape, generator=generator).clamp(min=1e-9)
     return (logits - torch.log(-torch.log(uniform))).argmax(-1)  # Gumbel: one draw of a categorical
+
+
+def _draw_alike(logits: Float[Tensor, "b chunk *motions options"], generator: torch.Generator) -> Tensor:
+    """One quantile for all steps of a chunk."""
+    share = logits.softmax(-1).cumsum(-1)
+    quantile = torch.rand(len(logits), 1, *logits.shape[2:-1], 1, generator=generator)
+    return (share < quantile).sum(-1).clamp(max=logits.shape[-1] - 1)

@@ -61,7 +61,7 @@ def _video(sides: Sequence[UInt8[Tensor, "frame c h w"]], *, fps: int) -> bytes:
 
 def _framed(frames: UInt8[Tensor, "frame c h w"], won: Bool[Tensor, " frame"]) -> UInt8[Tensor, "frame c H W"]:
     """Enlarged by a whole factor, within a border that tells whether success has been seen."""
-    factor = max(1, round(WIDTH / frames.shape[-1]))
+    factor = max(1, round(WIDTH / frames.shape[-2]))
     large = frames.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     height, width = (side + 2 * BORDER + side % 2 for side in large.shape[-2:])  # yuv420p wants even sides
     shade = torch.where(won, SEEN, GREY).to(torch.uint8)[:, None, None, None]

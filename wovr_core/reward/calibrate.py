@@ -107,32 +107,27 @@ def calibrate_on_replays(
     real: Bool[Tensor, " replay"],
     cfg: RewardSettings,
     *,
-    episodes: int,
     newest: int,
 ) -> ReplayCalibration:
     """Set both thresholds by `probability` of success and detector `score` of the judged frames of replays.
 
-    The replays are those of all `episodes`, once or several times over; an episode's first one counts for the
-    agreements. The detector keeps `cfg.keep_recall` of the right successes in the `newest` of the episodes, the last
-    ones, for older policies dreamt otherwise; of all episodes where there are fewer than `ENOUGH`.
+    The detector keeps `cfg.keep_recall` of the right successes in the `newest` of the replays, the last ones, for older
+    policies dreamt otherwise; of all replays where there are fewer than `ENOUGH`.
     """
     rule = uncalibrated_rule(cfg)
     best = rule.score(probability)
     rule = replace(rule, threshold=calibrate(best, real, target_precision=cfg.target_precision))
     imagined = best >= rule.threshold
-    agreement = Agreement.of(imagined[:episodes], real[:episodes])
+    agreement = Agreement.of(imagined, real)
     if score is None:
         return ReplayCalibration(success_rule=rule, agreement=agreement, detector_threshold=None, with_detector=None)
     right = imagined & real
-    of_newest = right & (torch.arange(len(right)) % episodes >= episodes - newest)
+    of_newest = right & (torch.arange(len(right)) >= len(right) - newest)
     right = of_newest if of_newest.sum() >= ENOUGH else right
     dreamt = torch.arange(score.shape[1]) <= rule.first_success(probability)[:, None]  # a dream ends with a success
     highest = score.masked_fill(~dreamt, 0).amax(1)
     threshold = threshold_for_recall(highest[right], cfg.keep_recall)
     believed = imagined & (highest < threshold)
     return ReplayCalibration(
-        success_rule=rule,
-        agreement=agreement,
-        detector_threshold=threshold,
-        with_detector=Agreement.of(believed[:episodes], real[:episodes]),
+        success_rule=rule, agreement=agreement, detector_threshold=threshold, with_detector=Agreement.of(believed, real)
     )

@@ -35,10 +35,17 @@ class LabelledFrames:
 
     @classmethod
     def of_episodes(cls, episodes: Sequence[Episode]) -> "LabelledFrames":
-        return cls.of_sequences(
-            torch.stack([e.frames for e in episodes]),
-            [e.instruction for e in episodes],
-            torch.stack([e.success for e in episodes]),
+        """The pictures that were taken."""
+        taken = [slice(None, None, episode.picture_stride) for episode in episodes]
+        each = [
+            cls.of_sequences(e.frames[None, rows], [e.instruction], e.success[None, rows])
+            for e, rows in zip(episodes, taken, strict=True)
+        ]
+        return cls(
+            torch.cat([one.frames for one in each]),
+            tuple(words for one in each for words in one.instructions),
+            torch.cat([one.success for one in each]),
+            torch.cat([one.of_success for one in each]),
         )
 
 

@@ -62,7 +62,9 @@ def collect_episodes(
         episodes = []
         with open_environment(task) as env, counting("collect", sum(map(len, ids.values())), unit="episode") as watch:
             for split, states in ids.items():
-                episodes += run_trials(env, decide, states, split, steps=task.horizon, watch=watch).episodes
+                episodes += run_trials(
+                    env, decide, states, split, steps=task.horizon, picture_stride=task.picture_stride, watch=watch
+                ).episodes
         _write(draft, episodes, task, round=round)
     return draft.manifest
 
@@ -89,7 +91,8 @@ def merge_episodes(cfg: CollectSettings, *, policy: Path, parts: Sequence[Path],
 def _write(draft: Draft, episodes: list[Episode], task: TaskSettings, *, round: int) -> None:
     """The episodes of a policy, and what they came to."""
     source, policy = f"{task.environment}, round {round}", draft.made_from["policy"]
-    write_episodes(draft.folder, episodes, source=source, policy_digest=policy, fps=task.embodiment.fps)
+    fps, cameras = task.embodiment.fps, task.cameras
+    write_episodes(draft.folder, episodes, source=source, policy_digest=policy, fps=fps, cameras=cameras)
     rate = success_rate(sum(episode.succeeded for episode in episodes), len(episodes))
     draft.summary |= {
         "episodes": len(episodes),

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_episodes, read_manifest, write_episodes, writing
 from wovr_core.artifacts.conventions import Conventions, Imported
-from wovr_core.artifacts.hdf5 import read_hdf5, write_hdf5
+from wovr_core.artifacts.episodes import cameras_of
+from wovr_core.artifacts.hdf5 import CAMERAS, read_hdf5, write_hdf5
 from wovr_core.artifacts.manifest import refuse_place
 from wovr_core.artifacts.names import file_name
 from wovr_core.artifacts.npy import read_npy
@@ -66,12 +67,13 @@ def import_episodes(
     with writing(out, Kind.EPISODES, settings=settings) as draft:
         imported = [one for file in files for one in _read(file, conventions)]
         _refuse_unlike(imported, image_size)
-        _check_memory(len(imported), steps, image_size or imported[0].episode.frames.shape[-1])
+        cameras = imported[0].cameras
+        _check_memory(len(imported) * len(cameras), steps, image_size or imported[0].episode.frames.shape[-2])
         numbered = [
-            replace(at_size(lasting(one.episode, steps), image_size), init_state=state)
+            replace(at_size(lasting(one.episode, steps), image_size, len(one.cameras)), init_state=state)
             for one, state in zip(imported, split.ids(len(imported), start=FIRST), strict=True)
         ]
-        write_episodes(draft.folder, numbered, source="imported", policy_digest="unknown", fps=fps)
+        write_episodes(draft.folder, numbered, source="imported", policy_digest="unknown", fps=fps, cameras=cameras)
         draft.summary |= _summary(imported, numbered, files=len(files), split=split, steps=steps)
     return draft.manifest
 
@@ -94,6 +96,7 @@ def _summary(
         "successes_cut_off": sum(one.episode.succeeded for one in imported) - rate.successes,
         "success_rules": dict(Counter(one.success_rule for one in imported)),
         "masks": dict(Counter(mask for one in imported for mask in one.masks)),
+        "cameras": list(imported[0].cameras),
         "pictures_in_files": dict(Counter(one.pictures for one in imported)),
         "pictures": "upright",
         "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
@@ -101,7 +104,7 @@ def _summary(
         "actions_to": _rounded(torch.stack([one.episode.actions.amax(0) for one in imported]).amax(0)),
         "action_dim": numbered[0].actions.shape[1],
         "pose_dim": numbered[0].pose.shape[1],
-        "picture_size": list(numbered[0].frames.shape[-2:]),
+        "picture_size": [height := numbered[0].frames.shape[-2], height],
     }
 
 
@@ -114,6 +117,8 @@ def _read(file: Path, conventions: Conventions) -> list[Imported]:
         return read_hdf5(file, conventions)
     if conventions.mask is not None:
         raise ArtifactError(f"{file} has no masks, for it is one episode: leave --mask out, or the file")
+    if conventions.cameras not in (None, ("agentview",)):
+        raise ArtifactError(f"{file} has the pictures of one camera: leave --camera out, or the file")
     return [read_npy(file, conventions)]
 
 
@@ -121,6 +126,8 @@ def _check_options(*, steps: int, image_size: int | None, fps: int, conventions:
     _check_task(f"--steps {steps}", horizon=steps)
     if image_size is not None:
         _check_task(f"--image-size {image_size}", image_size=image_size)
+    if strange := set(conventions.cameras or ()) - set(CAMERAS):
+        raise ArtifactError(f"--camera {', '.join(sorted(strange))}: choose of {', '.join(CAMERAS)}")
     if not 1 <= fps <= MAX_FPS:
         raise ArtifactError(f"{fps} steps a second is no rate of a robot: --fps is 1 to {MAX_FPS}")
     if conventions.success_at is not None and not np.isfinite(conventions.success_at):
@@ -161,14 +168,20 @@ def _refuse_unlike(imported: Sequence[Imported], image_size: int | None) -> None
                 raise ArtifactError(
                     f"{one.where} has {name} of {size} numbers, {first.where} of {wanted}: import them apart"
                 )
+        if one.cameras != first.cameras:
+            raise ArtifactError(
+                f"{one.where} was seen by {', '.join(one.cameras)}, {first.where} by {', '.join(first.cameras)}: "
+                f"choose cameras that all have, with --camera"
+            )
         (height, width), (wanted, _) = (each.episode.frames.shape[-2:] for each in (one, first))
+        width //= len(one.cameras)
         if image_size is None and not height == width == wanted:
             raise ArtifactError(
                 f"{one.where} has pictures of {height} x {width}, but a task knows squares of one size: "
                 f"give one with --image-size"
             )
     if image_size is None:
-        size = first.episode.frames.shape[-1]
+        size = first.episode.frames.shape[-2]
         _check_task(f"{first.where} has pictures of {size} x {size}, and without --image-size that", image_size=size)
 
 
@@ -191,7 +204,7 @@ def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
     draft.mkdir(parents=True)
     try:
         for name, group in sorted(by_name.items()):
-            write_hdf5(draft / name, group)
+            write_hdf5(draft / name, group, cameras_of(episodes))
         os.rename(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # gone already when all went well
@@ -241,10 +254,13 @@ def lasting(episode: Episode, steps: int) -> Episode:
     )
 
 
-def at_size(episode: Episode, size: int | None) -> Episode:
-    """The episode in square pictures of that many pixels."""
-    if size is None or episode.frames.shape[-2:] == (size, size):
+def at_size(episode: Episode, size: int | None, cameras: int = 1) -> Episode:
+    """The episode in square pictures of that many pixels, one of each camera side by side."""
+    if size is None or episode.frames.shape[-2:] == (size, size * cameras):
         return episode
-    pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()).resize((size, size)) for frame in episode.frames]
-    frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-    return replace(episode, frames=frames.permute(0, 3, 1, 2).contiguous())
+
+    def resized(picture: Tensor) -> np.ndarray:
+        return np.asarray(Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((size, size)))
+
+    frames = [np.concatenate([resized(view) for view in frame.chunk(cameras, -1)], 1) for frame in episode.frames]
+    return replace(episode, frames=torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous())

@@ -20,8 +20,7 @@ from wovr_core.store.episodes import RealData, named, open_episodes
 from wovr_core.store.facts import PolicyFacts
 from wovr_core.store.learning import copy_learning
 from wovr_core.store.policies import open_policy, save_policy
-from wovr_core.store.world_models import for_dreaming, open_world_model, save_world_model
-from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.store.world_models import LearnedWorldModel, for_dreaming, open_world_model, save_world_model
 from wovr_core.world_model.windows import EpisodeBatch
 
 ROLLBACK_CONFIDENCE = 0.95  # with which an evolved policy must be worse to be rolled back
@@ -144,7 +143,7 @@ def refit_world_model(
 
 
 def refit_on(
-    model: DiffusionWorldModel,
+    model: LearnedWorldModel,
     cfg: PaceSettings,
     data: RealData,
     newest: RealData,
@@ -152,7 +151,7 @@ def refit_on(
     moved: Drift,
     seed: int,
     tracker: Tracker | None,
-) -> tuple[DiffusionWorldModel | None, str]:
+) -> tuple[LearnedWorldModel | None, str]:
     """The model, fitted on; None where it then dreams the newest held-out episodes worse. And the figures."""
     model.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
     fit_world_model(
@@ -174,7 +173,7 @@ def refit_on(
     return model if better else None, reason
 
 
-def replay_psnr(model: DiffusionWorldModel, data: RealData, seed: int, limit: int = 64) -> torch.Tensor:
+def replay_psnr(model: LearnedWorldModel, data: RealData, seed: int, limit: int = 64) -> torch.Tensor:
     """Mean PSNR of each held-out episode, dreamt from its first frame with its own actions."""
     generator = torch.Generator().manual_seed(seed)
     replays = replay(for_dreaming(model), data.held_out[:limit], generator=generator, frames=[CHUNK - 1])

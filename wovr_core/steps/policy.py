@@ -39,7 +39,9 @@ def clone_base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path, dem
                 f"({cfg.action_noise:g}), or raise task.horizon"
             )
         source = f"{task.environment} demonstrator"
-        write_episodes(draft.folder, good, source=source, policy_digest="scripted", fps=embodiment.fps)
+        write_episodes(
+            draft.folder, good, source=source, policy_digest="scripted", fps=embodiment.fps, cameras=task.cameras
+        )
         draft.summary |= {"episodes": len(good), "attempts": len(episodes)}
     vocabulary, words = vocabulary_of([episode.instruction for episode in good])
     torch.manual_seed(task.seed)  # initial weights
@@ -47,8 +49,10 @@ def clone_base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path, dem
         vocabulary=vocabulary,
         words=words,
         image_size=task.image_size,
+        cameras=len(task.cameras),
         action_dim=embodiment.action_dim,
         kernel=cfg.conv_kernel,
+        exploration=cfg.exploration,
         pose_dim=embodiment.pose_dim if cfg.proprioception else 0,
     )
     policy = TinyVLA(shape)

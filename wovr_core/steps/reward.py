@@ -69,9 +69,9 @@ def train_reward(
         detector = None
         if cfg.detector_steps:
             detector = learn_detector(cfg, task, replays, generator=generator, tracker=tracker)
-        held_out = replay(dreamer, list(data.held_out) * cfg.replays, generator=generator, frames=rule.frames)
+        held_out = replay(dreamer, data.held_out, generator=generator, frames=rule.frames)
         newest = len(open_episodes(episodes[-1:], task).held_out)
-        calibration = calibrate(reward, detector, held_out, cfg, episodes=len(data.held_out), newest=newest)
+        calibration = calibrate(reward, detector, held_out, cfg, newest=newest)
         save_reward(draft.folder, reward)
         if detector is not None and calibration.detector_threshold is not None:
             save_detector(draft.folder, detector)
@@ -86,16 +86,14 @@ def calibrate(
     held_out: Replay,
     cfg: RewardSettings,
     *,
-    episodes: int,
     newest: int,
 ) -> ReplayCalibration:
-    """Set the thresholds of both, by dreams of held-out episodes. `newest`: of the `episodes`, those collected last."""
+    """Set the thresholds of both, by dreams of held-out episodes, of which the last `newest` were collected last."""
     calibration = calibrate_on_replays(
         probabilities(reward, held_out.imagined, held_out.instructions),
         None if detector is None else detector.scores(held_out.imagined, held_out.first),
         held_out.success.any(1),
         cfg,
-        episodes=episodes,
         newest=newest,
     )
     reward.success_rule = calibration.success_rule
@@ -119,7 +117,15 @@ def new_classifier(
 ) -> SuccessClassifier:
     """An untrained classifier that knows the words of these episodes."""
     vocabulary, words = vocabulary_of([episode.instruction for episode in training])
-    shape = Shape(vocabulary=vocabulary, words=words, image_size=task.image_size, features=24, keypoints=12, kernel=3)
+    shape = Shape(
+        vocabulary=vocabulary,
+        words=words,
+        image_size=task.image_size,
+        cameras=len(task.cameras),
+        features=24,
+        keypoints=12,
+        kernel=3,
+    )
     return SuccessClassifier(shape, success_rule=rule, dtype=cfg.dtype)
 
 

@@ -12,16 +12,13 @@ from wovr_core.imagination.replay import replay
 from wovr_core.protocols import Tracker
 from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.store.episodes import named, open_episodes
-from wovr_core.store.world_models import for_dreaming, new_world_model, provenance, save_world_model
+from wovr_core.store.world_models import LearnedWorldModel, for_dreaming, new_world_model, provenance, save_world_model
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.distributed import full_tensor, process_group, shard
-from wovr_core.training.loop import tell_loss, train
+from wovr_core.training.loop import TrainingError, tell_loss, train
 from wovr_core.trajectory import Episode
 from wovr_core.world_model.model import DiffusionWorldModel
-from wovr_core.world_model.pixels.mixer import FitSteps
-from wovr_core.world_model.windows import EpisodeBatch, WindowSampler
-
-GRASP_STEPS, GRASP_LEARNING_RATE = 60, 1e-4  # few and small: a policy's few grasps are soon known by heart
+from wovr_core.world_model.windows import EpisodeBatch
 
 EMA = 0.99  # of the weights, a step
 
@@ -58,7 +55,7 @@ def train_world_model(
 
 
 def fit_world_model(
-    model: DiffusionWorldModel,
+    model: LearnedWorldModel,
     episodes: EpisodeBatch,
     *,
     steps: int,
@@ -75,16 +72,15 @@ def fit_world_model(
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
     with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as folder, process_group() as group:
-        first = FitSteps(kinematics=cfg.kinematics_steps, grasp=GRASP_STEPS, grasp_learning_rate=GRASP_LEARNING_RATE)
-        episodes = model.prepare(episodes, first, seed=seed)
-        sampler = WindowSampler(episodes, cfg, generator=generator, share=share)
         learner, rows = model, group.rows(cfg.batch)
         if group.world_size > 1:
+            if not isinstance(model, DiffusionWorldModel):
+                raise TrainingError(f"{name}: a next-frame model is small and learns in one process: start one")
             learner = deepcopy(model)
             shard(learner, forward="learn", ignored=[learner.autoencoder])
         train(
             learner.trained,
-            lambda step: learner.loss(sampler.draw(cfg.batch), generator=generator, rows=rows),
+            learner.lessons(episodes, steps=steps, rows=rows, generator=generator, share=share),
             name=name,
             steps=steps,
             learning_rate=cfg.learning_rate,
@@ -99,7 +95,7 @@ def fit_world_model(
             model.load_state_dict({key: full_tensor(value) for key, value in learner.state_dict().items()})
 
 
-def measure(model: DiffusionWorldModel, held_out: Sequence[Episode], *, seed: int, limit: int = 64) -> list[Depth]:
+def measure(model: LearnedWorldModel, held_out: Sequence[Episode], *, seed: int, limit: int = 64) -> list[Depth]:
     """Replay held-out episodes from their first frame, with their own actions and with another's."""
     dreamer = for_dreaming(model)
     episodes = list(held_out[:limit])

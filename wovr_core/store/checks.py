@@ -24,6 +24,7 @@ def refuse_misfit(what: str, path: Path, sizes: Mapping[str, int], task: TaskSet
         "action_dim": embodiment.action_dim,
         "pose_dim": embodiment.pose_dim,
         "image_size": task.image_size,
+        "cameras": len(task.cameras),
         "chunk": CHUNK,
     }
     for name, size in sizes.items():
@@ -35,7 +36,7 @@ def refuse_misfit(what: str, path: Path, sizes: Mapping[str, int], task: TaskSet
 
 
 def grey(shape: Shape) -> Tensor:
-    return torch.zeros(1, 3, shape.image_size, shape.image_size)
+    return torch.zeros(1, 3, shape.image_size, shape.cameras * shape.image_size)
 
 
 def answers(what: str, path: Path, ask: Callable[[], Tensor]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, check_episodes_fit, load_table, read_manifest
-from wovr_core.artifacts.episodes import read_episodes
+from wovr_core.artifacts.episodes import UNNAMED, cameras_of, read_episodes
 from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.keyframes.mine import Keyframe
@@ -56,6 +56,11 @@ def open_episodes(paths: Sequence[Path], task: TaskSettings | None = None) -> Re
             raise ArtifactError(f"{path} holds no episodes: collect some")
         if task is not None:
             check_episodes_fit(new, task, path)
+            if (seen_by := cameras_of(path)) not in (task.cameras, UNNAMED):
+                raise ArtifactError(
+                    f"{path} was seen by {', '.join(seen_by)}, but the task by {', '.join(task.cameras)}: set "
+                    f"task.cameras, or use episodes of these cameras"
+                )
         for episode in new:
             if episode.init_state >= SPLIT_SIZE * len(Split):
                 raise ArtifactError(f"{path} has the initial state {episode.init_state}, which no split holds")

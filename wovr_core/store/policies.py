@@ -19,7 +19,7 @@ def open_policy(path: Path, task: TaskSettings | None = None, *, weights: str = 
     """The policy of an artifact, or one of its snapshots."""
     read_manifest(path, Kind.POLICY)
     shape = load_json(path, "policy", Shape)
-    sizes = {name: getattr(shape, name) for name in ("action_dim", "image_size", "chunk")}
+    sizes = {name: getattr(shape, name) for name in ("action_dim", "image_size", "cameras", "chunk")}
     refuse_misfit("policy", path, sizes | ({"pose_dim": shape.pose_dim} if shape.pose_dim else {}), task)
     policy = module_of(load_weights(path, weights), lambda: TinyVLA(shape), path)
     pose = torch.zeros(1, shape.pose_dim)

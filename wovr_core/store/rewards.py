@@ -31,7 +31,7 @@ def open_reward(path: Path, task: TaskSettings | None = None) -> SuccessClassifi
     """The reward model of an artifact."""
     manifest = read_manifest(path, Kind.REWARD_MODEL)
     calibration, shape = load_json(path, "calibration", Calibration), load_json(path, "reward", Shape)
-    refuse_misfit("reward model", path, {"image_size": shape.image_size}, task)
+    refuse_misfit("reward model", path, {"image_size": shape.image_size, "cameras": shape.cameras}, task)
     if task is not None and "task" in manifest.settings:  # it sees pictures alone, which tell no task from another
         learnt_in = manifest.branch("task", TaskSettings, path).environment
         if learnt_in != task.environment:

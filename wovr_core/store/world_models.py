@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wovr_core.architecture import ArchitectureSettings
+from wovr_core.architecture import Architecture, ArchitectureSettings, NextFrameSettings
 from wovr_core.artifacts import (
     ArtifactError,
     Kind,
@@ -22,14 +22,22 @@ from wovr_core.store.rewards import open_detector, open_reward
 from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import tiny_autoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
+from wovr_core.world_model.next_frame import NextFrameModel
 
+LearnedWorldModel = DiffusionWorldModel | NextFrameModel
 PRETRAINED = Path(__file__).parents[1] / "world_model" / "pretrained"
 
 
-def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> DiffusionWorldModel:
+def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> LearnedWorldModel:
     """Untrained, or the backbone shipped with the package: codec, transformer and action statistics."""
     cfg = cfg.model_copy(update={"architecture": architecture_of(cfg)})
-    model = _empty(cfg, action_dim=task.embodiment.action_dim, pose_dim=task.embodiment.pose_dim)
+    model = _empty(
+        cfg,
+        action_dim=task.embodiment.action_dim,
+        pose_dim=task.embodiment.pose_dim,
+        cameras=len(task.cameras),
+        image_size=task.image_size,
+    )
     if cfg.pretrained == "none":
         return model
     weights = {name: value.float() for name, value in load_weights(_backbone(cfg), "weights").items()}
@@ -47,7 +55,7 @@ def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> DiffusionWor
     return model
 
 
-def architecture_of(cfg: WorldModelSettings) -> ArchitectureSettings:
+def architecture_of(cfg: WorldModelSettings) -> Architecture:
     """The architecture that settings give, or their backbone's own."""
     return cfg.architecture or load_json(_backbone(cfg), "architecture", ArchitectureSettings)
 
@@ -61,9 +69,13 @@ def _backbone(cfg: WorldModelSettings) -> Path:
     return PRETRAINED / cfg.pretrained
 
 
-def _empty(cfg: WorldModelSettings, *, action_dim: int, pose_dim: int) -> DiffusionWorldModel:
+def _empty(
+    cfg: WorldModelSettings, *, action_dim: int, pose_dim: int, cameras: int, image_size: int
+) -> LearnedWorldModel:
     if cfg.architecture is None:
         raise ArtifactError("this world model does not say its architecture: make it again")
+    if isinstance(cfg.architecture, NextFrameSettings):
+        return NextFrameModel(cfg, action_dim=action_dim, pose_dim=pose_dim, cameras=cameras, image_size=image_size)
     codec = tiny_autoencoder(cfg.architecture)
     return DiffusionWorldModel(cfg, codec, action_dim=action_dim, pose_dim=pose_dim)
 
@@ -74,20 +86,21 @@ def provenance(cfg: WorldModelSettings) -> dict[str, object]:
     return load_json(folder, "provenance", dict) if (folder / "provenance.json").exists() else {}
 
 
-def save_world_model(folder: Path, model: DiffusionWorldModel) -> None:
+def save_world_model(folder: Path, model: LearnedWorldModel) -> None:
     save_json(folder, "world_model", model.cfg.model_dump(mode="json"))
     save_weights(folder, "world_model", model.state_dict())
 
 
-def open_world_model(path: Path, task: TaskSettings | None = None, *, dreaming: bool = True) -> DiffusionWorldModel:
+def open_world_model(path: Path, task: TaskSettings | None = None, *, dreaming: bool = True) -> LearnedWorldModel:
     """The world model of an artifact; for dreaming, in the precision it is to dream in."""
     manifest = read_manifest(path, Kind.WORLD_MODEL)
     cfg, weights = load_json(path, "world_model", WorldModelSettings), load_weights(path, "world_model")
     sizes = {"action_dim": len(_row(weights, "q01", path)), "pose_dim": len(_row(weights, "reach", path))}
     refuse_misfit("world model", path, sizes, task)
-    if "task" in manifest.settings:  # the weights do not tell how large the pictures were
-        refuse_misfit("world model", path, {"image_size": manifest.branch("task", TaskSettings, path).image_size}, task)
-    model = module_of(weights, lambda: _empty(cfg, **sizes), path)
+    made_with = manifest.branch("task", TaskSettings, path) if "task" in manifest.settings else task or TaskSettings()
+    seen = {"image_size": made_with.image_size, "cameras": len(made_with.cameras)}
+    refuse_misfit("world model", path, seen, task)
+    model = module_of(weights, lambda: _empty(cfg, **sizes, **seen), path)
     return for_dreaming(model) if dreaming else model
 
 
@@ -107,7 +120,7 @@ def open_simulator(
     return LearnedSimulator(dreams, sees_success, open_detector(reward) if detector else None)
 
 
-def for_dreaming(model: DiffusionWorldModel) -> DiffusionWorldModel:
+def for_dreaming(model: LearnedWorldModel) -> LearnedWorldModel:
     model.requires_grad_(False).eval()
     model.trained.to(computed_in(model.cfg.rollout_dtype, model.statistics.reach.device))
     return model

@@ -1,4 +1,4 @@
-"""Frames to latents and back: 4 frames of 8 x 8 pixels (tiny; or their last one) or of 16 x 16 (Wan) to one vector.
+"""Frames to latents and back: 4 frames of 8 x 8 pixels (tiny) or of 16 x 16 (Wan) to one vector.
 
 All codecs speak the window of METHOD section 2: 13 frames are 4 latents `[reference | memory | 2 future]`.
 """
@@ -98,58 +98,6 @@ class PatchAutoencoder(Autoencoder):
         return self.decoder(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
-class ComponentAutoencoder(Autoencoder):
-    """The last of every four frames, sharp: the principal components of its patches of 8 x 8 pixels.
-
-    For small pictures in which small things move: four frames of such a patch are 768 numbers, of which 48 leave a
-    smear of whatever moves; 96 of one frame's 192 lose next to nothing (decision 015). Blind
-    to what lies between: those frames are shown as the last one of their four. Linear, fitted in closed form.
-    """
-
-    PATCH = 8
-
-    def __init__(self, *, channels: int = 96) -> None:
-        super().__init__()
-        self.channels, size = channels, 3 * self.PATCH**2
-        if channels > size:
-            raise ValueError(
-                f"architecture.latent_channels is {channels}, but a patch has {size} components: use {size}"
-            )
-        self.mean: Tensor
-        self.components: Tensor
-        self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("components", torch.eye(channels, size))  # orthonormal rows, what varies most first
-        self.register_buffer("scale", torch.ones(channels))
-
-    @torch.no_grad()
-    def fit(self, frames: Float[Tensor, "n 3 h w"]) -> None:
-        """Find the components of these frames.
-
-        Latents vary by 1 on average, and each by the root of what it does in pixels: what varies little counts less
-        than the rest, but more than in pixels.
-        """
-        patches = F.pixel_unshuffle(frames, self.PATCH).movedim(1, -1).flatten(0, -2)
-        self.mean.copy_(patches.mean(0))
-        variance, components = torch.linalg.eigh(torch.cov(patches.T))
-        self.components.copy_(components.T.flip(0)[: self.channels])
-        spread = variance.flip(0)[: self.channels].clamp(min=1e-9).sqrt()
-        self.scale.copy_((spread * spread.mean()).sqrt())
-
-    def encode(self, frames: Float[Tensor, "b frames 3 h w"]) -> Float[Tensor, "b c latents y x"]:
-        last_of_four = frames[:, ::FRAMES_PER_LATENT]
-        patches = F.pixel_unshuffle(last_of_four, self.PATCH).movedim(2, -1) - self.mean  # (b, latents, y, x, 192)
-        return (patches @ self.components.T / self.scale).movedim(-1, 1)
-
-    def decode_future(
-        self, window: Float[Tensor, "b c latents y x"], count: int = 2, *, frames: list[int] | None = None
-    ) -> Float[Tensor, "b frames 3 h w"]:
-        patches = (window[:, :, -count:].movedim(1, -1) * self.scale) @ self.components + self.mean
-        decoded = F.pixel_shuffle(patches.movedim(-1, 2), self.PATCH)  # one frame of each latent
-        chosen = range(count * FRAMES_PER_LATENT) if frames is None else frames
-        return decoded[:, [frame // FRAMES_PER_LATENT for frame in chosen]]
-
-
 class Residual(nn.Module):
     """Two 3 x 3 convolutions around a skip."""
 
@@ -167,10 +115,9 @@ def tiny_autoencoder(architecture: ArchitectureSettings) -> Autoencoder:
         raise ArtifactError(
             "world_model.architecture.codec is wan, but Wan's codec and weights do not come with this package, and "
             "nothing opens them yet: such settings describe the paper's world model and cannot be run. Take a backbone "
-            "that is shipped, as tabletop and libero-cpu do"
+            "that is shipped, as tabletop does"
         )
-    kind = ComponentAutoencoder if architecture.codec == "components" else PatchAutoencoder
-    return kind(channels=architecture.latent_channels)
+    return PatchAutoencoder(channels=architecture.latent_channels)
 
 
 class WanAutoencoder(Autoencoder):

@@ -4,7 +4,6 @@ The reference and memory latents are clean context: they attend to each other on
 computed once per chunk and reused at every denoising step. The future attends to them and to itself.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,6 @@ class Context:
     cross_attention: list[Heads]  # per block, of the action tokens
     modulation: Tensor  # (b, 4, d), from actions
     poses: Tensor | None  # (b, 2, tokens, d), of the future
-    mix: Callable[[Tensor], Tensor] | None  # what the output is added to, from the tokens of the future
 
     @property
     def batch(self) -> int:
@@ -64,11 +62,10 @@ class WorldModelTransformer(nn.Module):
         self.action_modulation = ActionModulation(action_dim, width)
         self.action_tokens = ActionTokens(action_dim, width)
         self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
-        self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates and not cfg.advection else None
+        self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates else None
         if self.keep_gates is not None:
             nn.init.zeros_(self.keep_gates.weight)
             self.keep_gates.bias.data = torch.tensor([3.0, -3.0]).repeat(cfg.patch**2)  # at first: the last frame stays
-        if cfg.keep_gates:
             nn.init.zeros_(self.backbone.proj_out.weight)
             nn.init.zeros_(self.backbone.proj_out.bias)
 
@@ -79,7 +76,6 @@ class WorldModelTransformer(nn.Module):
         conditions: Conditions,
         *,
         memory_noise: Float[Tensor, " b"],
-        mix: Callable[[Tensor], Tensor] | None = None,
     ) -> Context:
         """Run the given latents through the blocks once. `memory_noise` is the noise level the memory carries."""
         actions = conditions.actions.to(self.dtype)
@@ -101,7 +97,7 @@ class WorldModelTransformer(nn.Module):
             x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
             cache.append(own)
         future_poses = None if poses is None else poses[:, CONTEXT:]
-        return Context(reference, memory, cache, cross, modulation, future_poses, mix)
+        return Context(reference, memory, cache, cross, modulation, future_poses)
 
     def forward(
         self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
@@ -124,8 +120,6 @@ class WorldModelTransformer(nn.Module):
         if self.keep_gates is not None:
             gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
             output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
-        if context.mix is not None:
-            output = output + context.mix(x)
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
 
     @property

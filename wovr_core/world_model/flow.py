@@ -27,13 +27,15 @@ def noised(
     return (1 - s) * latent + s * noise
 
 
-def dream_noise(memory: Float[Tensor, "b c y x"], *, generator: torch.Generator) -> Float[Tensor, "b c 2 y x"]:
-    """All the chance there is in dreaming a chunk: noise of its two future latents.
+def dream_noise(
+    memory: Float[Tensor, "b c y x"], latents: int = 2, *, generator: torch.Generator
+) -> Float[Tensor, "b c latents y x"]:
+    """All the chance there is in dreaming a chunk: noise of its future latents.
 
     Whoever draws it knows the dream: the same noise, here or on a server, is the same dream.
     """
     b, c, y, x = memory.shape
-    return torch.randn(b, c, 2, y, x, generator=generator)
+    return torch.randn(b, c, latents, y, x, generator=generator)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The world model: transformer, codec and action statistics together, dreaming chunk after chunk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.protocols import DreamState
 from wovr_core.settings import WorldModelSettings
@@ -17,39 +18,45 @@ from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import Conditions
 from wovr_core.world_model.dit import Context, WorldModelTransformer
 from wovr_core.world_model.flow import Draws
-from wovr_core.world_model.pixels.mixer import FitSteps, Mix, PixelMixer
 from wovr_core.world_model.statistics import ActionStatistics
-from wovr_core.world_model.windows import EpisodeBatch, Window
+from wovr_core.world_model.windows import EpisodeBatch, Window, WindowSampler
 
 
 class DiffusionWorldModel(nn.Module):
     """Dreams what the camera will see if the arm does this (the `WorldModel` protocol)."""
+
+    noise_latents = 2  # of the chance that is in a chunk
 
     def __init__(
         self, cfg: WorldModelSettings, autoencoder: Autoencoder, *, action_dim: int, pose_dim: int = 2
     ) -> None:
         super().__init__()
         architecture = cfg.architecture
-        assert architecture is not None, "ask the backbone first: `new_world_model` does"
+        assert isinstance(architecture, ArchitectureSettings), "ask the backbone first: `new_world_model` does"
         self.cfg = cfg
         self.autoencoder = autoencoder.requires_grad_(False)
         self.transformer = WorldModelTransformer(architecture, action_dim=action_dim, pose_dim=pose_dim)
         self.statistics = ActionStatistics(action_dim, pose_dim)
-        mixes = architecture.advection or architecture.kinematics
-        self.mixer = PixelMixer(architecture, action_dim=action_dim, pose_dim=pose_dim) if mixes else None
 
     @property
-    def trained(self) -> nn.ModuleList:
-        """The networks that `loss` trains, and that dream in `rollout_dtype`."""
-        return nn.ModuleList([self.transformer, *(self.mixer.trained_with_transformer if self.mixer else [])])
+    def trained(self) -> nn.Module:
+        """What `loss` trains, and what dreams in `rollout_dtype`."""
+        return self.transformer
 
     # ---------------------------------------------------------------------------------------------- learning
 
-    def prepare(self, episodes: EpisodeBatch, steps: FitSteps, *, seed: int) -> EpisodeBatch:
-        """Learn in place what is learnt before `loss`; returns the episodes to draw windows for it from."""
-        if self.mixer is None:
-            return episodes
-        return self.mixer.fit(episodes, self.statistics, self.autoencoder, steps, seed=seed)
+    def lessons(
+        self,
+        episodes: EpisodeBatch,
+        *,
+        steps: int,
+        rows: slice,
+        generator: torch.Generator,
+        share: Float[Tensor, " episode"] | None = None,
+    ) -> Callable[[int], Float[Tensor, ""]]:
+        """The loss of these rows of the batch of each step of training."""
+        sampler = WindowSampler(episodes, self.cfg, generator=generator, share=share)
+        return lambda step: self.loss(sampler.draw(self.cfg.batch), generator=generator, rows=rows)
 
     def loss(self, window: Window, *, generator: torch.Generator, rows: slice = slice(None)) -> Float[Tensor, ""]:
         """Mean squared error of the flow velocity of the future latents.
@@ -87,24 +94,12 @@ class DiffusionWorldModel(nn.Module):
         level = flow.shifted(u)
         noise = draws.normal(future)
         noisy = flow.noised(future, noise, level)
-        conditions, mix = self._learning(reference, memory, window, draws)
+        conditions = self._conditions(window.actions, window.pose)
         with autocast(self.cfg.train_dtype, future.device):
-            context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level, mix=mix)
+            context = self.transformer.context(reference, memory, conditions, memory_noise=memory_level)
             velocity = self.transformer(noisy, level, context)
         predicted = noisy - level.view(-1, 1, 1, 1, 1) * velocity.detach()
         return (velocity - (noise - future)).square().mean(), predicted[:, :, 1]
-
-    def _learning(
-        self, reference: Tensor, memory: Tensor, window: Window, draws: Draws
-    ) -> tuple[Conditions, Mix | None]:
-        """What windows are conditioned on."""
-        if self.mixer is None:
-            return self._conditions(window.actions, window.pose), None
-        pose = self.mixer.window_pose(self.statistics, window.pose, window.actions)
-        conditions = self._conditions(window.actions, pose)
-        return conditions, self.mixer.train_mix(
-            reference, memory, window, conditions, statistics=self.statistics, codec=self.autoencoder, draws=draws
-        )
 
     def _conditions(self, actions: Float[Tensor, "b 13 a"], pose: Float[Tensor, "b 13 p"]) -> Conditions:
         acts = (actions != 0).any(-1, keepdim=True)  # null actions stay null when normalised
@@ -132,7 +127,6 @@ class DiffusionWorldModel(nn.Module):
             future=latents[:, :, 1:1],
             actions=actions,
             pose=pose,
-            extra={} if self.mixer is None else self.mixer.begin(pose),
         )
 
     def imagine(self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator) -> DreamState:
@@ -149,14 +143,13 @@ class DiffusionWorldModel(nn.Module):
         cached: bool = True,
     ) -> DreamState:
         """A dream without chance: `noise` is what `flow.dream_noise` drew. `cached` is for the test."""
-        path = self._path(state, actions)
+        path = self.statistics.integrate(state.pose[:, -1], actions)
         every_action = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
         conditions = self._conditions(every_action, torch.cat([state.pose, path], 1))
-        mix, extra = self._dreaming(state, actions, conditions, noise)
         no_noise = torch.zeros(len(state))
 
         def context() -> Context:
-            return self.transformer.context(state.reference, state.memory, conditions, memory_noise=no_noise, mix=mix)
+            return self.transformer.context(state.reference, state.memory, conditions, memory_noise=no_noise)
 
         future, cache = noise, context()
         for now, after in pairwise(flow.schedule(self.cfg.num_inference_steps)):
@@ -169,22 +162,6 @@ class DiffusionWorldModel(nn.Module):
             future=future.contiguous(),
             actions=actions[:, -MEMORY:],
             pose=torch.cat([state.pose[:, :1], path[:, -MEMORY:]], 1),
-            extra=extra,
-        )
-
-    def _path(self, state: DreamState, actions: Float[Tensor, "b 8 a"]) -> Float[Tensor, "b 8 p"]:
-        """Where the arm will be after each action."""
-        if self.mixer is None:
-            return self.statistics.integrate(state.pose[:, -1], actions)
-        return self.mixer.path(self.statistics, state.pose, state.actions, actions)
-
-    def _dreaming(
-        self, state: DreamState, actions: Tensor, conditions: Conditions, noise: Tensor
-    ) -> tuple[Mix | None, dict[str, Tensor]]:
-        if self.mixer is None:
-            return None, {}
-        return self.mixer.dream_mix(
-            state, actions, conditions, noise, statistics=self.statistics, codec=self.autoencoder
         )
 
     @torch.no_grad()

@@ -22,8 +22,6 @@ class ActionStatistics(nn.Module):
         self.register_buffer("reach", torch.ones(pose_dim))  # pose units per unit of action
         self.register_buffer("pose_low", torch.zeros(pose_dim))
         self.register_buffer("pose_high", torch.ones(pose_dim))
-        self.camera: Tensor  # (3, pose_dim + 1): a pose and 1 to (u w, v w, w), with u, v in [0, 1] from the top left
-        self.register_buffer("camera", torch.eye(3, pose_dim + 1))
 
     @torch.no_grad()
     def fit(self, episodes: EpisodeBatch) -> None:
@@ -43,9 +41,8 @@ class ActionStatistics(nn.Module):
         return torch.cat([motion[..., :-1].clamp(-1.5, 1.5), actions[..., -1:]], -1)
 
     def in_picture(self, pose: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
-        """Where the camera sees the hand (u, v in [0, 1]); then whatever a pose has beyond two numbers, in [0, 1]."""
-        seen = torch.cat([pose, torch.ones_like(pose[..., :1])], -1) @ self.camera.T
-        return torch.cat([seen[..., :2] / seen[..., 2:], self.share(pose)[..., 2:]], -1)
+        """Where in the picture the hand is, as a pose of two numbers says; what it has beyond them, in [0, 1]."""
+        return torch.cat([pose[..., :2], self.share(pose)[..., 2:]], -1)
 
     def share(self, pose: Float[Tensor, "*b p"]) -> Float[Tensor, "*b p"]:
         """Of the range seen, in [0, 1]."""

@@ -1,7 +1,7 @@
 """Thirteen-frame windows out of episodes: one reference, four to remember, eight to predict (METHOD section 2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -22,7 +22,7 @@ class EpisodeBatch:
     frames: UInt8[Tensor, "episode frame c h w"]
     actions: Float[Tensor, "episode t a"]
     pose: Float[Tensor, "episode frame p"]
-    labels: dict[str, Tensor] = field(default_factory=dict)  # one row per frame; for the world model's own use
+    picture_stride: int = 1  # steps between two looks of those that looked least often
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> "EpisodeBatch":
@@ -30,14 +30,14 @@ class EpisodeBatch:
             frames=torch.stack([episode.frames for episode in episodes]),
             actions=torch.stack([episode.actions for episode in episodes]),
             pose=torch.stack([episode.pose for episode in episodes]),
+            picture_stride=max(episode.picture_stride for episode in episodes),
         )
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, episodes: slice) -> "EpisodeBatch":
-        labels = {name: value[episodes] for name, value in self.labels.items()}
-        return EpisodeBatch(self.frames[episodes], self.actions[episodes], self.pose[episodes], labels)
+        return replace(self, frames=self.frames[episodes], actions=self.actions[episodes], pose=self.pose[episodes])
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,9 @@ class Window:
     frames: UInt8[Tensor, "b 13 c h w"]
     actions: Float[Tensor, "b 13 a"]
     pose: Float[Tensor, "b 13 p"]
-    labels: dict[str, Tensor] = field(default_factory=dict)  # those of the last remembered frame
 
     def __getitem__(self, rows: slice) -> "Window":
-        labels = {name: value[rows] for name, value in self.labels.items()}
-        return Window(self.frames[rows], self.actions[rows], self.pose[rows], labels)
+        return Window(self.frames[rows], self.actions[rows], self.pose[rows])
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -62,8 +60,7 @@ def window_at(episodes: EpisodeBatch, episode: Int[Tensor, " b"], step: Int[Tens
     frame = torch.cat([torch.zeros_like(step)[:, None], step[:, None] + torch.arange(1 - MEMORY, CHUNK + 1)], 1)
     row, within = episode[:, None], frame.clamp(min=0)
     action = episodes.actions[row, (within - 1).clamp(min=0)] * (frame > 0)[..., None]
-    labels = {name: value[episode, step] for name, value in episodes.labels.items()}
-    return Window(episodes.frames[row, within], action, episodes.pose[row, within], labels)
+    return Window(episodes.frames[row, within], action, episodes.pose[row, within])
 
 
 def stand_still(window: Window, still: Tensor) -> Window:

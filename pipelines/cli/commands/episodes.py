@@ -21,6 +21,7 @@ def import_episodes(
         typer.Option(help="What they may serve: to learn from, or (keyframes) never trained on."),
     ] = "demonstration",
     image_size: Annotated[int | None, typer.Option(help="Pixels, square; as they come by default.")] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="This one, and again for another; HDF5: all.")] = None,
     mask: Annotated[
         str | None, typer.Option(help="Only the demonstrations on robomimic's list of that name, as `train`.")
     ] = None,
@@ -55,6 +56,8 @@ def import_episodes(
         from wovr_core.steps.exchange import import_episodes
 
         ends_well = None if ends is None else ends == "success"
+        cameras = tuple(dict.fromkeys(camera)) if camera else None
+        words = {"instruction": instruction, "success_at": success_at, "pictures": pictures, "mask": mask}
         made = import_episodes(
             sources,
             out=out,
@@ -62,9 +65,7 @@ def import_episodes(
             split=Split[split.upper()],
             image_size=image_size,
             fps=fps,
-            conventions=Conventions(
-                instruction=instruction, ends=ends_well, success_at=success_at, pictures=pictures, mask=mask
-            ),
+            conventions=Conventions(ends=ends_well, cameras=cameras, **words),
         )
         console.print_json(data=made.summary)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wovr_core.envs.libero import CAMERA, Libero, LiberoError
+from wovr_core.envs.libero import Libero, LiberoError
 from wovr_core.protocols import Decide
 from wovr_core.settings import PolicySettings
 from wovr_core.trajectory import Observation
@@ -55,14 +55,14 @@ def play(env: Libero, *, seed: int) -> Tensor:
 
 
 def camera(env: Libero) -> Tensor:
-    """The (3, 7) matrix of the camera: a pose and 1 to (u w, v w, w), with u, v in [0, 1] from the top left."""
+    """The (3, 7) matrix of camera `agentview`: a pose and 1 to (u w, v w, w), with u, v in [0, 1] from the top left."""
     place, one = np.split(env.call(_projection)[0], [3], axis=1)
     return torch.from_numpy(np.concatenate([place, np.zeros((3, 3)), one], 1)).float()  # a turn moves it nowhere
 
 
 def _projection(env: Any, memory: dict[str, Any]) -> np.ndarray:
     sim = env.env.sim
-    which = sim.model.camera_name2id(CAMERA)
+    which = sim.model.camera_name2id("agentview")
     turn, place = sim.data.cam_xmat[which].reshape(3, 3), sim.data.cam_xpos[which]
     right, up, back = np.column_stack([turn.T, -turn.T @ place])
     zoom = 1 / np.tan(np.deg2rad(sim.model.cam_fovy[which]) / 2)
