@@ -13,7 +13,7 @@ pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
 from wovr_core.artifacts.episodes import cameras_of, read_episodes
 from wovr_core.cameras import apart
 from wovr_core.embodiment import LiberoOptions
-from wovr_core.envs.experts.libero import camera, play, unknown
+from wovr_core.envs.experts.libero import unknown
 from wovr_core.envs.libero import STATES, SUITES, Libero, LiberoError, place
 from wovr_core.envs.splits import Split
 from wovr_core.protocols import EnvironmentLostError
@@ -34,16 +34,11 @@ def replay(env: Libero, ids: list[int], steps: int) -> tuple[torch.Tensor, list[
     return torch.stack(frames), env.states()
 
 
-def fool_about(env: Libero) -> torch.Tensor:
-    """What is seen of a few steps of play."""
-    frames = [env.reset(Split.PLAY.ids(2), Split.PLAY).frames]
-    for _ in range(4):
-        env.step(play(env, seed=0)[:, 0])
-        frames.append(env.observe().frames)
-    return torch.stack(frames)
-
-
-AS_OTHERS = ("libero_spatial", "libero_goal")  # what they are made of differs, and nothing that our code does
+AS_OTHERS = (
+    "libero_spatial",
+    "libero_goal",
+    "libero_10",
+)  # other things, and nothing else of our code
 
 
 @pytest.mark.slow
@@ -64,12 +59,6 @@ def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
         assert all(np.array_equal(one, two) for one, two in zip(states, ended, strict=True))
 
         if suite == "libero_object":
-            film = [fool_about(env) for _ in range(2)]
-            assert torch.equal(*film), "play, too, is a function of its id"
-            assert not torch.equal(film[0][0], frames[0]), "things lie where no stored state puts them"
-            hand = torch.cat([env.observe().pose, torch.ones(2, 1)], 1) @ camera(env).T
-            assert ((hand[:, :2] / hand[:, 2:] > 0.05) & (hand[:, :2] / hand[:, 2:] < 0.95)).all(), "it sees the hand"
-
             os.kill(env._workers[1].process.pid, signal.SIGKILL)
             with pytest.raises(EnvironmentLostError, match="died"):
                 replay(env, COLLECTION, 6)

@@ -1,4 +1,4 @@
-"""A scripted demonstrator for LIBERO's tasks of picking things up and putting them somewhere, and task-free play.
+"""A scripted demonstrator for LIBERO's tasks of picking things up and putting them somewhere.
 
 It looks at the simulator's state and at the meshes; it makes demonstrations, and never runs during or after
 reinforcement learning. The grasp comes from the thing's own shape, from above: across its narrow side if that fits
@@ -49,30 +49,9 @@ def demonstrate(env: Libero, *, noise: float, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(env.call(_next, *arguments))).float()[:, None]
 
 
-def play(env: Libero, *, seed: int) -> Tensor:
-    """The next action (env, 1, 7) of hands that grasp at whatever lies there, often beside it, and drop it anywhere."""
-    return torch.from_numpy(np.stack(env.call(_next, [None] * len(env), range(seed, seed + len(env))))).float()[:, None]
-
-
-def camera(env: Libero) -> Tensor:
-    """The (3, 7) matrix of camera `agentview`: a pose and 1 to (u w, v w, w), with u, v in [0, 1] from the top left."""
-    place, one = np.split(env.call(_projection)[0], [3], axis=1)
-    return torch.from_numpy(np.concatenate([place, np.zeros((3, 3)), one], 1)).float()  # a turn moves it nowhere
-
-
-def _projection(env: Any, memory: dict[str, Any]) -> np.ndarray:
-    sim = env.env.sim
-    which = sim.model.camera_name2id("agentview")
-    turn, place = sim.data.cam_xmat[which].reshape(3, 3), sim.data.cam_xpos[which]
-    right, up, back = np.column_stack([turn.T, -turn.T @ place])
-    zoom = 1 / np.tan(np.deg2rad(sim.model.cam_fovy[which]) / 2)
-    return np.stack([-0.5 * back + 0.5 * zoom * right, -0.5 * back - 0.5 * zoom * up, -back])
-
-
-def _next(env: Any, memory: dict[str, Any], noise: float | None, seed: int) -> np.ndarray:
+def _next(env: Any, memory: dict[str, Any], noise: float, seed: int) -> np.ndarray:
     if "expert" not in memory:
-        rng = np.random.default_rng(seed)
-        memory["expert"] = fulfil(env.env, noise=noise, rng=rng) if noise is not None else fool_about(env.env, rng=rng)
+        memory["expert"] = fulfil(env.env, noise=noise, rng=np.random.default_rng(seed))
     return next(memory["expert"])
 
 
@@ -86,56 +65,6 @@ def fulfil(scene: Any, *, noise: float, rng: np.random.Generator) -> Iterator[np
         yield from put(arm, goal)
     while True:
         yield arm.rest()
-
-
-def fool_about(scene: Any, *, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Play: take up one thing after the other, or miss it, carry it about, let go over another thing or anywhere."""
-
-    def to(point: np.ndarray) -> Callable[[], np.ndarray]:
-        return lambda: point
-
-    places = [name for name in scene.objects_dict if "basket" in name or "plate" in name]  # these stay where they are
-    things = [name for name in scene.objects_dict if name not in places]
-    while True:
-        arm = Arm(scene, noise=0.5 * rng.random() ** 2, rng=rng)
-        thing, place = things[rng.integers(len(things))], places[rng.integers(len(places))] if places else None
-        grasps = plan_grasps(scene, thing, place or thing)[0]
-        grasp = grasps[int(rng.random() ** 2 * min(4, len(grasps)))]
-        aside = rng.normal(size=3) * rng.choice([0.0, 0.0, 0.0, 0.01, 0.02, 0.04]) * [1, 1, 0.4]
-        point, turn = grasp.point + aside, grasp.turn @ _about_z(rng.normal() * rng.choice([0.0, 0.2]))
-        yield from arm.go(to(point + np.array([0, 0, 0.08])), turn, OPEN, steps=50, near=0.02, straight=0.2)
-        if rng.random() < 0.15:
-            continue
-        yield from arm.go(to(point), turn, OPEN, steps=int(rng.integers(10, 25)), near=0.008, speed=0.6)
-        yield from arm.go(to(point), turn, SHUT, steps=int(rng.integers(5, 11)), speed=0.3)
-        high = (rim_of(scene, place)[0] if place else point[2]) + 0.04 + 0.1 * rng.random()
-        yield from arm.go(to(np.array([*point[:2], high])), turn, SHUT, steps=30, near=0.03)
-        if rng.random() < 0.5:  # it has got hold, or not: on to the next
-            for _ in range(4):
-                yield arm.rest()
-            continue
-        for _ in range(rng.integers(3)):  # about
-            aim = arm.hand[:2] + 0.12 * rng.normal(size=2)
-            yield from arm.go(to(np.array([*aim, high])), turn, SHUT, steps=15, near=0.03)
-        if rng.random() < 0.1:  # dropped on the way
-            for _ in range(4):
-                yield arm.rest()
-            continue
-        into = place is not None and rng.random() < 0.7
-        over = scene.sim.data.body_xpos[scene.obj_body_id[place]][:2] if into else arm.hand[:2]
-        over = over + rng.normal(size=2) * (0.04 if into else 0.12)
-        yield from arm.go(to(np.array([*over, high])), turn, SHUT, steps=60, near=0.02)
-        if place is not None and "basket" not in place:  # put down rather than dropped
-            low = point[2] + 0.02 + 0.06 * rng.random() ** 2
-            yield from arm.go(to(np.array([*over, low])), turn, SHUT, steps=20, near=0.012, speed=0.6)
-        for _ in range(int(rng.integers(3, 8))):
-            yield arm.rest()
-        yield from arm.go(to(np.array([*over, high + 0.06])), turn, OPEN, steps=8)
-
-
-def _about_z(angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def unknown(goals: Sequence[Sequence[str]]) -> str:
