@@ -67,8 +67,14 @@ def posttrain(settings: Settings) -> BaseComponent:
             )
             with dsl.If(dreamer.outputs["Output"] == True, name="trustworthy"):  # noqa: E712
                 dreams, cotrains = dreamer.outputs["fitted"], settings.grpo.cotrain_steps > 0
-                first = first_learning(branches, base, demonstrations, episodes, dreams, cotrains=cotrains)
-                go_on(branches, first, first.policy, first.begins, {}, round=1, rounds=rounds)
+                seen = train_reward(
+                    task=task, reward=reward, demonstrations=demonstrations, episodes=episodes, world_model=dreams
+                ).outputs
+                with dsl.If(seen["Output"] == True, name="ends-as-reality"):  # noqa: E712
+                    first = first_learning(
+                        branches, base, demonstrations, episodes, dreams, seen["fitted"], cotrains=cotrains
+                    )
+                    go_on(branches, first, first.policy, first.begins, {}, round=1, rounds=rounds)
 
     return pipeline
 
@@ -96,13 +102,17 @@ def collected(task: Any, collect: Any, base: Any, *, shards: int) -> Any:
 
 
 def first_learning(
-    branches: dict[str, Any], base: Any, demonstrations: Any, episodes: Any, dreams: Any, *, cotrains: bool
+    branches: dict[str, Any],
+    base: Any,
+    demonstrations: Any,
+    episodes: Any,
+    dreams: Any,
+    sees_success: Any,
+    *,
+    cotrains: bool,
 ) -> First:
-    """See success, choose keyframes, and improve the base policy in dreams."""
+    """Choose keyframes, and improve the base policy in dreams."""
     task = branches["task"]
-    sees_success = train_reward(
-        task=task, reward=branches["reward"], demonstrations=demonstrations, episodes=episodes, world_model=dreams
-    ).outputs["fitted"]
     served = serve_dreams(serve=branches["serve"], world_model=dreams, reward=sees_success).set_caching_options(False)
     beginnings = mine_keyframes(
         task=task, keyframes=branches["keyframes"], episodes=episodes, reward=sees_success
@@ -115,6 +125,7 @@ def first_learning(
             grpo=branches["grpo"],
             base=base,
             demonstrations=demonstrations,
+            episodes=episodes,
             world_model=dreams,
         ).outputs["cotrained"]
     policy = improve_policy(

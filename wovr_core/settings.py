@@ -100,11 +100,11 @@ class RewardSettings(Section):
     batch: Annotated[int, Field(ge=8, le=65_536)] = 64  # half real frames, half dreams
     learning_rate: LearningRate = 3e-3
     target_precision: Share = 0.85  # of imagined successes, the share that is to be real: sets the threshold
+    minimum_auc: Share = 0.7  # gate: chance that a dream of a real success scores above one of a failure; 0.5 is blind
     stride: Count = 2  # every so many frames of a dream one is judged; 1, 2, 4 or 8
     hysteresis: Count = 2  # judged frames in a row that must show success
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic of classifier and detector, on frames
     detector_steps: CountOrZero = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
-    error_tolerance: Share = 0.12  # a frame is wrong where a neighbourhood is off by more, a share of the pixel range
     keep_recall: Share = 0.6  # of right successes in dreams of the newest held-out episodes: the detector keeps so many
 
     @model_validator(mode="after")

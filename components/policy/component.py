@@ -36,10 +36,11 @@ def cotrain_policy(
     grpo: dict,
     base: Input[PolicyArtifact],
     demonstrations: Input[EpisodesArtifact],
+    episodes: Input[EpisodesArtifact],
     world_model: Input[WorldModelArtifact],
     cotrained: Output[PolicyArtifact],
 ):
-    """Clone the base policy on, half from dreams of its demonstrations, so that it knows what a dream looks like.
+    """Clone the base policy on, from its own successes and from dreams of them and of its demonstrations too.
 
     Args:
         task: Settings branch.
@@ -47,6 +48,7 @@ def cotrain_policy(
         grpo: Settings branch.
         base: The base policy.
         demonstrations: What it is cloned from.
+        episodes: The first collection; its successes count as demonstrations.
         world_model: What will be dreamt in.
         cotrained: The policy, which knows the look of dreams too.
     """
@@ -61,6 +63,7 @@ def cotrain_policy(
         settings.TaskSettings.model_validate(task),
         policy=Path(base.path),
         demonstrations=Path(demonstrations.path),
+        episodes=[Path(episodes.path)],
         world_model=Path(world_model.path),
         out=Path(cotrained.path),
     )

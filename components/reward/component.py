@@ -16,8 +16,8 @@ def train_reward(
     dreams: Output[dsl.ClassificationMetrics],
     newest: Input[EpisodesArtifact] | None = None,
     previous: Input[RewardModelArtifact] | None = None,
-):
-    """Learn to see success, on real frames and on dreams whose real outcome is known.
+) -> bool:
+    """Learn to see success, on real frames and on dreams; says whether dreams end as reality did.
 
     Args:
         task: Settings branch.
@@ -25,7 +25,7 @@ def train_reward(
         demonstrations: Episodes to learn from too.
         episodes: The first collection.
         world_model: What dreams the replays.
-        fitted: With the success rule and the hallucination detector; metadata: `threshold`, precision and recall.
+        fitted: With success rule and hallucination detector; metadata: `trustworthy`, `reason`, `threshold`, `auc`.
         dreams: Real against imagined outcomes of held-out episodes.
         newest: The collection of the last PACE round.
         previous: The reward model of the round before, to go on from.
@@ -51,3 +51,4 @@ def train_reward(
     rows = (("true_negatives", "false_positives"), ("false_negatives", "true_positives"))
     dreams.log_confusion_matrix(["real failure", "real success"], [[counts[name] for name in row] for row in rows])
     Path(dreams.path).write_text(str(counts))  # without a file there kfp's local cache takes the task for unfinished
+    return manifest.summary["trustworthy"]

@@ -16,7 +16,7 @@ def tell_outcome(run: "Run") -> None:
     """Base and final success for real, the verdict, and where the evidence lies."""
     from pipelines.runner.record import read_made
     from wovr_core.artifacts import Kind
-    from wovr_core.store.facts import VerdictFacts, WorldModelFacts
+    from wovr_core.store.facts import RewardFacts, VerdictFacts, WorldModelFacts
 
     verdict, world_model = run.artifact("judge", "verdict"), run.artifact("train-world-model", "fitted")
     if verdict is None and (look := run.tasks.get("look-for-change")):
@@ -27,8 +27,12 @@ def tell_outcome(run: "Run") -> None:
     if verdict is None:
         if world_model is None:
             raise FileNotFoundError(f"{run.folder} holds no run that has come this far: wovr run CONFIG")
-        reason = read_made(world_model, Kind.WORLD_MODEL).summarised(WorldModelFacts, world_model).reason
-        console.print(f"\n[bold]stopped[/] before any RL: the world model cannot be trusted ({escape(reason)})")
+        facts = read_made(world_model, Kind.WORLD_MODEL).summarised(WorldModelFacts, world_model)
+        if facts.trustworthy and (reward := run.artifact("train-reward", "fitted")) is not None:
+            reason = read_made(reward, Kind.REWARD_MODEL).summarised(RewardFacts, reward).reason
+        else:
+            reason = facts.reason
+        console.print(f"\n[bold]hold[/] before any RL: dreams cannot be trusted ({escape(reason)})", soft_wrap=True)
         return
     judged = read_made(verdict, Kind.VERDICT)
     judged.summarised(VerdictFacts, verdict)  # whole, or refused

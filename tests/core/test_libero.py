@@ -34,11 +34,7 @@ def replay(env: Libero, ids: list[int], steps: int) -> tuple[torch.Tensor, list[
     return torch.stack(frames), env.states()
 
 
-AS_OTHERS = (
-    "libero_spatial",
-    "libero_goal",
-    "libero_10",
-)  # other things, and nothing else of our code
+AS_OTHERS = ("libero_spatial", "libero_goal", "libero_10")  # other things, and nothing else of our code
 
 
 @pytest.mark.slow

@@ -6,7 +6,13 @@ import torch
 from tests.toys import RULE
 from wovr_core.embodiment import TABLETOP
 from wovr_core.policy.tiny_vla import Shape
-from wovr_core.reward.calibrate import Agreement, calibrate, calibrate_on_replays, threshold_for_recall
+from wovr_core.reward.calibrate import (
+    Agreement,
+    area_under_curve,
+    calibrate,
+    calibrate_on_replays,
+    threshold_for_recall,
+)
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier, fit_detector, frame_errors
 from wovr_core.reward.train import BalancedSampler, LabelledFrames, fit
@@ -180,3 +186,17 @@ def test_a_detector_is_calibrated_on_what_was_dreamt_until_success():
     calibration = calibrate_on_replays(probability, score, real, cfg, newest=12)
     assert calibration.detector_threshold == pytest.approx(0.2, abs=1e-6)
     assert calibration.with_detector is not None and calibration.with_detector.true_positives == 12
+
+
+@pytest.mark.parametrize(
+    ("score", "real", "area"),
+    [
+        ([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0], 1.0),
+        ([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0], 0.0),
+        ([0.9, 0.2, 0.8, 0.1], [1, 1, 0, 0], 0.75),
+        ([0.5, 0.5, 0.5, 0.5], [1, 0, 1, 0], 0.5),
+        ([0.9, 0.8], [1, 1], 0.5),  # nothing to tell apart
+    ],
+)
+def test_the_area_under_the_curve_is_the_chance_that_a_success_scores_above_a_failure(score, real, area):
+    assert area_under_curve(torch.tensor(score), torch.tensor(real).bool()) == pytest.approx(area)

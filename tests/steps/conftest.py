@@ -25,7 +25,7 @@ ARCHITECTURE = ArchitectureSettings(latent_channels=4, heads=2, head_dim=12, lay
 WORLD_MODEL = WorldModelSettings(
     architecture=ARCHITECTURE, pretrained="none", steps=2, batch=2, checkpoint_every=1, minimum_psnr_gain=-100
 )
-REWARD = RewardSettings(steps=2, imagined_steps=1, detector_steps=2, batch=8)
+REWARD = RewardSettings(steps=2, imagined_steps=1, detector_steps=2, batch=8, minimum_auc=0)
 SHAPE = Shape(
     vocabulary=("block", "green", "on", "pad", "put", "red", "the"),
     words=8,

@@ -282,6 +282,22 @@ def test_dreams_that_come_to_agree_end_the_learning_and_lose_nothing(shelf, tmp_
     assert "no group of dreams was informative at update 1" in made.summary["stopped"]
 
 
+def test_dreams_that_do_not_end_as_reality_did_teach_nothing(shelf, tmp_path, monkeypatch):
+    """The gate: held before any learning, in a PACE round as at the first time, and the policy says why."""
+    monkeypatch.setattr("wovr_core.reward.calibrate.area_under_curve", lambda *_: 0.62)
+    seen = {"episodes": [shelf / "episodes"], "world_model": shelf / "world_model"}
+    strict = REWARD.model_copy(update={"minimum_auc": 0.7})
+    judged = train_reward(strict, TASK, **seen, out=tmp_path / "reward").summary
+    assert judged["trustworthy"] is False and "0.62, at least 0.7 is asked for" in judged["reason"]
+    assert train_reward(REWARD, TASK, **seen, out=tmp_path / "lax").summary["trustworthy"] is True
+    ports = {name: shelf / name for name in ("policy", "world_model", "keyframes")} | {"reward": tmp_path / "reward"}
+    made = improve_policy(GRPO, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)
+    assert made.summary["updates"] == 0 and made.summary["imagined_success"] == [None, None]
+    assert made.summary["stopped"] == f"nothing was learnt: {judged['reason']}"
+    before, after = (load_weights(path, "policy") for path in (shelf / "policy", tmp_path / "out"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_learning_with_a_detector_that_was_never_taught_is_refused(shelf, tmp_path):
     with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
         save_reward(draft.folder, SuccessClassifier(SHAPE, success_rule=RULE))

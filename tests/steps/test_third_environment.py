@@ -68,7 +68,7 @@ def test_it_is_collected_dreamt_learnt_in_and_evaluated(reach, tmp_path):
         architecture=bare, pretrained="none", steps=2, batch=2, minimum_psnr_gain=-100, num_inference_steps=1
     )
     train_world_model(cfg, reach, episodes=episodes, out=at["world_model"])
-    reward = RewardSettings(steps=2, imagined_steps=1, detector_steps=2, batch=8)
+    reward = RewardSettings(steps=2, imagined_steps=1, detector_steps=2, batch=8, minimum_auc=0)
     train_reward(reward, reach, episodes=episodes, world_model=at["world_model"], out=at["reward"])
     mine_keyframes(KeyframesSettings(), reach, episodes=episodes, reward=at["reward"], out=at["keyframes"])
     improve_policy(

@@ -48,7 +48,9 @@ class History:
 
     @property
     def imagined_success(self) -> tuple[float | None, float | None]:
-        """Before the first update, and before the last one."""
+        """Before the first update, and before the last one; None where there was none."""
+        if not self.records:
+            return None, None
         return self.records[0].imagined_success, self.records[-1].imagined_success
 
     @property

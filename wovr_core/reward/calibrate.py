@@ -91,14 +91,26 @@ def uncalibrated_rule(cfg: RewardSettings) -> SuccessRule:
     return SuccessRule(threshold=1.0, stride=cfg.stride, hysteresis=cfg.hysteresis)
 
 
+def area_under_curve(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"]) -> float:
+    """The chance that a real success scores above a failure (ROC; Hanley & McNeil 1982), with no threshold chosen.
+
+    0.5 where the two cannot be told apart, and where there are none of one kind.
+    """
+    if real.all() or not real.any():
+        return 0.5
+    above = score[real][:, None] - score[~real][None]
+    return ((above > 0).float() + 0.5 * (above == 0)).mean().item()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplayCalibration:
     """Thresholds set by replays of held-out episodes, and how dreams and reality agree under them."""
 
     success_rule: SuccessRule
     agreement: Agreement  # by the success rule alone
-    detector_threshold: float | None
-    with_detector: Agreement | None  # where dreams that the detector does not believe count as failures
+    auc: float  # see `area_under_curve`
+    detector_threshold: float | None = None
+    with_detector: Agreement | None = None  # where dreams that the detector does not believe count as failures
 
 
 def calibrate_on_replays(
@@ -118,9 +130,11 @@ def calibrate_on_replays(
     best = rule.score(probability)
     rule = replace(rule, threshold=calibrate(best, real, target_precision=cfg.target_precision))
     imagined = best >= rule.threshold
-    agreement = Agreement.of(imagined, real)
+    by_rule = ReplayCalibration(
+        success_rule=rule, agreement=Agreement.of(imagined, real), auc=area_under_curve(best, real)
+    )
     if score is None:
-        return ReplayCalibration(success_rule=rule, agreement=agreement, detector_threshold=None, with_detector=None)
+        return by_rule
     right = imagined & real
     of_newest = right & (torch.arange(len(right)) >= len(right) - newest)
     right = of_newest if of_newest.sum() >= ENOUGH else right
@@ -128,6 +142,4 @@ def calibrate_on_replays(
     highest = score.masked_fill(~dreamt, 0).amax(1)
     threshold = threshold_for_recall(highest[right], cfg.keep_recall)
     believed = imagined & (highest < threshold)
-    return ReplayCalibration(
-        success_rule=rule, agreement=agreement, detector_threshold=threshold, with_detector=Agreement.of(believed, real)
-    )
+    return replace(by_rule, detector_threshold=threshold, with_detector=Agreement.of(believed, real))

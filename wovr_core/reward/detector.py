@@ -18,6 +18,7 @@ from wovr_core.training.loop import train
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import to_unit
 
+TOLERANCE = 0.12  # of a neighbourhood's mean absolute error, a share of the pixel range
 CELL = 6  # pixels: the side of the neighbourhood in which an error is averaged
 
 
@@ -55,7 +56,7 @@ class FrameErrorClassifier(nn.Module):
 
 
 def frame_errors(
-    imagined: UInt8[Tensor, "b t 3 h w"], real: UInt8[Tensor, "b t 3 h w"], *, tolerance: float
+    imagined: UInt8[Tensor, "b t 3 h w"], real: UInt8[Tensor, "b t 3 h w"], *, tolerance: float = TOLERANCE
 ) -> Bool[Tensor, "b t"]:
     """Frames with a neighbourhood whose mean absolute error exceeds `tolerance`, a share of the pixel range."""
     off = torch.stack([(a.float() - b.float()).abs().mean(-3) / 255 for a, b in zip(imagined, real, strict=True)])

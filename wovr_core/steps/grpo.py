@@ -52,8 +52,8 @@ def improve_policy(
     A `simulator` serves `world_model` and `reward` from elsewhere; without one they are opened here.
 
     Stops early when imagined success has risen by more than `max_imagined_gain`: beyond that a dream is likelier to
-    be exploited than to teach, and the next thing to do is to look at reality. Writes one line of history an update.
-    One that was killed goes on from its last snapshot.
+    be exploited than to teach. Learns nothing where dreams do not end as reality did (`refusal`). Writes one line of
+    history an update. One that was killed goes on from its last snapshot.
     """
     data = open_episodes(episodes, task)
     check_something_to_learn(data, cfg)
@@ -72,7 +72,7 @@ def improve_policy(
         writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft,
         scratch("grpo", json.dumps(settings), *draft.made_from.values()) as folder,
     ):
-        history, stopped = learner.learn(count, folder, tracker)
+        history, stopped = learner.learn(count, folder, tracker, refused=refusal(reward))
         save_policy(draft.folder, actor)
         for file in (history.file, *folder.glob("snapshot-*")):
             shutil.copy(file, draft.folder)
@@ -93,6 +93,12 @@ def improve_policy(
             imagined_frames=history.imagined_frames,
         )
     return draft.manifest
+
+
+def refusal(reward: Path) -> str:
+    """Why nothing may be learnt in what this reward model sees; empty where dreams end as reality did."""
+    gate = read_manifest(reward, Kind.REWARD_MODEL).summary
+    return "" if gate.get("trustworthy", True) else f"nothing was learnt: {gate['reason']}"
 
 
 def learner_of(
@@ -140,8 +146,13 @@ class Learner:
     mirrors: tuple[Mirror, ...]
     reference: TinyVLA | None  # of the KL penalty
 
-    def learn(self, count: int, folder: Path, tracker: Tracker | None) -> tuple[History, str]:
-        """Up to `count` updates, and why there were fewer. Goes on from the checkpoint in `folder`, if there is one."""
+    def learn(self, count: int, folder: Path, tracker: Tracker | None, *, refused: str = "") -> tuple[History, str]:
+        """Up to `count` updates, and why there were fewer; none where it is `refused`.
+
+        Goes on from the checkpoint in `folder`, if there is one.
+        """
+        if refused:
+            return History.resume(folder / "history.jsonl", 0), refused
         checkpoint, weights = folder / "checkpoint.safetensors", list(self.policy.parameters())
         done = load_checkpoint(checkpoint, weights, (), self.optimiser, self.generator)
         history = History.resume(folder / "history.jsonl", done)

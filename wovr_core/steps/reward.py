@@ -75,7 +75,7 @@ def train_reward(
         save_reward(draft.folder, reward)
         if detector is not None and calibration.detector_threshold is not None:
             save_detector(draft.folder, detector)
-        draft.summary |= summary_of(calibration, reward, data.held_out)
+        draft.summary |= summary_of(calibration, reward, data.held_out, cfg)
         log_agreement(tracker, calibration.agreement, step=cfg.steps + cfg.imagined_steps)
     return draft.manifest
 
@@ -134,7 +134,7 @@ def learn_detector(
 ) -> FrameErrorClassifier:
     """A hallucination detector fitted to replays of training episodes; its threshold is yet to be set."""
     detector = FrameErrorClassifier(threshold=1.0, dtype=cfg.dtype)
-    label = frame_errors(replays.imagined, replays.real, tolerance=cfg.error_tolerance)
+    label = frame_errors(replays.imagined, replays.real)
     fit_detector(
         detector,
         replays.imagined,
@@ -149,13 +149,24 @@ def learn_detector(
 
 
 def summary_of(
-    calibration: ReplayCalibration, reward: SuccessClassifier, held_out: Sequence[Episode]
+    calibration: ReplayCalibration, reward: SuccessClassifier, held_out: Sequence[Episode], cfg: RewardSettings
 ) -> dict[str, object]:
-    """What the manifest tells of a reward model: its threshold, and its agreement with reality on held-out episodes."""
+    """What the manifest tells of a reward model: its threshold, and its agreement with reality on held-out episodes.
+
+    It is `trustworthy` where dreams of real actions end as reality did: the gate before any learning in them.
+    """
+    good = calibration.auc >= cfg.minimum_auc
+    apart = "told apart" if good else "not told apart well enough"
     frames, threshold = LabelledFrames.of_episodes(held_out), calibration.success_rule.threshold
     imagined = reward.probability(frames.frames, frames.instructions) >= threshold
     with_detector = calibration.with_detector
     return {
+        "trustworthy": good,
+        "reason": (
+            f"in dreams of {len(held_out)} held-out episodes real successes and failures are {apart}, area under the "
+            f"curve {calibration.auc:.2f}, at least {cfg.minimum_auc:g} is asked for"
+        ),
+        "auc": calibration.auc,
         "threshold": threshold,
         "imagined": calibration.agreement.summary(),
         "real_frames": Agreement.of(imagined, frames.success).summary(),

@@ -109,8 +109,10 @@ class WorldModelFacts(Facts):
 
 
 class RewardFacts(Facts):
-    """How a reward model was calibrated."""
+    """How a reward model was calibrated, and whether dreams end as reality did in its eyes."""
 
+    trustworthy: bool = True
+    reason: str = ""
     threshold: Share
     imagined: Agreement
     with_detector: Agreement | None = None
