@@ -1,9 +1,14 @@
 """Learning from reality alone: GRPO without dreams, and cloning of what succeeded. What WoVR is measured against.
 
-Both write a Policy artifact, as the project's own steps do, and say how many real episodes they spent. This lives in
-the benchmarks because imagination must never see an environment; the advantages and the update are the project's own.
+    python benchmarks/real_rl.py CONFIG --policy POLICY --episodes N --out OUT
+    python benchmarks/real_rl.py CONFIG --policy POLICY --episodes N --out OUT --demonstrations DEMONSTRATIONS
+
+The first learns by GRPO, with the settings' own; the second clones on, from demonstrations and successes. Both write a
+Policy artifact, as the project's own steps do, and say how many real episodes they spent. This lives in the benchmarks
+because imagination must never see an environment; the advantages and the update are the project's own.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +23,11 @@ from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.grpo.advantages import group_advantages, returns
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.masking import valid_steps
-from wovr_core.imagination.rollout import Rollouts
+from wovr_core.imagination.rollout import Rollouts, together
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
+from wovr_core.protocols import Env
 from wovr_core.protocols import Policy as Actor
-from wovr_core.settings import GrpoSettings, PolicySettings, TaskSettings
+from wovr_core.settings import GrpoSettings, PolicySettings, Settings, TaskSettings
 from wovr_core.store.environments import open_environment
 from wovr_core.store.policies import open_policy, save_policy
 from wovr_core.training.progress import counting
@@ -68,17 +74,35 @@ def real_rollouts(
     policy: Actor, states: Sequence[int], task: TaskSettings, *, temperature: float, generator: torch.Generator
 ) -> Rollouts:
     """Real episodes in the form that an update reads: what the policy saw, what it chose, and which steps count."""
+    tried: list[Rollouts] = []
+    order: list[int] = []
+    with open_environment(task) as env:
+        for rows in env.batches(states):
+            batch = [states[row] for row in rows]
+            tried.append(_rollouts(env, policy, batch, task, temperature=temperature, generator=generator))
+            order += rows
+    return together(tried)[torch.tensor(order).argsort()]
+
+
+def _rollouts(
+    env: Env,
+    policy: Actor,
+    states: Sequence[int],
+    task: TaskSettings,
+    *,
+    temperature: float,
+    generator: torch.Generator,
+) -> Rollouts:
     chunks: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob")}
     holds: list[Tensor] = []
-    with open_environment(task) as env:
-        seen = first = env.reset(states, Split.COLLECTION)
-        for _ in range(task.horizon // CHUNK):
-            chosen = policy.act(seen, temperature=temperature, generator=generator)
-            now = {"frames": seen.frames, "pose": seen.pose, "tokens": chosen.tokens, "log_prob": chosen.log_prob}
-            for name, values in now.items():
-                chunks[name].append(values)
-            holds += [env.step(action) for action in chosen.actions.unbind(1)]
-            seen = env.observe()
+    seen = first = env.reset(states, Split.COLLECTION)
+    for _ in range(task.horizon // CHUNK):
+        chosen = policy.act(seen, temperature=temperature, generator=generator)
+        now = {"frames": seen.frames, "pose": seen.pose, "tokens": chosen.tokens, "log_prob": chosen.log_prob}
+        for name, values in now.items():
+            chunks[name].append(values)
+        holds += [env.step(action) for action in chosen.actions.unbind(1)]
+        seen = env.observe()
     success = torch.stack(holds, 1)
     starts = tuple(
         InitState(
@@ -141,3 +165,25 @@ def until_success(episode: Episode, chunk: int) -> Episode:
     return Episode(
         instruction=episode.instruction, init_state=episode.init_state, actions=episode.actions[:steps], **recorded
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--policy", type=Path, required=True, help="the Policy artifact to begin with")
+    parser.add_argument("--episodes", type=int, required=True, help="real ones to spend")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--demonstrations", type=Path, help="clone what succeeded, beside these")
+    args = parser.parse_args()
+    settings = Settings.load(args.config)
+    ports = {"policy": args.policy, "real_episodes": args.episodes, "out": args.out}
+    if args.demonstrations:
+        clones = {"demonstrations": args.demonstrations, "temperature": settings.collect.temperature}
+        made = clone_successes(settings.policy, settings.task, **ports, **clones)
+    else:
+        made = improve_for_real(settings.grpo, settings.task, **ports)
+    print(made.summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ from components.platform.mlflow_client import TrackingError, check_tracking, dat
 from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import pipeline_named
 from pipelines.stack.doctor import available_memory
+from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts.names import is_address
 from wovr_core.chunk import CHUNK, WINDOW
 from wovr_core.embodiment import EmbodimentError
@@ -115,8 +116,9 @@ def _world_model(settings: Settings) -> None:
 
     cfg = settings.world_model
     _parameters(settings)
-    settings.check_architecture(architecture_of(cfg))
-    if cfg.pretrained == "none" and cfg.minimum_psnr_gain >= 0:
+    settings.check_architecture(architecture := architecture_of(cfg))
+    untrained = cfg.pretrained == "none" and isinstance(architecture, ArchitectureSettings)
+    if untrained and cfg.minimum_psnr_gain >= 0:
         raise SettingsError(
             f"world_model.pretrained is none, so its codec begins as noise, and no step trains a codec: the gate "
             f"world_model.minimum_psnr_gain {cfg.minimum_psnr_gain:g} would end the run. Take a backbone that the "
