@@ -11,6 +11,9 @@ apt_install() {
         root=(sudo)
     fi
     say "Installing Debian packages: $*"
-    "${root[@]}" apt-get update -qq
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    (
+        flock 9  # one at a time: images may be built while an environment is made
+        "${root[@]}" apt-get update -qq
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    ) 9>"${TMPDIR:-/tmp}/wovr-apt.lock"
 }
