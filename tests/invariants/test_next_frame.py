@@ -13,6 +13,7 @@ from wovr_core.training.loop import train
 from wovr_core.trajectory import InitState, to_unit
 from wovr_core.world_model import next_frame
 from wovr_core.world_model.next_frame import NextFrameModel
+from wovr_core.world_model.statistics import ActionStatistics
 from wovr_core.world_model.windows import EpisodeBatch
 
 SIDE = 16
@@ -111,6 +112,18 @@ def test_a_lesson_dreams_on_from_its_own_picture_and_no_gradient_goes_back_throu
     (frames, pose), (dreamt, moved) = asked[1], answered[0]
     assert torch.equal(frames, dreamt.clamp(-1, 1)) and torch.equal(pose, moved)
     assert dreamt.requires_grad and not frames.requires_grad and not pose.requires_grad
+
+
+def test_how_far_an_action_moves_is_measured_from_look_to_look(generator):
+    often = moving_squares(16, 4, generator)
+    seldom = replace(often, pose=often.pose[:, ::8].repeat_interleave(8, 1)[:, : often.pose.shape[1]], picture_stride=8)
+    measured = []
+    for episodes in (often, seldom):
+        statistics = ActionStatistics(3, 2)
+        statistics.fit(episodes)
+        measured.append(statistics.reach)
+    assert torch.allclose(measured[0], torch.tensor([0.02, 0.02]), atol=1e-4)
+    assert torch.allclose(measured[1], measured[0], atol=2e-3)
 
 
 def test_only_the_frame_it_dreams_is_judged():

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from tests.toys import an_episode
 from wovr_core.artifacts import ArtifactError, Kind, read_episodes, read_manifest, write_episodes, writing
 from wovr_core.artifacts.conventions import DOWN, Conventions
+from wovr_core.artifacts.episodes import cameras_of
 from wovr_core.envs.splits import Split
 from wovr_core.steps.exchange import FIRST, export_episodes, import_episodes, lasting
 from wovr_core.trajectory import Episode
@@ -59,6 +60,40 @@ def test_what_is_exported_and_imported_again_is_the_same(tmp_path):
     assert all(same(one, other) for one, other in zip(sent, came, strict=True))
     assert [e.init_state for e in came] == list(Split.DEMONSTRATION.ids(3, start=FIRST))
     assert (made.summary["episodes"], made.summary["successes"]) == (3, 3)
+
+
+def test_two_cameras_go_and_come_back_and_one_of_them_can_be_chosen(tmp_path):
+    pytest.importorskip("h5py")
+    cameras = ("agentview", "robot0_eye_in_hand")
+    sent = [
+        replace(e, frames=torch.cat([e.frames, 255 - e.frames], -1)) for e in (an_arm_episode(seed=i) for i in range(2))
+    ]
+    with writing(tmp_path / "sent", Kind.EPISODES, settings={}) as draft:
+        write_episodes(draft.folder, sent, source="here", policy_digest="c0ffee", cameras=cameras)
+    export_episodes(tmp_path / "sent", out=tmp_path / "files")
+
+    def back(name: str, chosen: tuple[str, ...] | None, size: int | None = None) -> list[Episode]:
+        options = {"steps": 16, "split": Split.DEMONSTRATION, "image_size": size}
+        import_episodes([tmp_path / "files"], out=tmp_path / name, conventions=Conventions(cameras=chosen), **options)
+        return read_episodes(tmp_path / name)
+
+    assert all(same(one, other) for one, other in zip(sent, back("both", None), strict=True))
+    assert cameras_of(tmp_path / "both") == cameras
+    (wrist, _) = back("wrist", cameras[1:])
+    assert torch.equal(wrist.frames, 255 - sent[0].frames[..., :8]) and cameras_of(tmp_path / "wrist") == cameras[1:]
+    (large, _) = back("large", None, size=16)
+    assert large.frames.shape == (17, 3, 16, 32)
+    with pytest.raises(ArtifactError, match="--camera front: choose of agentview, robot0_eye_in_hand"):
+        back("none", ("front",))
+
+
+def test_episodes_of_few_pictures_are_not_exported_as_if_there_were_more(tmp_path):
+    pytest.importorskip("h5py")
+    with writing(tmp_path / "sent", Kind.EPISODES, settings={}) as draft:
+        seldom = replace(an_arm_episode(), picture_stride=8)
+        write_episodes(draft.folder, [seldom], source="here", policy_digest="c0ffee")
+    with pytest.raises(ArtifactError, match="a picture every 8 steps"):
+        export_episodes(tmp_path / "sent", out=tmp_path / "files")
 
 
 def a_libero_file(

@@ -197,6 +197,11 @@ def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
             f"{episodes} has poses of {exported[0].pose.shape[1]} numbers, but HDF5 keeps six: where a hand is, how "
             f"turned. Export episodes of an arm"
         )
+    if (stride := exported[0].picture_stride) > 1:
+        raise ArtifactError(
+            f"{episodes} has a picture every {stride} steps, but HDF5 keeps one a step: collect with "
+            f"task.picture_stride 1"
+        )
     by_name: dict[str, list[Episode]] = {}
     for episode in exported:
         by_name.setdefault(f"{file_name(episode.instruction)}_demo.hdf5", []).append(episode)

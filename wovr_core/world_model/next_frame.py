@@ -137,7 +137,8 @@ class NextFrameModel(nn.Module):
         """The loss of each of so many steps of training.
 
         First of one chunk, then of two and of four that the model dreams on from its own pictures: as many predictions
-        a step as `cfg.batch` in any case. A chunk begins wherever there is a picture, not only where a policy decided.
+        a step as `cfg.batch` in any case, all in this process, whatever `rows` say. A chunk begins wherever there is a
+        picture, not only where a policy decided.
         """
         weight = torch.ones(len(episodes)) if share is None else share
 

@@ -28,7 +28,10 @@ class ActionStatistics(nn.Module):
         flat = episodes.actions.flatten(0, 1)
         self.q01.copy_(flat.quantile(0.01, 0) if len(flat) < 1_000_000 else flat[::16].quantile(0.01, 0))
         self.q99.copy_(flat.quantile(0.99, 0) if len(flat) < 1_000_000 else flat[::16].quantile(0.99, 0))
-        moved, asked = episodes.pose.diff(dim=1).flatten(0, 1), flat[:, : episodes.pose.shape[-1]]
+        stride, dims = episodes.picture_stride, episodes.pose.shape[-1]  # in between, a pose is that of the look before
+        looks = episodes.pose[:, ::stride]
+        done = episodes.actions[:, : (looks.shape[1] - 1) * stride, :dims].unflatten(1, (-1, stride)).sum(2)
+        moved, asked = looks.diff(dim=1).flatten(0, 1), done.flatten(0, 1)
         for d in range(asked.shape[-1]):
             clear = asked[:, d].abs() > 0.2
             self.reach[d] = (moved[clear, d] / asked[clear, d]).median() if clear.any() else 0.0  # never tried
