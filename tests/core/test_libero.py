@@ -63,6 +63,7 @@ def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fast_pictures_change_no_physics():
     ends = []
     for rendering in ("none", "fast"):

@@ -125,10 +125,10 @@ def of_its_kind(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.dtype == torch.float32 else tensor.float()
 
 
-FIRST = "trunk.look.0.weight"
+FIRST = "trunk.look.0.0.weight"
 KEYFRAME = {"episode": 0, "step": 8, "rule": "gripper_event", "score": 1.0}
 TRIAL = {"init_state": 3_000_000, "instruction": "a", "candidate": True, "baseline": False}
-ELSEWHERE = TASK.model_dump() | {"environment": "libero"}
+ELSEWHERE = TASK.model_dump() | {"environment": "libero", "cameras": ["agentview"]}
 
 
 def enlarged(tensors: dict[str, torch.Tensor]) -> None:
@@ -138,7 +138,9 @@ def enlarged(tensors: dict[str, torch.Tensor]) -> None:
 def of_an_even_kernel(folder: Path) -> None:
     """A policy whose weights fit its description, and whose layers do not fit each other."""
     facts("policy", kernel=2)(folder)
-    weights("policy", lambda t: t.update({"trunk.look.2.weight": t["trunk.look.2.weight"].repeat(1, 1, 2, 2)}))(folder)
+    weights("policy", lambda t: t.update({"trunk.look.0.2.weight": t["trunk.look.0.2.weight"].repeat(1, 1, 2, 2)}))(
+        folder
+    )
 
 
 BAD = {

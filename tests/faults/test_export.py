@@ -136,7 +136,7 @@ def test_what_is_there_already_is_left_alone(episodes, tmp_path, what):
 def test_an_export_that_fails_leaves_nothing(episodes, tmp_path, monkeypatch):
     from wovr_core.steps import exchange
 
-    def fail(path: Path, group: list[Episode]) -> None:
+    def fail(path: Path, *_: object) -> None:
         path.write_text("half")
         raise OSError("disk full")
 

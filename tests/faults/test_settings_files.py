@@ -343,11 +343,12 @@ def dream_once(settings: Settings) -> None:
             vocabulary=("a",),
             words=1,
             image_size=task.image_size,
+            cameras=len(task.cameras),
             action_dim=task.embodiment.action_dim,
             kernel=settings.policy.conv_kernel,
         )
     )
-    frames = torch.zeros(5, 3, task.image_size, task.image_size, dtype=torch.uint8)
+    frames = torch.zeros(5, *task.frame, dtype=torch.uint8)
     start = InitState(
         instruction="a",
         reference=frames[0],
@@ -364,4 +365,4 @@ def dream_once(settings: Settings) -> None:
     acted = policy.act(seen, temperature=settings.collect.temperature, generator=dice)
     dreamer = for_dreaming(new_world_model(settings.world_model, task))
     dreamt = dreamer.imagine(dreamer.begin([start]), acted.actions, generator=dice)
-    assert dreamer.look(dreamt).shape == (1, 8, 3, task.image_size, task.image_size)
+    assert dreamer.look(dreamt).shape == (1, 8, *task.frame)
