@@ -101,7 +101,7 @@ def read_run(folder: Path) -> tuple[Curve, dict[str, Any], list[str]]:
             phases.append(phase_of(history, manifest.settings["grpo"], real))
     if not phases:
         untrusted = [str(m.summary["reason"]) for _, m in made.values() if m.summary.get("trustworthy") is False]
-        why = f"the world model cannot be trusted ({untrusted[0]})" if untrusted else "GRPO has not finished once"
+        why = f"dreams cannot be trusted ({untrusted[0]})" if untrusted else "GRPO has not finished once"
         raise CurveError(f"{folder} has no curve: {why}; the last task done is {last}")
     shaping = {name: dict(settings[name]) for name in SHAPING if name in settings}
     return Curve(seed=shaping["task"].pop("seed"), phases=tuple(phases)), shaping, notes

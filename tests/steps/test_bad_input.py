@@ -35,6 +35,7 @@ from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
+from wovr_core.store.learning import load_learning
 from wovr_core.store.rewards import save_reward
 from wovr_core.training.loop import TrainingError
 
@@ -294,6 +295,8 @@ def test_dreams_that_do_not_end_as_reality_did_teach_nothing(shelf, tmp_path, mo
     made = improve_policy(GRPO, TASK, episodes=[shelf / "episodes"], out=tmp_path / "out", **ports)
     assert made.summary["updates"] == 0 and made.summary["imagined_success"] == [None, None]
     assert made.summary["stopped"] == f"nothing was learnt: {judged['reason']}"
+    learning, updates = load_learning(tmp_path / "out")
+    assert not updates and learning.stopped == made.summary["stopped"], "the report can be written all the same"
     before, after = (load_weights(path, "policy") for path in (shelf / "policy", tmp_path / "out"))
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -153,7 +153,7 @@ def learnt_by(policy: Path) -> Learnt:
     collected: CollectedFacts = learning.must_have("collected", policy)
     keyframes: KeyframesFacts = learning.must_have("keyframes", policy)
     grpo = learning.grpo
-    notes = []
+    notes = [reward.reason] if reward.reason else []
     if world.drift_reason:
         notes.append(f"{world.drift_reason}; {world.refit_reason}")
     if learning.stopped:

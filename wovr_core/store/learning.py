@@ -108,14 +108,15 @@ def copy_learning(policy: Path, folder: Path) -> None:
 
 
 def load_learning(policy: Path) -> tuple[Learning, list[UpdateRecord]]:
-    """In which dreams a policy learnt, and its updates, of which there is at least one."""
+    """In which dreams a policy learnt, and its updates; there are none where a gate refused these dreams."""
     read_manifest(policy, Kind.POLICY)
     if not all((policy / name).exists() for name in FILES):
         raise ArtifactError(f"{policy} has learnt in no dream: give a policy that grpo wrote")
     records = load_lines(policy, "history", UpdateRecord)
-    if not records:
+    learning = load_json(policy, "learning", Learning)
+    if not records and not learning.stopped:
         raise ArtifactError(f"{policy} has learnt nothing, its history is empty: give a policy that grpo wrote")
-    return load_json(policy, "learning", Learning), records
+    return learning, records
 
 
 def branches(*settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
