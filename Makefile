@@ -39,11 +39,11 @@ libero: $(READY)  ## add LIBERO (MuJoCo, 400 MB of meshes) and try its four suit
 quickstart: $(READY)  ## run the whole loop on the tabletop profile: verdict and report (2 cores, some minutes)
 	$(BIN)/wovr run tabletop
 
-test: $(READY) $(TRITON)  ## run the tests, two files at a time (PYTEST_FLAGS="-k keyframes" for some)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_FLAGS)
+test: $(READY) $(TRITON)  ## run the tests, three files at a time, for they often wait (PYTEST_FLAGS="-k keyframes" for some)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_FLAGS)
 
 test-all: $(READY) $(TRITON)  ## run all tests, the long ones too (servers that are killed in the middle, again and again)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 stack: $(READY) $(TRITON)  ## start S3, MLflow and Triton on this machine; what they keep lies in .stack
 	$(BIN)/wovr stack up
