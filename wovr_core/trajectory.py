@@ -3,6 +3,7 @@
 Pixels are `uint8` at rest in [0, 255]; models see floats in [-1, 1]; `to_unit` and `to_pixels` cross that line.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,3 +96,11 @@ class InitState:
     def __post_init__(self) -> None:
         if self.steps_left < 1:
             raise ValueError(f"an init state needs steps left to dream, got {self.steps_left}")
+
+
+def stacked(
+    starts: Sequence[InitState],
+) -> tuple[UInt8[Tensor, "b 5 c h w"], Float[Tensor, "b 4 a"], Float[Tensor, "b 5 p"]]:
+    """Frames (the first and the remembered ones), actions and poses of moments where dreams begin."""
+    frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
+    return frames, torch.stack([start.actions for start in starts]), torch.stack([start.pose for start in starts])

@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from components.serving.wire import CALLS, INPUTS, TYPES, pack, unpack
 from wovr_core.protocols import BrokenDreamError, DreamState, Readout
 from wovr_core.success_rule import SuccessRule
-from wovr_core.trajectory import InitState
+from wovr_core.trajectory import InitState, stacked
 from wovr_core.world_model.flow import dream_noise
 
 LOADING = 600.0  # seconds that loading or unloading a version may take
@@ -52,8 +52,7 @@ class ServedSimulator:
             raise ServingError(f"{version} at {url} has no hallucination detector: learn without, grpo.detector: false")
 
     def begin(self, starts: Sequence[InitState]) -> DreamState:
-        frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
-        actions, pose = (torch.stack([getattr(start, name) for start in starts]) for name in ("actions", "pose"))
+        frames, actions, pose = stacked(starts)
         answer = self._ask("begin", len(starts), {"frames": frames, "past_actions": actions, "pose": pose})
         latents = torch.from_numpy(answer["latents"])
         if latents.dim() != 5 or latents.shape[0] != len(starts) or latents.shape[2] != 2:

@@ -170,5 +170,14 @@ def test_each_of_several_cameras_has_its_column_and_episodes_say_how_often_they_
     stats = json.loads((tmp_path / "two/meta/stats.json").read_text())
     means = [torch.tensor(stats[f"observation.images.{name}"]["mean"]) for name in ("left", "right")]
     assert torch.allclose(means[0] + means[1], torch.ones(3, 1, 1), atol=1e-6)
+    mixed = [wide[0], dataclasses.replace(wide[1], picture_stride=8)]
+    (tmp_path / "mixed").mkdir()
+    with pytest.raises(ArtifactError, match="episode 1 was looked at every 8 steps, episode 0 every 4"):
+        write_episodes(tmp_path / "mixed", mixed, source="test", policy_digest="0", cameras=("left", "right"))
+    info = json.loads((tmp_path / "two/meta/info.json").read_text())
+    for stride in (0, -4, 3, 16, 4.0, "4", True, None):
+        (tmp_path / "two/meta/info.json").write_text(json.dumps(info | {"picture_stride": stride}))
+        with pytest.raises(ArtifactError, match="picture_stride"):
+            read_episodes(tmp_path / "two")
     with pytest.raises(ArtifactError, match="5 cameras cannot share"):
         write_episodes(tmp_path / "two", wide[:1], source="test", policy_digest="0", cameras=tuple("abcde"))

@@ -116,8 +116,8 @@ def test_a_round_whose_dreams_were_refused_is_told_too():
     """It has no updates: of the policy that went on as it was, the page says why."""
     story = a_story(compared(gained=80, lost=20), promote=True)
     refused = a_phase(updates=0, round=1, notes=("nothing was learnt: area under the curve 0.62",))
-    told = render(replace(story, phases=[story.phases[0], refused], curve=story.curve[:2]))
-    assert "0 updates of the policy" in told and "Nothing was learnt: area under the curve 0.62." in told
+    page = render(replace(story, phases=[story.phases[0], refused], curve=story.curve[:2]))
+    assert "0 updates of the policy" in page and "Nothing was learnt: area under the curve 0.62." in page
 
 
 def test_what_a_policy_was_told_is_never_markup(page: str):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,15 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, name, change):
     with pytest.raises(ArtifactError, match="episode 0 has no actions"):
         write_episodes(tmp_path / "never", [an_episode(steps=0)], source="here", policy_digest="none")
     assert not (tmp_path / "never").exists()
+
+
+def test_old_pictures_are_not_taken_for_new_ones():
+    """The task looks more often than these episodes were looked at; the other way round there is a picture for all."""
+    seldom, fitting = replace(an_episode(steps=16), picture_stride=8), {"image_size": 8, "horizon": 16}
+    with pytest.raises(ArtifactError, match=r"every 8 steps, the task every 1 by task.picture_stride"):
+        check_episodes_fit([seldom], TaskSettings.model_validate(fitting), "episodes")
+    often = TaskSettings.model_validate(fitting | {"picture_stride": 8})
+    check_episodes_fit([seldom, an_episode(steps=16)], often, "episodes")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from wovr_core.artifacts.gate import as_episode, check_episode, check_init_state, check_size, in_our_words
+from wovr_core.artifacts.gate import (
+    as_episode,
+    check_episode,
+    check_init_state,
+    check_picture_stride,
+    check_size,
+    in_our_words,
+)
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.trajectory import Episode
 
@@ -118,7 +125,8 @@ def read_episodes(folder: Path) -> list[Episode]:
         about = pq.read_table(folder / EPISODES, columns=["tasks", "length", "init_state"]).to_pylist()
         with pq.ParquetFile(folder / ROWS) as file:
             cameras, size = _check_layout(folder, file, about)
-            stride = int(json.loads((folder / INFO).read_text()).get("picture_stride", 1))
+            stride = json.loads((folder / INFO).read_text()).get("picture_stride", 1)
+            check_picture_stride(f"{folder / INFO}", stride)
             episodes = []
             for i, entry in enumerate(about):
                 with in_our_words(where := f"{folder}, episode {i}"):
@@ -333,6 +341,11 @@ def _refuse_unlike(episodes: Sequence[Episode], cameras: Sequence[str]) -> None:
                     f"write them to different artifacts"
                 )
         check_episode(episode, f"episode {i}")
+        if check_picture_stride(f"episode {i}", episode.picture_stride) != episodes[0].picture_stride:
+            raise ArtifactError(
+                f"episode {i} was looked at every {episode.picture_stride} steps, episode 0 every "
+                f"{episodes[0].picture_stride}: write them to different artifacts"
+            )
     if episodes[0].frames.shape[1] != 3:
         raise ArtifactError(f"frames have {episodes[0].frames.shape[1]} channels, but a picture is red, green, blue")
     if not cameras or (width := episodes[0].frames.shape[3]) % len(cameras):

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool
 
 from wovr_core.artifacts.manifest import ArtifactError
+from wovr_core.chunk import CHUNK
 from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Episode
 
@@ -92,6 +93,13 @@ def check_init_state(where: str, init_state: object) -> int:
     return init_state
 
 
+def check_picture_stride(where: str, stride: object) -> int:
+    """Steps between two looks, of which a chunk has a whole number."""
+    if type(stride) is not int or stride < 1 or CHUNK % stride:
+        raise ArtifactError(f"{where} has the picture_stride {stride!r:.40}: it is a divisor of {CHUNK}, the chunk")
+    return stride
+
+
 def check_range(where: str, name: Literal["actions", "poses"], values: np.ndarray) -> None:
     """Rows of at least two numbers, finite, and as large as a command or a pose may be."""
     limit, hint = {
@@ -159,6 +167,12 @@ def check_episodes_fit(episodes: Sequence[Episode], task: TaskSettings, where: o
                     f"{where}: episode {i} has {name.format(found)}, but the task ({task.environment}) has {wanted} "
                     f"by {setting}. Use episodes of this task, or import them with fitting --steps and --image-size"
                 )
+        if episode.picture_stride > task.picture_stride:
+            raise ArtifactError(
+                f"{where}: episode {i} was looked at every {episode.picture_stride} steps, the task every "
+                f"{task.picture_stride} by task.picture_stride: what lies between would be learnt from old pictures. "
+                f"Set it to {episode.picture_stride}, or collect again"
+            )
 
 
 @contextmanager

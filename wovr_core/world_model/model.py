@@ -12,7 +12,7 @@ from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.protocols import DreamState
 from wovr_core.settings import WorldModelSettings
 from wovr_core.training.precision import autocast
-from wovr_core.trajectory import InitState, to_pixels, to_unit
+from wovr_core.trajectory import InitState, stacked, to_pixels, to_unit
 from wovr_core.world_model import flow
 from wovr_core.world_model.autoencoder import Autoencoder
 from wovr_core.world_model.conditioning import Conditions
@@ -109,9 +109,7 @@ class DiffusionWorldModel(nn.Module):
 
     def begin(self, starts: Sequence[InitState]) -> DreamState:
         """The state of dreams that begin at these moments of real episodes."""
-        frames = torch.stack([torch.cat([start.reference[None], start.memory]) for start in starts])
-        actions, pose = (torch.stack([getattr(start, name) for start in starts]) for name in ("actions", "pose"))
-        return self.begin_at(frames, actions, pose)
+        return self.begin_at(*stacked(starts))
 
     @torch.no_grad()
     def begin_at(
