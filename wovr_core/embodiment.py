@@ -181,7 +181,7 @@ class LiberoOptions(Section):
 LIBERO = Embodiment(
     name="libero",
     action=("dx", "dy", "dz", "roll", "pitch", "yaw", "gripper"),
-    pose=("x", "y", "z", "roll", "pitch", "yaw", "width"),  # m; a rotation vector from pointing down, rad; of the grip, m
+    pose=("x", "y", "z", "roll", "pitch", "yaw", "grip"),  # m; a turn from pointing down, rad; the grip's width, m
     fps=20,
     cameras=("agentview", "robot0_eye_in_hand"),
     horizon=280,

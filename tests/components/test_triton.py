@@ -153,7 +153,7 @@ def test_what_dreams_inside_triton_imports_nothing_that_its_environment_lacks():
 
 
 def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
-    """Two cameras, poses of six numbers and seven of an action, as LIBERO's; nothing of LIBERO is installed."""
+    """Two cameras, poses and actions of seven numbers, as LIBERO's; nothing of LIBERO is installed."""
     task = TaskSettings(environment="libero", image_size=SIDE)
     torch.manual_seed(0)
     small = NextFrameSettings(network="next-frame", width=8, layers=1, condition=32)
@@ -161,7 +161,7 @@ def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     shape = SHAPE.model_copy(update={"action_dim": 7, "cameras": 2})
     for parameter in world.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    world.statistics.pose_low.copy_(torch.linspace(-1, 0, 6))
+    world.statistics.pose_low.copy_(torch.linspace(-1, 0, 7))
     with writing(tmp_path / "world_model", Kind.WORLD_MODEL, settings={"task": task.model_dump()}) as draft:
         save_world_model(draft.folder, world)
     with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={}) as draft:
@@ -172,7 +172,7 @@ def test_a_model_of_another_arm_is_served_as_well(stack, tmp_path):
     here = known_dream(open_simulator(**parts, detector=False), starts)
     served = known_dream(client(stack, version, detector=False), starts)
     assert here.keys() == served.keys() and all(torch.equal(here[name], served[name]) for name in here)
-    assert starts[0].pose.shape == (5, 6) and here["frames"].float().std() > 1
+    assert starts[0].pose.shape == (5, 7) and here["frames"].float().std() > 1
 
 
 def test_a_video_shows_what_the_rollout_saw(stack, minds):

@@ -72,6 +72,25 @@ def test_fast_pictures_change_no_physics():
     assert np.array_equal(*ends)
 
 
+def as_robosuite_steps(env, _memory, actions: np.ndarray) -> None:
+    for action in actions:
+        env.step(action)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_steps_computed_once_are_the_same_steps():
+    actions = np.random.default_rng(0).uniform(-1, 1, (60, 7))
+    with Libero("libero_object", [0], rendering="none", processes=1) as env:
+        env.reset(COLLECTION[:1], Split.COLLECTION)
+        env.call(as_robosuite_steps, [actions])
+        (theirs,) = env.states()
+        env.reset(COLLECTION[:1], Split.COLLECTION)
+        for action in torch.from_numpy(actions):
+            env.step(action[None])
+        assert np.array_equal(env.states()[0], theirs)
+
+
 @pytest.mark.slow
 def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp_path, monkeypatch):
     """The steps that touch reality: a demonstration that succeeds is cloned, and the policy's attempts are kept."""
@@ -82,7 +101,7 @@ def test_the_soup_goes_into_the_basket_and_no_episode_is_lost_with_a_process(tmp
     clone_base_policy(PolicySettings(demonstrations=1, steps=2), task, out=policy, demonstrations=shown)
     (soup,) = read_episodes(shown)
     assert cameras_of(shown) == ("agentview", "robot0_eye_in_hand")
-    assert soup.succeeded and soup.frames.shape == (161, 3, 64, 128) and soup.pose.shape == (161, 6)
+    assert soup.succeeded and soup.frames.shape == (161, 3, 64, 128) and soup.pose.shape == (161, 7)
 
     done, step = count(), Libero.step
 

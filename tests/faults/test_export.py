@@ -76,7 +76,7 @@ def an_episode(instruction: str, seed: int) -> Episode:
         init_state=seed,
         actions=torch.rand(8, 7, generator=g) * 2 - 1,
         frames=torch.randint(0, 256, (9, 3, 8, 8), generator=g, dtype=torch.uint8),
-        pose=torch.rand(9, 6, generator=g),
+        pose=torch.rand(9, 7, generator=g),
         success=torch.arange(9) == 8,
     )
 

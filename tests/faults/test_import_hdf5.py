@@ -32,6 +32,7 @@ def a_demo(seed: int = 0, *, steps: int = STEPS, robomimic: bool = False, follow
     for group in ("obs", "next_obs") if following else ("obs",):
         demo[f"{group}/{camera}"] = rng.integers(0, 256, (steps, 8, 8, 3), dtype=np.uint8)
         demo[f"{group}/{place}"] = rng.normal(size=(steps, 3))
+        demo[f"{group}/{'robot0_gripper_qpos' if robomimic else 'gripper_states'}"] = rng.uniform(0, 0.04, (steps, 2))
         demo[f"{group}/{turn}"] = np.tile([1.0, 0, 0, 0], (steps, 1)) if robomimic else rng.normal(size=(steps, 3))
     return demo
 
@@ -118,6 +119,7 @@ DAMAGED: dict[str, tuple[Callable[[Demo], Demo], str]] = {
         "length 0 at step 0",
     ),
     "three numbers for a quaternion": (renamed("obs/ee_ori", "obs/robot0_eef_quat"), "4 numbers a step are read"),
+    "one finger": (with_value("obs/gripper_states", lambda v: v[:, :1]), "the places of two fingers"),
     "positions of two numbers": (with_value("obs/ee_pos", lambda v: v[:, :2]), "(x, y, z) in metres"),
     "JPEG of any length": (with_value(PICTURES, lambda v: a_column(v, jpeg)), "decode what is compressed first"),
     "JPEG as bytes": (with_value(PICTURES, lambda v: v.reshape(len(v), -1)), "decode the compressed pictures"),

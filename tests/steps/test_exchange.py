@@ -30,7 +30,7 @@ def an_arm_episode(steps: int = 16, *, seed: int = 0) -> Episode:
         init_state=seed,
         actions=torch.rand(steps, 7, generator=g) * 2 - 1,
         frames=torch.randint(0, 256, (steps + 1, 3, 8, 8), generator=g, dtype=torch.uint8),
-        pose=torch.rand(steps + 1, 6, generator=g),
+        pose=torch.rand(steps + 1, 7, generator=g),
         success=torch.arange(steps + 1) == steps,
     )
 
@@ -42,7 +42,7 @@ def same(one: Episode, other: Episode) -> bool:
 
 def absolute(pose: np.ndarray) -> np.ndarray:
     """Where a hand is and how it is turned, as LIBERO keeps it."""
-    return np.concatenate([pose[:3], (Rotation.from_rotvec(pose[3:]) * DOWN).as_rotvec()])
+    return np.concatenate([pose[:3], (Rotation.from_rotvec(pose[3:6]) * DOWN).as_rotvec()])
 
 
 # ------------------------------------------------------------------------------------------------------ HDF5
@@ -205,7 +205,8 @@ def test_a_trajectory_of_dictionaries_is_an_episode(tmp_path):
     with pytest.raises(ArtifactError, match="--ends"):
         import_episodes([file], out=tmp_path / "never", steps=16, split=Split.COLLECTION, conventions=UPRIGHT)
     import_episodes([tmp_path], out=tmp_path / "made", steps=16, split=Split.COLLECTION, conventions=SUCCEEDS)
-    assert same(read_episodes(tmp_path / "made")[0], episode)
+    no_width = replace(episode, pose=torch.cat([episode.pose[:, :6], torch.zeros(17, 1)], 1))
+    assert same(read_episodes(tmp_path / "made")[0], no_width), "the format does not say how wide the grip is"
     a_trajectory(file, episode, reward=np.float32(0))
     made = import_episodes([file], out=tmp_path / "failed", steps=16, split=Split.KEYFRAMES, conventions=SUCCEEDS)
     assert made.summary["successes"] == 0, "what the file says counts"

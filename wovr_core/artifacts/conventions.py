@@ -48,6 +48,7 @@ class Imported:
     pictures: Pictures  # how the file held them; the episode's are upright
     cameras: tuple[str, ...] = ("agentview",)  # whose pictures make a frame
     last_frame_repeated: bool = False  # the file does not show what the last action led to
+    width_known: bool = False  # the file says how wide the grip is; without it a pose says 0
     masks: tuple[str, ...] = ()  # names of the file's lists that it is on
 
 
@@ -61,8 +62,13 @@ def instruction_of(where: str, conventions: Conventions, read: Callable[[], obje
         return check_instruction(where, conventions.instruction)
 
 
-def hand_poses(where: str, place: np.ndarray, turn: Rotation, angles: np.ndarray) -> np.ndarray:
-    """Where hands are (n, 3), and how they are turned from pointing down; `angles` are those that the file holds."""
+def hand_poses(
+    where: str, place: np.ndarray, turn: Rotation, angles: np.ndarray, fingers: np.ndarray | None = None
+) -> np.ndarray:
+    """Poses (n, 7) of hands: where they are, how they are turned from pointing down, and how wide their grip is.
+
+    `angles` are those that the file holds, `fingers` (n, 2) where the two are, to either side; None: 0 is the width.
+    """
     if (reach := float(np.abs(place).max(initial=0))) > FARTHEST:
         raise ArtifactError(
             f"{where} has poses that reach {reach:.4g}, but they must be metres and radians: convert them first"
@@ -71,12 +77,18 @@ def hand_poses(where: str, place: np.ndarray, turn: Rotation, angles: np.ndarray
         raise ArtifactError(
             f"{where} has a hand turned by {angle:.4g}, more than once around in radians: convert degrees first"
         )
-    return np.concatenate([place, from_down(turn)], 1)
+    width = np.zeros((len(place), 1)) if fingers is None else grip_width(fingers)
+    return np.concatenate([place, from_down(turn), width], 1)
 
 
 def from_down(hand: Rotation) -> np.ndarray:
     """How a hand is turned from pointing down: the rotation vector (..., 3) that actions would turn it by, in rad."""
     return (hand * DOWN.inv()).as_rotvec()
+
+
+def grip_width(fingers: np.ndarray) -> np.ndarray:
+    """Metres (..., 1) between two fingers, which say (..., 2) how far to either side of the middle they are."""
+    return fingers[..., :1] - fingers[..., 1:]
 
 
 def upright(frames: np.ndarray, pictures: Pictures) -> np.ndarray:

@@ -37,6 +37,7 @@ CAMERAS: dict[str, dict[str, Pictures]] = {  # by the simulator's name: as LIBER
     "robot0_eye_in_hand": {"eye_in_hand_rgb": "libero", "robot0_eye_in_hand_image": "upright"},
 }
 POSES = ("ee_pos", "robot0_eef_pos")
+FINGERS = ("gripper_states", "robot0_gripper_qpos")
 TURNS = {"ee_ori": 3, "robot0_eef_quat": 4}  # of the hand: a rotation vector, or a quaternion (x, y, z, w)
 
 
@@ -105,7 +106,9 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
         raise ArtifactError(f"{where} has pictures of {sizes} from its cameras: choose one of them with --camera")
     pictures = conventions.pictures or CAMERAS[cameras[0]][found[cameras[0]]]
     frames = np.concatenate([upright(view, pictures) for view in views], 2)
-    hand = hand_poses(where, _place(where, place, observed(place)), *_turn(where, turn, observed(turn)))
+    name = next((name for name in FINGERS if f"obs/{name}" in demo), None)
+    fingers = None if name is None else _fingers(where, name, observed(name))
+    hand = hand_poses(where, _place(where, place, observed(place)), *_turn(where, turn, observed(turn)), fingers)
     rewards = _array(demo, "rewards", where) if "rewards" in demo else None
     holds, rule = success_of(where, conventions, steps=steps, rewards=rewards)
     if len(holds) != steps:
@@ -122,6 +125,7 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
         success_rule=rule,
         pictures=pictures,
         last_frame_repeated=not (both or after),
+        width_known=fingers is not None,
     )
 
 
@@ -150,9 +154,10 @@ def write_hdf5(path: Path, episodes: Sequence[Episode], cameras: Sequence[str]) 
                 for camera, view in zip(cameras, episode.frames[rows].chunk(len(cameras), -1), strict=True):
                     name = next(iter(CAMERAS.get(camera, ["agentview_rgb"])))
                     demo.create_dataset(f"{group}/{name}", data=_pictures(view), compression="gzip")
-                place, turn = np.split(episode.pose[rows].double().numpy(), 2, axis=1)
+                place, turn, width = np.split(episode.pose[rows].double().numpy(), (3, 6), axis=1)
                 demo[f"{group}/ee_pos"] = place
                 demo[f"{group}/ee_ori"] = (Rotation.from_rotvec(turn) * DOWN).as_rotvec()
+                demo[f"{group}/gripper_states"] = np.concatenate([width, -width], 1) / 2
     half.replace(path)
 
 
@@ -163,6 +168,12 @@ def _pictures(frames: Tensor) -> np.ndarray:
 def _place(where: str, name: str, values: np.ndarray) -> np.ndarray:
     if numbers(where, f"obs/{name}", values, 2).shape[1] != 3:
         raise ArtifactError(f"{where} has obs/{name} of shape {values.shape}, but (x, y, z) in metres is read")
+    return values
+
+
+def _fingers(where: str, name: str, values: np.ndarray) -> np.ndarray:
+    if numbers(where, f"obs/{name}", values, 2).shape[1] != 2:
+        raise ArtifactError(f"{where} has obs/{name} of shape {values.shape}, but the places of two fingers are read")
     return values
 
 

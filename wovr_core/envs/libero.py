@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from wovr_core.artifacts.conventions import from_down
+from wovr_core.artifacts.conventions import from_down, grip_width
 from wovr_core.embodiment import LIBERO, EmbodimentError, LiberoOptions
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.protocols import EnvironmentLostError
@@ -300,7 +300,9 @@ class _Environment:
         self.env.sim.forward()
 
     def step(self, action: np.ndarray) -> bool:
-        with _each_step_once(self.env.sim):
+        from wovr_core.envs.physics import each_step_once
+
+        with each_step_once(self.env.sim):
             self.observed, _, holds, _ = self.env.step(action)
         return bool(holds)
 
@@ -310,7 +312,7 @@ class _Environment:
             picture = self.env.sim.render(camera_name=camera, width=self.image_size, height=self.image_size)
             self.frame[:, i * self.image_size : (i + 1) * self.image_size] = picture[::-1]  # it comes upside down
         turn = from_down(Rotation.from_quat(self.observed["robot0_eef_quat"]))
-        width = -np.diff(self.observed["robot0_gripper_qpos"])
+        width = grip_width(self.observed["robot0_gripper_qpos"])
         return np.concatenate([self.observed["robot0_eef_pos"], turn, width])
 
     def state(self) -> np.ndarray:
@@ -353,35 +355,6 @@ class _Environment:
 
             render_fast(env.env.sim, self.image_size)
         self.env, self.task = env, task
-
-
-@contextmanager
-def _each_step_once(sim: Any) -> Iterator[None]:
-    """Compute every step of the physics once, where robosuite does it three times over: the same bits, sooner.
-
-    It asks for a forward pass before the controller, the controller asks for another, and the step does it again. Half
-    a step before the controller and half after it (`mj_step1`, `mj_step2`) are the same step.
-    """
-    import mujoco
-
-    model, data, begun = sim.model._model, sim.data._data, False
-
-    def forward() -> None:
-        nonlocal begun
-        if not begun:
-            mujoco.mj_step1(model, data)
-        begun = True
-
-    def step(with_udd: bool = True) -> None:
-        nonlocal begun
-        mujoco.mj_step2(model, data)
-        begun = False
-
-    sim.forward, sim.step = forward, step
-    try:
-        yield
-    finally:
-        del sim.forward, sim.step
 
 
 class LiberoTask(NamedTuple):

@@ -99,6 +99,7 @@ def _summary(
         "cameras": list(imported[0].cameras),
         "pictures_in_files": dict(Counter(one.pictures for one in imported)),
         "pictures": "upright",
+        "grip_width_known": sum(one.width_known for one in imported),
         "last_frame_repeated": sum(one.last_frame_repeated for one in imported),
         "actions_from": _rounded(torch.stack([one.episode.actions.amin(0) for one in imported]).amin(0)),
         "actions_to": _rounded(torch.stack([one.episode.actions.amax(0) for one in imported]).amax(0)),
@@ -192,10 +193,10 @@ def export_episodes(episodes: Path, *, out: Path) -> list[Path]:
     refuse_place(out)
     read_manifest(episodes, Kind.EPISODES)
     exported = read_episodes(episodes)
-    if exported[0].pose.shape[1] != 6:
+    if exported[0].pose.shape[1] != 7:
         raise ArtifactError(
-            f"{episodes} has poses of {exported[0].pose.shape[1]} numbers, but HDF5 keeps six: where a hand is, how "
-            f"turned. Export episodes of an arm"
+            f"{episodes} has poses of {exported[0].pose.shape[1]} numbers, but HDF5 keeps seven: where a hand is, how "
+            f"turned, how wide its grip. Export episodes of an arm"
         )
     if (stride := exported[0].picture_stride) > 1:
         raise ArtifactError(
