@@ -2,14 +2,17 @@
 
     python benchmarks/real_rl.py CONFIG --policy POLICY --episodes N --out OUT
     python benchmarks/real_rl.py CONFIG --policy POLICY --episodes N --out OUT --demonstrations DEMONSTRATIONS
+    python benchmarks/real_rl.py CONFIG --policy POLICY --collected EPISODES --out OUT --demonstrations DEMONSTRATIONS
 
-The first learns by GRPO, with the settings' own; the second clones on, from demonstrations and successes. Both write a
-Policy artifact, as the project's own steps do, and say how many real episodes they spent. This lives in the benchmarks
-because imagination must never see an environment; the advantages and the update are the project's own.
+The first learns by GRPO, with the settings' own; the others clone on, from demonstrations and successes, the last one
+from those of episodes that a pipeline has collected, held-out ones included. All write a Policy artifact, as the
+project's own steps do, and say how many real episodes they spent. This lives in the benchmarks because imagination must
+never see an environment; the advantages and the update are the project's own.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +32,7 @@ from wovr_core.protocols import Env
 from wovr_core.protocols import Policy as Actor
 from wovr_core.settings import GrpoSettings, PolicySettings, Settings, TaskSettings
 from wovr_core.store.environments import open_environment
+from wovr_core.store.episodes import named
 from wovr_core.store.policies import open_policy, save_policy
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode, InitState
@@ -134,20 +138,23 @@ def clone_successes(
     *,
     policy: Path,
     demonstrations: Path,
-    real_episodes: int,
-    temperature: float,
     out: Path,
+    real_episodes: int = 0,
+    temperature: float = 1.0,
+    collected: Sequence[Path] = (),
 ) -> Manifest:
-    """Filtered behaviour cloning: go on from the policy, on the demonstrations and on its own real successes."""
+    """Filtered behaviour cloning: go on from the policy, on the demonstrations and on its own real successes.
+
+    They are those of so many `real_episodes`, or of those that were `collected`.
+    """
     actor = open_policy(policy)
     generator = torch.Generator().manual_seed(task.seed)
-    decide = policy_decides(actor, temperature=temperature, generator=generator)
-    states = Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000)
-    with open_environment(task) as env:
-        tried = run_trials(env, decide, states, Split.COLLECTION, steps=task.horizon).episodes
+    tried = [episode for path in collected for episode in read_episodes(path)]
+    if not collected:
+        tried = attempts(task, actor, real_episodes, temperature=temperature, generator=generator)
     good = [until_success(episode, CHUNK) for episode in tried if episode.succeeded]
     settings = {"policy": cfg.model_dump(), "task": task.model_dump(), "temperature": temperature}
-    made_from = {"policy": policy, "demonstrations": demonstrations}
+    made_from = {"policy": policy, "demonstrations": demonstrations} | named(collected)
     with writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft:
         data = cloning_data(read_episodes(demonstrations) + good, cfg)
         mirrors = task.embodiment.mirrors
@@ -157,28 +164,43 @@ def clone_successes(
     return draft.manifest
 
 
+def attempts(
+    task: TaskSettings, actor: Actor, real_episodes: int, *, temperature: float, generator: torch.Generator
+) -> list[Episode]:
+    """Real episodes of a policy, from initial states for collections."""
+    decide = policy_decides(actor, temperature=temperature, generator=generator)
+    states = Split.COLLECTION.ids(real_episodes, start=task.seed % 10 * 100_000)
+    with open_environment(task) as env:
+        stride = task.picture_stride
+        tried = run_trials(env, decide, states, Split.COLLECTION, steps=task.horizon, picture_stride=stride)
+    return tried.episodes
+
+
 def until_success(episode: Episode, chunk: int) -> Episode:
     """The episode up to the end of the chunk in which it succeeded: what came afterwards earned nothing."""
     step = episode.success_step
     steps = len(episode.actions) if step is None else max(1, -(-step // chunk)) * chunk
     recorded = {name: getattr(episode, name)[: steps + 1] for name in ("frames", "pose", "success")}
-    return Episode(
-        instruction=episode.instruction, init_state=episode.init_state, actions=episode.actions[:steps], **recorded
-    )
+    return replace(episode, actions=episode.actions[:steps], **recorded)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--policy", type=Path, required=True, help="the Policy artifact to begin with")
-    parser.add_argument("--episodes", type=int, required=True, help="real ones to spend")
+    spent = parser.add_mutually_exclusive_group(required=True)
+    spent.add_argument("--episodes", type=int, default=0, help="real ones to spend")
+    spent.add_argument("--collected", type=Path, action="append", default=[], help="an artifact, and again for another")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--demonstrations", type=Path, help="clone what succeeded, beside these")
     args = parser.parse_args()
     settings = Settings.load(args.config)
     ports = {"policy": args.policy, "real_episodes": args.episodes, "out": args.out}
+    if args.collected and not args.demonstrations:
+        parser.error("GRPO collects for itself: give --episodes, or --demonstrations to clone what was collected")
     if args.demonstrations:
         clones = {"demonstrations": args.demonstrations, "temperature": settings.collect.temperature}
+        clones["collected"] = args.collected
         made = clone_successes(settings.policy, settings.task, **ports, **clones)
     else:
         made = improve_for_real(settings.grpo, settings.task, **ports)

@@ -43,6 +43,9 @@ told = {
     "success": bool(item["success"]),
     "state": item["observation.state"].tolist(),
     "ahead": list(ahead[row]["action"].shape),
-    "picture": (255 * item["observation.images.front"]).round().byte().permute(1, 2, 0).flatten().tolist(),
+    "pictures": {
+        name.removeprefix("observation.images."): (255 * item[name]).round().byte().permute(1, 2, 0).flatten().tolist()
+        for name in data.meta.camera_keys
+    },
 }
 print(json.dumps(told))

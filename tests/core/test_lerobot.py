@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.toys import an_episode
+from tests.toys import SIDE, an_episode
 from wovr_core.artifacts import write_episodes
+from wovr_core.artifacts.episodes import UNNAMED
+from wovr_core.cameras import apart
+from wovr_core.embodiment import LIBERO
 
 READER = Path(__file__).with_name("lerobot_reads.py")
 PACKAGES = """
@@ -39,12 +43,18 @@ def lerobot(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_lerobots_reader_sees_what_was_written(lerobot, tmp_path):
+@pytest.mark.parametrize("cameras", [UNNAMED, LIBERO.cameras], ids=["one camera", "two cameras"])
+def test_lerobots_reader_sees_what_was_written(lerobot, tmp_path, cameras):
     torch.manual_seed(0)
     episodes = [an_episode(steps=8, success_at=5), an_episode(steps=16, instruction="put it back", shade=90)]
-    for episode in episodes:
-        episode.frames.copy_(torch.randint(0, 256, episode.frames.shape, dtype=torch.uint8))
-    write_episodes(tmp_path / "episodes", episodes, source="here", policy_digest="c0ffee", fps=20)
+    episodes = [
+        replace(
+            episode,
+            frames=torch.randint(0, 256, (len(episode.frames), 3, SIDE, SIDE * len(cameras)), dtype=torch.uint8),
+        )
+        for episode in episodes
+    ]
+    write_episodes(tmp_path / "episodes", episodes, source="here", policy_digest="c0ffee", fps=20, cameras=cameras)
     reader = subprocess.run(
         [lerobot, READER, tmp_path / "episodes", "12"],
         capture_output=True,
@@ -57,4 +67,6 @@ def test_lerobots_reader_sees_what_was_written(lerobot, tmp_path):
     assert (seen["episode"], seen["task"], seen["success"]) == (1, "put it back", False)
     assert seen["action"] == second.actions[3].tolist() and seen["ahead"] == [3, 3]
     assert seen["state"] == second.pose[3].tolist()
-    assert seen["picture"] == second.frames[3].permute(1, 2, 0).flatten().tolist(), "every pixel"
+    for name, picture in zip(cameras, apart(second.frames[3]), strict=True):
+        assert seen["pictures"][name] == picture.permute(1, 2, 0).flatten().tolist(), "every pixel"
+    assert len(seen["pictures"]) == len(cameras)
