@@ -16,7 +16,6 @@ from pipelines.stack.stack import Stack
 CHECKOUT = Path(__file__).parents[2]
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_in_libero_dreams_in_a_served_world_model_and_ends_in_a_verdict(stack: Stack, tmp_path):
     stack.up()
@@ -32,7 +31,6 @@ def test_a_run_in_libero_dreams_in_a_served_world_model_and_ends_in_a_verdict(st
     )
     assert ended.returncode == 0, ended.stdout
     run = Run.read(out)
-    served = [run.tasks[name].outputs["Output"] for name in ("serve-dreams", "serve-dreams-2")]
-    assert all(version.startswith(f"{MODEL}-") for version in served) and served[0] != served[1], "the refit, too"
+    assert run.tasks["serve-dreams"].outputs["Output"].startswith(f"{MODEL}-")
     assert "hold" in ended.stdout or "promote" in ended.stdout
     assert len(stored_at(out)) > 10 and (out / "report.html").exists()
