@@ -106,8 +106,8 @@ def _episode(demo: Any, where: str, instruction: str, conventions: Conventions, 
         raise ArtifactError(f"{where} has pictures of {sizes} from its cameras: choose one of them with --camera")
     pictures = conventions.pictures or CAMERAS[cameras[0]][found[cameras[0]]]
     frames = np.concatenate([upright(view, pictures) for view in views], 2)
-    name = next((name for name in FINGERS if f"obs/{name}" in demo), None)
-    fingers = None if name is None else _fingers(where, name, observed(name))
+    both_fingers = next((name for name in FINGERS if f"obs/{name}" in demo), None)
+    fingers = _fingers(where, both_fingers, observed(both_fingers)) if both_fingers else None
     hand = hand_poses(where, _place(where, place, observed(place)), *_turn(where, turn, observed(turn)), fingers)
     rewards = _array(demo, "rewards", where) if "rewards" in demo else None
     holds, rule = success_of(where, conventions, steps=steps, rewards=rewards)
