@@ -16,6 +16,7 @@ from pipelines.stack.stack import Stack
 CHECKOUT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_in_libero_dreams_in_a_served_world_model_and_ends_in_a_verdict(stack: Stack, tmp_path):
     stack.up()
