@@ -41,7 +41,8 @@ def interval(cell: str, kind: str, scale: float = 1, unit: str = "") -> Interval
 
 def libero(rows: list[Row]) -> str:
     subjects = [(name.replace("`", ""), [interval(cell, "real", 100, " %")]) for name, cell, _ in rows]
-    return alone(intervals(subjects, Axis.share("success; line: 95 % interval"), "Success of the demonstrator"))
+    title = "Real success in LIBERO, before and after learning in dreams"
+    return alone(intervals(subjects, Axis.share("success; line: 95 % interval"), title))
 
 
 def performance(rows: list[Row]) -> str:
