@@ -74,6 +74,11 @@ class Embodiment:
         return len(self.action)
 
     @property
+    def turns(self) -> tuple[int, ...]:
+        """Which numbers of an action turn the hand: those named roll, pitch or yaw."""
+        return tuple(i for i, name in enumerate(self.action) if name in ("roll", "pitch", "yaw"))
+
+    @property
     def pose_dim(self) -> int:
         """Numbers of a pose."""
         return len(self.pose)

@@ -47,7 +47,7 @@ class PolicySettings(Section):
     conv_kernel: Literal[1, 3, 5, 7] = 1  # of the second convolution: 1 sees things by their colour, 5 by their look
     after_success: CountOrZero | None = None  # steps to learn from once a demonstration has succeeded; None: all
     proprioception: bool = False  # reads the arm's own pose beside picture and words
-    exploration: Literal["step", "chunk"] = "step"  # where it is drawn at random: anew for each step, or once a chunk
+    exploration: Literal["step", "chunk"] = "step"  # draws: each step anew, or a chunk alike without turns
     steps: Count = 1000
     learning_rate: LearningRate = 2e-3
 

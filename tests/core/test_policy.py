@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.toys import an_episode
-from wovr_core.embodiment import TABLETOP
+from wovr_core.embodiment import LIBERO, TABLETOP
 from wovr_core.policy.action_chunks import BINS, CENTRES, from_tokens, to_tokens
 from wovr_core.policy.behaviour_cloning import CloningData, clone, cloning_data
 from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
@@ -216,3 +216,23 @@ def test_drawn_alike_a_chunk_goes_one_way_and_each_choice_is_as_likely_as_before
         spread[exploration], single[exploration] = motions.mean(1).std(0), motions[:, 0].std(0)
     assert (spread["chunk"] > 2 * spread["step"]).all()
     assert torch.allclose(single["chunk"], single["step"], rtol=0.1)
+
+
+def test_drawn_alike_the_hand_turns_as_is_likeliest_and_learns_nothing_of_it(policy, generator):
+    one = seen(3)
+    turning = TinyVLA(policy.shape.model_copy(update={"exploration": "chunk", "turns": (1,)}))
+    likeliest = turning.act(one, temperature=0, generator=generator)
+    drawn = turning.act(one, temperature=5.0, generator=generator)
+    assert (drawn.tokens[..., 1] == likeliest.tokens[..., 1]).all()
+    assert (drawn.tokens[..., 0] != likeliest.tokens[..., 0]).any()
+    log_prob = turning.log_prob(one, drawn.tokens, temperature=5.0)
+    assert (log_prob[..., 1] == 0).all()
+    assert (log_prob[..., 0] < 0).all()
+    assert torch.allclose(log_prob, drawn.log_prob)
+    turning.log_prob(one, drawn.tokens, temperature=5.0)[..., 1].sum().backward()
+    assert all((p.grad is None or not p.grad.any()) for p in turning.parameters())
+
+
+def test_libero_turns_and_the_tabletop_does_not() -> None:
+    assert LIBERO.turns == (3, 4, 5)
+    assert TABLETOP.turns == ()

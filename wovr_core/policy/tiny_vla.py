@@ -7,6 +7,8 @@ for the gripper a coin. So the log-probability of each choice is exact.
 
 Choices that are drawn step by step jitter about the same way. Drawn alike, with one quantile for each motion of a chunk
 (`exploration="chunk"`), they go another way: each choice is as likely as before, and the hand comes somewhere else.
+The hand then turns as is likeliest: turned off for a whole chunk, it can no longer grasp. What is not drawn has
+log-probability 0, so reinforcement learning leaves it alone.
 """
 
 from collections.abc import Sequence
@@ -42,6 +44,7 @@ class Shape(BaseModel):
     stride: PositiveInt = Field(default_factory=lambda before: 2 if before.get("image_size", 0) < 64 else 4)
     kernel: PositiveInt = 1  # of the second convolution
     exploration: Literal["step", "chunk"] = "step"  # whether each step of a chunk is drawn by itself, or all alike
+    turns: tuple[NonNegativeInt, ...] = ()  # motions that are not drawn where all steps are drawn alike
     pose_dim: NonNegativeInt = 0  # numbers of the arm's own pose that it reads; 0: it goes by pictures and words alone
 
 
@@ -151,14 +154,16 @@ class TinyVLA(nn.Module):
         """Draw a chunk; temperature 0 takes the likeliest choices (with log-probabilities at temperature 1)."""
         with torch.no_grad():
             motion, gripper = self(to_unit(observation.frames), observation.instructions, observation.pose)
+            likeliest = torch.cat([motion.argmax(-1), gripper.argmax(-1, keepdim=True)], -1)
             if temperature == 0:
-                tokens = torch.cat([motion.argmax(-1), gripper.argmax(-1, keepdim=True)], -1)
+                tokens = likeliest
             else:
                 draw = _draw_alike if self.shape.exploration == "chunk" else _draw
                 tokens = torch.cat(
                     [draw(motion / temperature, generator), draw(gripper / temperature, generator)[..., None]], -1
                 )
-            log_prob = _gather(motion, gripper, tokens, temperature or 1.0)
+                tokens[..., self._undrawn] = likeliest[..., self._undrawn]
+            log_prob = self._chosen(motion, gripper, tokens, temperature or 1.0)
         return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob)
 
     def mirrored(self, tokens: Int[Tensor, "*b a"], signs: Float[Tensor, " a"]) -> Int[Tensor, "*b a"]:
@@ -168,15 +173,20 @@ class TinyVLA(nn.Module):
     def log_prob(
         self, observation: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
     ) -> Float[Tensor, "b chunk a"]:
-        """Exact log-probability of each choice."""
+        """Exact log-probability of each choice; 0 of what is never drawn."""
         motion, gripper = self(to_unit(observation.frames), observation.instructions, observation.pose)
-        return _gather(motion, gripper, tokens, temperature)
+        return self._chosen(motion, gripper, tokens, temperature)
 
+    @property
+    def _undrawn(self) -> list[int]:
+        return list(self.shape.turns) if self.shape.exploration == "chunk" else []
 
-def _gather(motion: Tensor, gripper: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    of_motion = (motion / temperature).log_softmax(-1).gather(-1, tokens[..., :-1, None]).squeeze(-1)
-    of_gripper = (gripper / temperature).log_softmax(-1).gather(-1, tokens[..., -1:])
-    return torch.cat([of_motion, of_gripper], -1)
+    def _chosen(self, motion: Tensor, gripper: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        of_motion = (motion / temperature).log_softmax(-1).gather(-1, tokens[..., :-1, None]).squeeze(-1)
+        of_gripper = (gripper / temperature).log_softmax(-1).gather(-1, tokens[..., -1:])
+        chosen = torch.cat([of_motion, of_gripper], -1)
+        chosen[..., self._undrawn] = 0
+        return chosen
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -53,6 +53,7 @@ def clone_base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path, dem
         action_dim=embodiment.action_dim,
         kernel=cfg.conv_kernel,
         exploration=cfg.exploration,
+        turns=embodiment.turns,
         pose_dim=embodiment.pose_dim if cfg.proprioception else 0,
     )
     policy = TinyVLA(shape)
