@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pipelines.cli.commands import cluster, config, doctor, episodes, registry, stack, step
+from pipelines.cli.commands import cluster, config, doctor, episodes, registry, serving, stack, step
 from pipelines.cli.outcome import tell_outcome
 from pipelines.cli.terminal import App, Config, PipelineName, console, find_config, path, plainly, run_folder
 from pipelines.runner.stopping import handled
@@ -24,7 +24,7 @@ app = App(
     (`wovr config show tabletop` lists every setting there is) and run that.
     """,
 )
-for group in (doctor, step, registry, cluster):  # their commands stand among these
+for group in (doctor, step, registry, cluster, serving):  # their commands stand among these
     app.add_typer(group.app)
 for name, group in {"config": config, "stack": stack, "episodes": episodes}.items():
     app.add_typer(group.app, name=name)
