@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import requests
 import torch
@@ -28,7 +29,7 @@ CAMERAS = TASK.cameras
 
 
 def a_policy(out: Path, *, mark: int | None = None, reads_pose: bool = True, seed: int = 0) -> Path:
-    """A policy of LIBERO's two cameras. One with a mark answers that bin (0 to 14) as first motion, whatever it sees."""
+    """A policy of LIBERO's two cameras. One with a mark answers that bin (0 to 14) as first motion, whatever."""
     torch.manual_seed(seed)
     policy = TinyVLA(
         Shape(
@@ -79,7 +80,11 @@ class Running:
 
 @contextmanager
 def serving(
-    *policies: str | Path, state: Path, flags: Sequence[str] = (), env: dict[str, str] = {}, keys: bool = True
+    *policies: str | Path,
+    state: Path,
+    flags: Sequence[str] = (),
+    env: Mapping[str, str] = MappingProxyType({}),
+    keys: bool = True,
 ) -> Iterator[Running]:
     """`wovr serve-policy` on a free port, once it answers; it may still be loading what it fetches."""
     port = free_port()

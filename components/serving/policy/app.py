@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from components.serving.policy.gate import Gate, Limits
 from components.serving.policy.keys import PolicyKeys
@@ -152,16 +153,31 @@ def _add_errors(app: FastAPI) -> None:
     async def misread(_: Request, error: RequestValidationError) -> JSONResponse:
         fault = error.errors()[0]
         where = ".".join(brief(str(part))[1:-1] for part in fault["loc"][1:] or fault["loc"])
-        refusal = RefusedError(422, fault["msg"][:1].lower() + fault["msg"][1:], where, "see /openapi.json for its form")
+        what = fault["msg"][:1].lower() + fault["msg"][1:]
+        refusal = RefusedError(422, what, where, "see /openapi.json for its form")
         return JSONResponse(refusal.body(), refusal.status)
 
     @app.exception_handler(HTTPException)
     async def otherwise(request: Request, error: HTTPException) -> JSONResponse:
         where = f"{request.method} {brief(request.url.path)[1:-1]}"
         refused = RefusedError(error.status_code, str(error.detail), where, "see /openapi.json for what there is")
-        return JSONResponse(refused.body(), error.status_code, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of one route only
+            headers["Allow"] = ", ".join(sorted(_methods_at(app, request)))
+        return JSONResponse(refused.body(), error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
         refused = RefusedError(500, f"a fault of ours ({type(error).__name__})", "the server", "see its log")
         return JSONResponse(refused.body(), 500)
+
+
+def _methods_at(app: FastAPI, request: Request) -> set[str]:
+    """Of all the routes of a path."""
+    scope = {"type": "http", "method": "", "path": request.url.path, "root_path": "", "headers": []}
+    return {
+        method
+        for route in app.router.routes
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

@@ -17,14 +17,32 @@ from components.serving.policy.served import SeenByRobot
 from components.serving.policy.service import BEARER, PolicyService, problems
 from components.serving.policy.shelf import Chosen
 
-BODY = {
-    "content": {
-        "application/json": {
-            "schema": {"type": "object", "description": "an observation in json-numpy, or {encoded: the same as text}"}
-        }
+ARRAY = {
+    "type": "object",
+    "properties": {
+        "__numpy__": {"type": "string", "contentEncoding": "base64"},
+        "dtype": {"type": "string", "example": "|u1"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
     },
-    "required": True,
+    "required": ["__numpy__", "dtype", "shape"],
 }
+OBSERVATION = {
+    "type": "object",
+    "properties": {
+        "instruction": {"type": "string", "minLength": 1, "maxLength": 1000},
+        "image": ARRAY,
+        "full_image": ARRAY,
+        "wrist_image": ARRAY,
+        "state": {"anyOf": [ARRAY, {"type": "array", "items": {"type": "number"}}]},
+    },
+    "required": ["instruction"],
+}
+TWICE = {
+    "type": "object",
+    "properties": {"encoded": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["encoded"],
+}
+BODY = {"content": {"application/json": {"schema": {"anyOf": [OBSERVATION, TWICE]}}}, "required": True}
 ANSWER = {200: {"description": "json-numpy: an action (a), or a list of them", "content": {"application/json": {}}}}
 
 

@@ -6,18 +6,36 @@ with it. What cannot be loaded changes nothing: the old one goes on answering, a
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from components.serving.policy.address import PolicyAddress, PolicyAddressError
-from components.serving.policy.measures import ServerMetrics
+from components.serving.policy.measures import BLINDED, ServerMetrics
 from components.serving.policy.refusal import RefusedError, brief, busy, invalid
 from components.serving.policy.served import ServedPolicy
 from components.serving.policy.sources import Whereabouts, look, open_at
 from components.serving.policy.tokens import TOKEN, PinnedToken, Tokens, TokensError
 
 _ADDRESSES = "write models:/NAME@ALIAS, models:/NAME/VERSION or s3://BUCKET/NAME/DIGEST"
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0  # seconds until what could not be loaded is tried again
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Tries:
+    """What failed is tried again, less and less often: a policy may be gigabytes."""
+
+    what: str = ""
+    pause: float = 0.0  # seconds
+    after: float = 0.0  # monotonic
+
+    def may(self, what: str) -> bool:
+        return what != self.what or time.monotonic() >= self.after
+
+    def failed(self, what: str) -> None:
+        self.pause = min(2 * self.pause, LONGEST_PAUSE) if what == self.what and self.pause else FIRST_PAUSE
+        self.what, self.after = what, time.monotonic() + self.pause
 
 
 @dataclass
@@ -28,6 +46,7 @@ class _Named:
     served: ServedPolicy | None = None
     stamp: str = ""  # of the whereabouts that it was loaded from
     trouble: str = ""
+    tries: _Tries = field(default_factory=_Tries)
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ class Shelf:
         self._tokens, self._metrics, self._most, self._poll = tokens, metrics, most, poll
         self._looking, self._opening = looking, opening
         self._pinned: dict[str, ServedPolicy] = {}  # by digest, for tokens
-        self._pin_trouble: dict[str, str] = {}
+        self._pin_tries: dict[str, _Tries] = {}
         self._loading, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follows aliases", daemon=True)
 
@@ -194,10 +213,13 @@ class Shelf:
         if named.served is not None and found.stamp == named.stamp:
             named.trouble = ""
             return
+        if not named.tries.may(found.stamp):
+            return
         try:
             with self._loading:
                 self._take(name, named, found)
         except Exception as error:
+            named.tries.failed(found.stamp)
             self._metrics.load_failures.labels(name).inc()
             self._trouble(named, name, f"{found.exact.text} cannot be loaded: {_words(error)}")
 
@@ -220,6 +242,9 @@ class Shelf:
 
     def _restore(self, digest: str, pinned: PinnedToken) -> None:
         """After a restart: the same policy as before, or none."""
+        tries = self._pin_tries.setdefault(digest, _Tries())
+        if not tries.may(digest):
+            return
         try:
             with self._loading:
                 served = self._opening(PolicyAddress.parse(pinned.policy))
@@ -227,11 +252,9 @@ class Shelf:
                     raise TokensError(f"{pinned.policy} is another policy now")
                 self._pinned = self._pinned | {digest: served}
         except Exception as error:
-            self._metrics.load_failures.labels("(token)").inc()
-            words = f"the policy of tokens, {pinned.policy}, cannot be loaded: {_words(error)}"
-            if self._pin_trouble.get(digest) != words:
-                log.warning("%s", words)
-            self._pin_trouble[digest] = words
+            tries.failed(digest)
+            self._metrics.load_failures.labels(BLINDED).inc()
+            log.warning("the policy of tokens, %s, cannot be loaded: %s", pinned.policy, _words(error))
 
     def _trouble(self, named: _Named, name: str, words: str) -> None:
         if named.trouble != words:  # once, not at every look
