@@ -54,7 +54,7 @@ class SafetyLimits(Section):
     translation_per_step: Metres = 0.05
     translation_per_second: Metres = 0.25
     rotation_per_step: Radians = 0.2
-    rotation_per_second: Radians = 1.0
+    rotation_per_second: Radians = 0.75
     gripper_changes_per_second: Annotated[int, Field(ge=1, le=50)] = 2
     gripper_open: Annotated[float, Field(gt=0, le=0.2)] = 0.08  # m between open fingers
     tracking_translation: Metres = 0.08  # m that a command may be away from where the arm is
