@@ -38,10 +38,20 @@ class CellRobot(FrankaMujocoRobot):
 
     @property
     def state(self) -> Any:
+        """franky-sim's, remembered for the millisecond."""
         time = self._BaseRobot__prev_t
         if self._looked_up[0] != time:
             self._looked_up = (time, super().state)
         return self._looked_up[1]
+
+    def kinematics(self, q: np.ndarray) -> Any:
+        """A pose of its own: franky-sim hands out one object for the measured pose and the commanded one."""
+        return super().kinematics(q).copy()
+
+    def place(self) -> np.ndarray:
+        """Metres (3,) of the point between the fingertips, as the physics has it."""
+        hand = self.data.body("robot0_hand")
+        return hand.xpos + hand.xmat.reshape(3, 3)[:, 2] * self.robot_parameters.ee_tcp_xyz[2]
 
 
 @dataclass
@@ -171,7 +181,7 @@ class CellRobotServer(FrankaRobotServer):
         super().send_state()
         time = self.robot._BaseRobot__prev_t
         if time > self.log.time:
-            place = np.array(self.robot.state.O_T_EE[12:15])
+            place = self.robot.place()
             speed = 0.0 if self._last_place is None else float(np.linalg.norm(place - self._last_place)) / 0.001
             self._last_place = place
             self.log.see(time, place, speed)

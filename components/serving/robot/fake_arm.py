@@ -32,7 +32,7 @@ class FakeArm:
             self._advance()
             if isinstance(self._failure, ConnectionLostError):
                 raise self._failure
-            mode: Mode = "moving" if not np.array_equal(self._pose, self._target) else "idle"
+            mode: Mode = "idle" if np.allclose(self._pose, self._target, atol=1e-9) else "moving"
             if isinstance(self._failure, UserStopError):
                 mode = "user stop"
             elif isinstance(self._failure, ReflexError):
@@ -94,7 +94,7 @@ class FakeArm:
         reach, self._time = self.speed * max(0.0, now - self._time), now
         gap = self._target - self._pose
         place = _at_most(gap[:3], reach)
-        turn = turned(self._target[3:6], -self._pose[3:6])
+        turn = turned(-self._pose[3:6], self._target[3:6])  # what is still to be turned, in the base frame
         self._pose = np.array(
             [
                 *(self._pose[:3] + place),

@@ -14,6 +14,7 @@ lost connection, so whatever it raises is sorted by the arm's own mode.
 
 import threading
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class FrankyArm:
             self._hand.wish(bool(target[6] < self.cfg.gripper_open / 2))
             goal = franky.Affine(target[:3], quaternion_of(matrix_of(target[3:6]) @ DOWN))
             try:
-                self._robot.poll_motion()
+                self._robot.join_motion(0.0)  # raises what ended the motion before
                 self._robot.move(franky.CartesianMotion(goal, return_when_finished=False), asynchronous=True)
             except Exception as error:
                 raise self._sorted(error) from error
@@ -149,21 +150,22 @@ class FrankyArm:
                 self._refuse_after_user_stop()
                 if mode == "reflex" and not set(errors) <= RECOVERABLE:
                     raise ReflexError(_words(errors), recoverable=False)
+            with suppress(Exception):
+                self._robot.join_motion(0.0)  # forgets what ended the motion before
             try:
-                if not self._robot.recover_from_errors():
-                    raise ReflexError(_words(errors), recoverable=False)
-            except ArmError:
-                raise
+                self._robot.recover_from_errors()  # its answer can be that of the state before
             except Exception as error:
                 raise self._sorted(error) from error
+            began = time.monotonic()
+            while self.state().mode == "reflex":
+                if time.monotonic() - began > STANDS_STILL:
+                    raise ReflexError(_words(errors), recoverable=False)
             self._person_needed = False
             self._hand.forget()
 
     def close(self) -> None:
-        try:
+        with suppress(ArmError):  # it stops by itself when nobody speaks to it
             self.stop()
-        except ArmError:
-            pass  # it stops by itself when nobody speaks to it
         with self._lock:
             self._hand.close()
             self._robot = self._gripper = None
@@ -171,22 +173,30 @@ class FrankyArm:
     # ------------------------------------------------------------------------------------------------ how
 
     def _connect(self) -> None:
-        """Build robot and gripper anew; nothing moves."""
+        """Build the robot anew, and the gripper where it is silent too; nothing moves."""
         franky, cfg = self._franky, self.cfg
-        if self._gripper:
+        self._robot = None  # the arm takes one connection
+        try:
+            alive = self._gripper is not None and self._gripper.width >= 0
+        except Exception:  # whatever the driver raises for a lost connection
+            alive = False
+        if self._gripper and not alive:
             self._gripper.close()
-        self._robot = self._gripper = None  # the arm takes one connection
+            self._gripper = None
         config = franky.RealtimeConfig.Enforce if cfg.realtime else franky.RealtimeConfig.Ignore
         factor = franky.RelativeDynamicsFactor(cfg.velocity, cfg.acceleration, cfg.jerk)
         try:
             self._robot = franky.Robot(cfg.host, relative_dynamics_factor=factor, realtime_config=config)
             self._robot.set_collision_behavior(cfg.torque_threshold, cfg.force_threshold)
-            hand = franky.Gripper(cfg.host)
+            if self._gripper is None:
+                self._gripper = FrankyGripper(
+                    franky.Gripper(cfg.host),
+                    open_width=cfg.gripper_open,
+                    speed=cfg.gripper_speed,
+                    force=cfg.gripper_force,
+                )
         except Exception as error:
             raise self._lost(error) from error
-        self._gripper = FrankyGripper(
-            hand, open_width=cfg.gripper_open, speed=cfg.gripper_speed, force=cfg.gripper_force
-        )
         self._clock = (0.0, time.monotonic())
 
     @property
@@ -201,10 +211,10 @@ class FrankyArm:
         while True:
             with self._lock:
                 try:
-                    moving = self._robot.poll_motion()
+                    ended = self._robot.join_motion(0.0)
                 except Exception as error:
                     raise self._sorted(error) from error
-            if not moving:
+            if ended:
                 return True
             if self.state().time - began >= seconds:
                 return False

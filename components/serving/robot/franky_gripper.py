@@ -23,7 +23,8 @@ class FrankyGripper:
         self._done: bool | None = None
         self._closing = False
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, name="gripper", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="gripper", daemon=True)
+        self._thread.start()
 
     def wish(self, closed: bool) -> None:
         """Close or open from now on. Raises what the last command failed of, once."""
@@ -54,10 +55,13 @@ class FrankyGripper:
         """Metres between the fingers."""
         return float(self.gripper.width)
 
-    def close(self) -> None:
+    def close(self, seconds: float = 10.0) -> None:
+        """Let go of the driver, once its last command has been answered."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        self._thread.join(seconds)
+        self.gripper = None
 
     def _work(self) -> None:
         while True:
