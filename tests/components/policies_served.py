@@ -21,8 +21,8 @@ from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.settings import TaskSettings
 from wovr_core.store.policies import save_policy
 
-KEY, ADMIN = "k-" + "robot" * 5, "k-" + "admin" * 5
-ROBOT, UNBLINDED = {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"Bearer {ADMIN}"}
+KEY, BLIND, ADMIN = ("k-" + name * 5 for name in ("robot", "blind", "admin"))
+ROBOT, BLINDED, UNBLINDED = ({"Authorization": f"Bearer {key}"} for key in (KEY, BLIND, ADMIN))
 SIDE = 32
 TASK = TaskSettings.model_validate({"environment": "libero", "image_size": SIDE})
 CAMERAS = TASK.cameras
@@ -88,13 +88,16 @@ def serving(
 ) -> Iterator[Running]:
     """`wovr serve-policy` on a free port, once it answers; it may still be loading what it fetches."""
     port = free_port()
-    secrets = {"WOVR_POLICY_KEYS": KEY, "WOVR_POLICY_ADMIN_KEYS": ADMIN} if keys else {}
+    secrets = {"WOVR_POLICY_KEYS": KEY, "WOVR_POLICY_TOKEN_KEYS": BLIND, "WOVR_POLICY_ADMIN_KEYS": ADMIN}
     log = Path(tempfile.mkstemp(prefix="wovr-serve-", suffix=".log")[1])
     command = [sys.executable, "-m", "pipelines", "serve-policy", *map(str, policies), "--port", str(port)]
     command += ["--state", str(state), *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1", **secrets, **env}
+            command,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(secrets if keys else {}), **env},
         )
     running = Running(process, port, log)
     try:

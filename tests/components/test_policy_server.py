@@ -23,6 +23,8 @@ from components.serving.policy.server import refuse_open_door
 from components.serving.policy.tokens import Tokens
 from tests.components.policies_served import (
     ADMIN,
+    BLIND,
+    BLINDED,
     CAMERAS,
     KEY,
     ROBOT,
@@ -163,6 +165,16 @@ def test_who_holds_a_token_cannot_tell_which_policy_answers(server, folder):
     assert not any(token in server.log.read_text() for token in tokens.values())
 
 
+def test_who_runs_blinded_trials_has_a_key_that_asks_nothing_else(server, folder):
+    token = mint(server, folder / "a")[0]
+    for policy, status in ((token, 200), (None, 403), (str(folder / "b"), 403)):
+        body = asked(seen()) | ({"policy": policy} if policy else {})
+        assert requests.post(f"{server.url}/v1/act", json=body, headers=BLINDED, timeout=60).status_code == status
+    for path in ("/v1/metadata", f"/v1/tokens/{token}"):
+        assert requests.get(server.url + path, headers=BLINDED, timeout=60).status_code == 403
+    assert requests.post(f"{server.url}/act", json={"instruction": "x"}, headers=BLINDED, timeout=60).status_code == 403
+
+
 def test_after_unblinding_every_answer_of_a_token_has_its_policy(server, folder):
     token = mint(server, folder / "b")[0]
     ids = [act(server, asked(seen(), policy=token)).json()["answer"] for _ in range(3)]
@@ -252,14 +264,16 @@ def test_without_a_key_only_this_machine_is_answered():
 
 def test_keys_are_of_the_environment_or_a_file_and_admins_have_their_own(tmp_path):
     (tmp_path / "keys").write_text(f"{KEY}\n{KEY}2\n")
-    keys = PolicyKeys.from_env({"WOVR_POLICY_KEYS_FILE": str(tmp_path / "keys"), "WOVR_POLICY_ADMIN_KEYS": ADMIN})
-    roles = [keys.role_of(f"{scheme} {key}") for scheme in ("Bearer", "Api-Key") for key in (KEY, f"{KEY}2", ADMIN)]
-    assert roles == ["caller", "caller", "admin"] * 2
+    env = {"WOVR_POLICY_TOKEN_KEYS": BLIND, "WOVR_POLICY_ADMIN_KEYS": ADMIN}
+    keys = PolicyKeys.from_env({"WOVR_POLICY_KEYS_FILE": str(tmp_path / "keys")} | env)
+    roles = {key: keys.role_of(f"Bearer {key}") for key in (KEY, f"{KEY}2", BLIND, ADMIN)}
+    assert list(roles.values()) == ["caller", "caller", "blinded", "admin"]
+    assert {keys.role_of(f"Api-Key {key}") == role for key, role in roles.items()} == {True}
     assert [keys.role_of(text) for text in ("", KEY, f"Basic {KEY}", "Bearer ", f"Bearer {KEY}3")] == [None] * 5
     assert KEY not in repr(keys)
     for env, words in (
         ({"WOVR_POLICY_KEYS": "short"}, "5 characters"),
-        ({"WOVR_POLICY_KEYS": KEY, "WOVR_POLICY_ADMIN_KEYS": KEY}, "a key of their own"),
+        ({"WOVR_POLICY_KEYS": KEY, "WOVR_POLICY_ADMIN_KEYS": KEY}, "a key of its own"),
         ({"WOVR_POLICY_KEYS_FILE": str(tmp_path / "no")}, "cannot be read"),
         ({"WOVR_POLICY_KEYS": KEY, "WOVR_POLICY_KEYS_FILE": "x"}, "Set one of them"),
     ):

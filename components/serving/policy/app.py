@@ -76,16 +76,18 @@ def _add_probes(app: FastAPI, service: PolicyService) -> None:
 
 
 def _add_act(app: FastAPI, service: PolicyService) -> None:
-    @app.get("/v1/metadata", responses=problems(404, 410), dependencies=[BEARER])
-    def metadata(policy: Annotated[str | None, Query(min_length=1, max_length=512)] = None) -> PolicyMetadata:
+    @app.get("/v1/metadata", responses=problems(403, 404, 410), dependencies=[BEARER])
+    def metadata(
+        request: Request, policy: Annotated[str | None, Query(min_length=1, max_length=512)] = None
+    ) -> PolicyMetadata:
         """What a policy looks at, what its numbers mean, and which it is."""
-        return metadata_of(service.shelf.choose(policy))
+        return metadata_of(service.choose(request.scope, policy))
 
-    @app.post("/v1/act", responses=problems(404, 410), dependencies=[BEARER])
+    @app.post("/v1/act", responses=problems(403, 404, 410), dependencies=[BEARER])
     async def act(body: ActRequest, request: Request) -> ActResponse:
         """A chunk of actions for what the robot sees."""
         since = request.scope["wovr_since"]
-        chosen = service.shelf.choose(body.policy)
+        chosen = service.choose(request.scope, body.policy)
         seen = await service.aside(from_request, chosen.served, body, resize=service.resize)
         decided, answer = await service.decide(chosen, seen, body.temperature, "v1", since)
         metadata = metadata_of(chosen)

@@ -1,7 +1,8 @@
 """Who may ask: API keys from the environment or a file, compared in constant time.
 
-WOVR_POLICY_KEYS may ask for actions; WOVR_POLICY_ADMIN_KEYS may mint, revoke and unblind tokens, too. Several keys are
-separated by commas or white space. With _FILE behind its name, a variable names a file that holds them.
+WOVR_POLICY_KEYS may ask for actions. WOVR_POLICY_TOKEN_KEYS may ask by token only, so who holds one in a blinded trial
+has nothing to compare with. WOVR_POLICY_ADMIN_KEYS may mint, revoke and unblind tokens, too. Several keys are separated
+by commas or white space. With _FILE behind its name, a variable names a file that holds them.
 """
 
 import hmac
@@ -13,9 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-CALLERS, ADMINS = "WOVR_POLICY_KEYS", "WOVR_POLICY_ADMIN_KEYS"
+CALLERS, BLINDED, ADMINS = "WOVR_POLICY_KEYS", "WOVR_POLICY_TOKEN_KEYS", "WOVR_POLICY_ADMIN_KEYS"
 SHORTEST = 16  # characters of a key
-Role = Literal["caller", "admin"]
+Role = Literal["caller", "blinded", "admin"]
 
 
 class PolicyKeyError(RuntimeError):
@@ -26,28 +27,27 @@ class PolicyKeyError(RuntimeError):
 class PolicyKeys:
     """Digests of the keys, so that no dump of this process's variables shows one."""
 
-    callers: tuple[bytes, ...] = ()
-    admins: tuple[bytes, ...] = ()
+    roles: tuple[tuple[bytes, Role], ...] = ()
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "PolicyKeys":
-        callers, admins = _read(CALLERS, env), _read(ADMINS, env)
-        if set(callers) & set(admins):
-            raise PolicyKeyError(f"a key is in {CALLERS} and in {ADMINS}. Give admins a key of their own")
-        return cls(callers, admins)
+        variables: dict[str, Role] = {CALLERS: "caller", BLINDED: "blinded", ADMINS: "admin"}
+        roles = tuple((key, role) for name, role in variables.items() for key in _read(name, env))
+        if len({key for key, _ in roles}) < len(roles):
+            raise PolicyKeyError(f"a key is twice in {', '.join(variables)}. Give each role a key of its own")
+        return cls(roles)
 
     def __bool__(self) -> bool:
-        return bool(self.callers or self.admins)
+        return bool(self.roles)
 
     def role_of(self, authorization: str) -> Role | None:
         """Of `Bearer KEY` or `Api-Key KEY`; every key is looked at, so the time taken tells nothing."""
         scheme, _, key = authorization.partition(" ")
         offered = sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found: Role | None = None
-        for role, known in (("caller", self.callers), ("admin", self.admins)):
-            for one in known:
-                if hmac.compare_digest(one, offered) and scheme.lower() in ("bearer", "api-key"):
-                    found = "admin" if role == "admin" else "caller"
+        for known, role in self.roles:
+            if hmac.compare_digest(known, offered) and scheme.lower() in ("bearer", "api-key"):
+                found = role
         return found
 
 

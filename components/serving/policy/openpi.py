@@ -26,13 +26,13 @@ def add_openpi(app: FastAPI, service: PolicyService) -> None:
         await socket.accept()
         previous_ms: float | None = None
         try:
-            await socket.send_bytes(pack(metadata_of(service.shelf.choose(None)).model_dump(mode="json")))
+            await socket.send_bytes(pack(metadata_of(service.choose(socket.scope, None)).model_dump(mode="json")))
             while True:
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
                 since = time.monotonic()
-                await socket.send_bytes(await _answer(service, message.get("bytes"), since, previous_ms))
+                await socket.send_bytes(await _answer(service, socket, message.get("bytes"), since, previous_ms))
                 previous_ms = 1000 * (time.monotonic() - since)
         except RefusedError as refused:
             service.metrics.requests.labels("openpi", str(refused.status)).inc()
@@ -42,13 +42,15 @@ def add_openpi(app: FastAPI, service: PolicyService) -> None:
             return
 
 
-async def _answer(service: PolicyService, message: bytes | None, since: float, previous_ms: float | None) -> bytes:
+async def _answer(
+    service: PolicyService, socket: WebSocket, message: bytes | None, since: float, previous_ms: float | None
+) -> bytes:
     """Packed actions and how long they took."""
     if message is None:
         raise RefusedError(400, "it is text", "the message", "send an observation, packed with openpi's msgpack_numpy")
     service.gate.refuse_overload()
     with service.gate.asking(len(message)):
-        chosen = service.shelf.choose(None)
+        chosen = service.choose(socket.scope, None)
         seen = await service.aside(_read, message, chosen, resize=service.resize)
         decided, answer = await service.decide(chosen, seen, 0.0, "openpi", since)
     service.metrics.requests.labels("openpi", "200").inc()

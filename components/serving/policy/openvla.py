@@ -66,13 +66,13 @@ def add_openvla(app: FastAPI, service: PolicyService) -> None:
     @app.post(
         "/act",
         openapi_extra={"requestBody": BODY},
-        responses=problems() | ANSWER,
+        responses=problems(403) | ANSWER,
         response_class=Response,
         dependencies=[BEARER],
     )
     async def openvla(request: Request) -> Response:
         """The server's first policy, for clients of OpenVLA and OpenVLA-OFT."""
-        chosen = service.shelf.choose(None)
+        chosen = service.choose(request.scope, None)
         seen, twice, single = await service.aside(read, await request.body(), chosen)
         decided, answer = await service.decide(chosen, seen, 0.0, "openvla", request.scope["wovr_since"])
         actions = as_openvla(decided.actions)

@@ -1,6 +1,7 @@
 """What every protocol of the server shares: choosing, asking, and keeping count of a policy's answers."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,10 +14,11 @@ from fastapi.security import HTTPBearer
 from components.serving.policy.batching import Batcher, Decided
 from components.serving.policy.gate import Gate
 from components.serving.policy.measures import BLINDED, ServerMetrics
+from components.serving.policy.refusal import RefusedError
 from components.serving.policy.schema import PolicyMetadata, Problem
 from components.serving.policy.served import SeenByRobot
 from components.serving.policy.shelf import Chosen, Shelf
-from components.serving.policy.tokens import Tokens
+from components.serving.policy.tokens import TOKEN, Tokens
 
 DECODERS = 4  # threads that open pictures
 BEARER = Security(HTTPBearer(auto_error=False, description="a key of WOVR_POLICY_KEYS"))
@@ -38,6 +40,17 @@ class PolicyService:
     resize: bool = False
     opening: anyio.CapacityLimiter | None = None
     gate: Gate = field(init=False)
+
+    def choose(self, scope: Mapping[str, Any], name: str | None) -> Chosen:
+        """The policy that a request asks for, if its key may. Raises `RefusedError`."""
+        if scope["wovr_role"] == "blinded" and not (name and TOKEN.fullmatch(name)):
+            raise RefusedError(
+                403,
+                "this key may ask by token only",
+                "policy",
+                "send the trial's token as policy to /v1/act, or use a key of WOVR_POLICY_KEYS",
+            )
+        return self.shelf.choose(name)
 
     async def aside(self, call: Any, *args: Any, **named: Any) -> Any:
         """What takes the processor or the disk for a while, in another thread."""

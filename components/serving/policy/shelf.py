@@ -140,19 +140,7 @@ class Shelf:
         if address.kind == "folder" and name not in self._named:
             raise invalid("policy", f"{brief(name)} is not served", "start the server with this folder, or use S3")
         with self._loading:
-            try:
-                exact = self._looking(address).exact
-                served = self._known_at(name, exact) or self._opening(exact)
-            except Exception as error:
-                raise invalid("policy", f"it cannot be loaded ({_words(error)})", "name another, or mend it") from error
-            held = {one.digest for one in self._held()}
-            if served.digest not in held and len(held) >= self._most:
-                raise RefusedError(
-                    409,
-                    f"{len(held)} policies are loaded, and that is as many as fit",
-                    "policy",
-                    "revoke the tokens of one that is done with, or start the server with a larger --most",
-                )
+            exact, served = self._settled(address)
             version, digest = served.metadata.version, served.digest
             try:
                 tokens = self._tokens.mint(count, policy=exact.text, version=version, digest=digest)
@@ -160,6 +148,25 @@ class Shelf:
                 raise RefusedError(409, str(error), "count", "revoked tokens count, too") from error
             self._pinned = self._pinned | {digest: served}
         return tokens, self._tokens.pinned()[digest]
+
+    def _settled(self, address: PolicyAddress) -> tuple[PolicyAddress, ServedPolicy]:
+        """What an address means now, and that policy: one that is held, or a new one where there is room."""
+        try:
+            exact = self._looking(address).exact
+            if (served := self._held_at(exact)) is not None:
+                return exact, served
+            if (count := len({one.digest for one in self._held()})) >= self._most:
+                raise RefusedError(
+                    409,
+                    f"{count} policies are loaded, and that is as many as fit",
+                    "policy",
+                    "revoke the tokens of one that is done with, or start the server with a larger --most",
+                )
+            return exact, self._opening(exact)
+        except RefusedError:
+            raise
+        except Exception as error:
+            raise invalid("policy", f"it cannot be loaded ({_words(error)})", "name another, or mend it") from error
 
     def release(self) -> None:
         """Let go of policies that no good token stands for any more."""
@@ -184,13 +191,16 @@ class Shelf:
         named = [named.served for named in self._named.values() if named.served is not None]
         return [*named, *self._pinned.values()]
 
-    def _known_at(self, name: str, exact: PolicyAddress) -> ServedPolicy | None:
-        """Loaded already under this name and version."""
-        named = self._named.get(name)
-        served = named.served if named else None
-        if served is None or (exact.kind == "version" and served.metadata.version != exact.version):
-            return None
-        return served
+    def _held_at(self, exact: PolicyAddress) -> ServedPolicy | None:
+        """Loaded already, under whatever name or for whatever tokens."""
+        for named in self._named.values():
+            same_model = exact.kind == "version" and exact.model == named.address.model
+            if named.served and (
+                named.address == exact or (same_model and named.served.metadata.version == exact.version)
+            ):
+                return named.served
+        pinned = [one.digest for one in self._tokens.pinned().values() if one.policy == exact.text]
+        return next((self._pinned[digest] for digest in pinned if digest in self._pinned), None)
 
     def _follow(self) -> None:
         while True:
