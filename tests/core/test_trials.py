@@ -1,0 +1,160 @@
+"""Trials on a robot: planned before the first, blinded, and written down so that nothing is lost."""
+
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from wovr_core.evaluation.sequential import StopRule
+from wovr_core.franka.ledger import Ledger, LedgerError, TrialRecord, unblinded
+from wovr_core.franka.plan import PlannedTrial, plan_trials
+
+
+def planned(pairs: int = 12, **changes):
+    options = {"assumed_success": 0.5, "horizon": 40, "control_every": 4, "generator": random.Random(3)} | changes
+    return plan_trials(StopRule(pairs=pairs), ["pick up the cube", "put it back"], **options)
+
+
+def record(trial: int, attempt: int = 0, **changes) -> TrialRecord:
+    fields = {"began": "2026-11-30T12:00:00Z", "seconds": 4.0, "steps": 40, "ended": "horizon", "success": False}
+    return TrialRecord(trial=trial, attempt=attempt, **(fields | changes))
+
+
+@given(st.integers(1, 40), st.integers(0, 7), st.integers(0, 10_000))
+@settings(deadline=None, max_examples=50)
+def test_every_pair_is_both_policies_or_a_control_and_the_orders_are_balanced(pairs, control_every, seed):
+    plan, blinding = planned(pairs, control_every=control_every, generator=random.Random(seed))
+    roles = [blinding.roles[2 * pair : 2 * pair + 2] for pair in range(len(blinding.roles) // 2)]
+    compared = [pair for pair in roles if set(pair) == {"candidate", "baseline"}]
+    assert len(compared) == pairs
+    assert len(roles) - len(compared) == (pairs // control_every if control_every else 0)
+    for block in range(pairs // 4):
+        first = [pair[0] for pair in compared[4 * block : 4 * block + 4]]
+        assert first.count("candidate") == 2
+    assert {trial.instruction for trial in plan.trials} <= {"pick up the cube", "put it back"}
+
+
+def test_the_plan_does_not_tell_which_policy_a_trial_is():
+    """Two plans that differ in nothing but the roles are alike, but for tokens that are random."""
+    plan, blinding = planned()
+    text = plan.model_dump_json()
+    assert "candidate" not in text.replace(plan.power, "")
+    assert len({trial.token for trial in plan.trials}) == len(plan.trials) == len(blinding.roles)
+
+
+def test_the_order_is_nobodys_to_foresee():
+    orders = {planned(8, generator=None)[1].roles for _ in range(20)}
+    assert len(orders) > 10
+
+
+def test_the_plan_says_what_it_will_see():
+    plan, _ = planned(50)
+    assert plan.power == (
+        "With at most 50 pairs, from a baseline of 50 %, a gain of 20 points is seen with a chance of 24 %, after 39 "
+        "pairs on average; equal policies end after 30 and are called different with a chance of 0.6 %."
+    )
+
+
+def test_a_token_that_comes_twice_is_refused():
+    with pytest.raises(ValidationError, match="two alike would tell"):
+        planned(tokens=lambda role, count: [f"{role}-token-0123456789"] * count)
+
+
+def test_what_was_written_is_there_again(tmp_path):
+    plan, _ = planned()
+    ledger = Ledger(tmp_path / "ledger", plan)
+    ledger.add(record(0, success=True))
+    ledger.add(record(1, success=None, invalid="the camera froze", ended="fault"))
+    again = Ledger(tmp_path / "ledger", plan)
+    assert again.records == ledger.records
+    assert again.next_trial == plan.trials[1]
+    again.add(record(1, attempt=1))
+    assert again.next_trial == plan.trials[2]
+    assert len(again.records) == 3  # what did not count stays
+
+
+def test_a_line_that_a_power_loss_cut_short_is_dropped_and_nothing_else(tmp_path):
+    plan, _ = planned()
+    file = tmp_path / "ledger"
+    Ledger(file, plan).add(record(0, success=True))
+    whole = file.read_bytes()
+    line = record(1).model_dump_json().encode()
+    for cut in range(len(line)):
+        file.write_bytes(whole + line[:cut])
+        again = Ledger(file, plan)
+        assert len(again.records) == 1
+        assert file.read_bytes() == whole
+
+
+def test_another_plan_a_second_label_and_a_gap_are_refused(tmp_path):
+    plan, _ = planned()
+    ledger = Ledger(tmp_path / "ledger", plan)
+    ledger.add(record(0))
+    with pytest.raises(LedgerError, match="has a label already"):
+        ledger.add(record(0, attempt=1))
+    with pytest.raises(LedgerError, match="the next one is attempt 0"):
+        ledger.add(record(1, attempt=2))
+    with pytest.raises(LedgerError, match="no trial 99"):
+        ledger.add(record(99))
+    with pytest.raises(LedgerError, match="the ledger of another plan"):
+        Ledger(tmp_path / "ledger", planned(generator=random.Random(4))[0])
+    broken = (tmp_path / "ledger").read_text().replace('"steps":40', '"steps":"many"')
+    (tmp_path / "ledger").write_text(broken)
+    with pytest.raises(LedgerError, match="broken in line 2"):
+        Ledger(tmp_path / "ledger", plan)
+
+
+def test_a_valid_attempt_has_a_label_and_an_invalid_one_has_none():
+    with pytest.raises(ValidationError, match="a valid attempt has a label"):
+        record(0, success=None)
+    with pytest.raises(ValidationError, match="an invalid one has none"):
+        record(0, invalid="user stop", success=True)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from wovr_core.franka.ledger import Ledger, TrialRecord
+from wovr_core.franka.plan import TrialPlan
+assert "torch" not in sys.modules  # the robot's PC has none
+ledger = Ledger(Path(sys.argv[1]), TrialPlan.model_validate_json(Path(sys.argv[2]).read_text()))
+while (trial := ledger.next_trial) is not None:
+    ledger.add(TrialRecord(
+        trial=trial.number, attempt=0, began="", seconds=1, steps=1, ended="success", success=True, note="x" * 500
+    ))
+    print(trial.number, flush=True)
+"""
+
+
+def test_what_was_said_to_be_written_survives_a_kill(tmp_path):
+    plan, _ = planned(200, control_every=0)
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "ledger"), str(tmp_path / "plan.json")]
+    for _ in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            last = [int(writer.stdout.readline()) for _ in range(20)][-1]
+            writer.send_signal(signal.SIGKILL)
+        assert len(Ledger(tmp_path / "ledger", plan).records) > last
+
+
+def test_after_unblinding_a_success_is_the_right_policys():
+    _, blinding = planned(4, control_every=2)
+    records = [record(n, success=role == "candidate") for n, role in enumerate(blinding.roles)]
+    outcomes = unblinded(records, blinding)
+    assert outcomes.candidate == (True,) * 4
+    assert outcomes.baseline == (False,) * 4
+    assert outcomes.controls == ((False, False),) * 2
+    assert (outcomes.gained, outcomes.lost) == (4, 0)
+    assert unblinded(records[:-3], blinding).pairs == outcomes.pairs[:-1]
+    invalid = [r if r.trial != 0 else record(0, success=None, invalid="user stop") for r in records]
+    assert unblinded(invalid, blinding).pairs == outcomes.pairs[1:]
+
+
+def test_a_planned_trial_takes_no_further_word():
+    with pytest.raises(ValidationError, match="role"):
+        PlannedTrial(number=0, pair=0, instruction="go", token="0123456789abcdef", role="candidate")
