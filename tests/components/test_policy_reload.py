@@ -215,9 +215,6 @@ def test_a_token_brings_a_policy_from_s3_as_long_as_there_is_room(stack, tmp_pat
         full = mint(uris["baseline"])
         assert full.status_code == 409 and "--most" in full.text
         assert mint(uris["candidate"]).status_code == 201, "it is held already"
-        for other in ("s3://wovr/trials/nobody/" + "0" * 64, f"{tmp_path}/baseline", "http://x"):
-            refused = mint(other)
-            assert refused.status_code == 422 and refused.json()["error"]["do"], refused.text
         tokens = json.loads((tmp_path / "state" / "tokens.json").read_text())
         assert len(tokens) == 2 and all(one["policy"] == uris["candidate"] for one in tokens.values())
     with serving(home, state=tmp_path / "state", flags=["--most", "3"], env=env) as running:
@@ -227,6 +224,9 @@ def test_a_token_brings_a_policy_from_s3_as_long_as_there_is_room(stack, tmp_pat
             assert time.monotonic() < until
             time.sleep(0.1)
         assert first(token) == pytest.approx(-1 + marks["candidate"] / 7), "after a restart, too"
+        for wrong in (uris["baseline"][:-64] + "0" * 64, f"{tmp_path}/baseline", "http://x"):
+            refused = mint(wrong)
+            assert refused.status_code == 422 and refused.json()["error"]["do"], refused.text
         (other,) = mint(uris["baseline"]).json()["tokens"]
         assert first(other) == pytest.approx(-1 + marks["baseline"] / 7)
         assert requests.delete(f"{running.url}/v1/tokens/{other}", headers=UNBLINDED, timeout=60).status_code == 204

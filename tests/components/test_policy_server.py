@@ -4,6 +4,8 @@ import base64
 import json
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from components.serving.policy.address import PolicyAddress, PolicyAddressError
+from components.serving.policy.client import PolicyServerClient, PolicyServerError
 from components.serving.policy.keys import PolicyKeyError, PolicyKeys
 from components.serving.policy.schema import ActRequest, ActResponse, EncodedImage, PolicyMetadata
 from components.serving.policy.server import refuse_open_door
@@ -32,6 +35,7 @@ from tests.components.policies_served import (
     TASK,
     UNBLINDED,
     a_policy,
+    free_port,
     serving,
     until_ready,
 )
@@ -300,12 +304,10 @@ def test_what_names_no_policy_is_refused(text):
         PolicyAddress.parse(text)
 
 
-def test_the_schema_needs_no_torch():
-    import subprocess
-    import sys
-
-    code = "import sys, components.serving.policy.schema; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_schema_and_client_need_no_torch():
+    for module, heavy in (("schema", {"torch", "numpy"}), ("client", {"torch", "fastapi", "mlflow"})):
+        code = f"import sys, components.serving.policy.{module}; sys.exit(bool({heavy} & set(sys.modules)))"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0, module
 
 
 def test_a_picture_of_another_size_is_refused_with_the_size_and_fitted_where_that_was_asked_for(
@@ -320,6 +322,25 @@ def test_a_picture_of_another_size_is_refused_with_the_size_and_fitted_where_tha
         assert act(running, asked(large)).json()["actions"] == act(running, asked(small)).json()["actions"]
         wide = {camera: np.zeros((224, 256, 3), np.uint8) for camera in CAMERAS}
         assert act(running, asked(wide)).status_code == 422, "what to crop is not guessed"
+
+
+def test_our_own_client_asks_waits_and_repeats_the_servers_words(server, folder):
+    admin = PolicyServerClient(server.url, ADMIN)
+    minted = admin.mint(str(folder / "b"), 2)
+    robot = PolicyServerClient(server.url, BLIND, policy=minted.tokens[0])
+    assert robot.metadata().cameras == list(CAMERAS) and robot.metadata().digest is None
+    actions = robot.act(seen(), "put the bowl", np.array(POSE))
+    assert actions.shape == (8, 7) and actions[0, 0] == pytest.approx(-1 + 3 / 7)
+    with pytest.raises(PolicyServerError, match=r"agentview.*8 x 8 pixels.*send 32 x 32"):
+        robot.act({camera: np.zeros((8, 8, 3), np.uint8) for camera in CAMERAS}, "put the bowl", POSE)
+    assert admin.unblind(minted.tokens[0]).answers == {digest_at(folder / "b"): 1}
+    admin.revoke(minted.tokens[0])
+    with pytest.raises(PolicyServerError, match="revoked"):
+        robot.act(seen(), "put the bowl", POSE)
+    begin = time.monotonic()
+    with pytest.raises(PolicyServerError, match="is it up"):
+        PolicyServerClient(f"http://127.0.0.1:{free_port()}", patience=0.5).metadata()
+    assert time.monotonic() - begin >= 0.4, "it tried for a while"
 
 
 def test_base64_is_what_the_schema_says():

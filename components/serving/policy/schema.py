@@ -142,7 +142,7 @@ class Fault(_Message):
     do: str
 
 
-class Problem(_Message):
+class PolicyProblem(_Message):
     """Every answer that is none."""
 
     error: Fault

@@ -15,7 +15,7 @@ from components.serving.policy.batching import Batcher, Decided
 from components.serving.policy.gate import Gate
 from components.serving.policy.measures import BLINDED, ServerMetrics
 from components.serving.policy.refusal import RefusedError
-from components.serving.policy.schema import PolicyMetadata, Problem
+from components.serving.policy.schema import PolicyMetadata, PolicyProblem
 from components.serving.policy.served import SeenByRobot
 from components.serving.policy.shelf import Chosen, Shelf
 from components.serving.policy.tokens import TOKEN, Tokens
@@ -26,7 +26,7 @@ BEARER = Security(HTTPBearer(auto_error=False, description="a key of WOVR_POLICY
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: the ways in which a route may not answer."""
-    return {status: {"model": Problem} for status in (400, 401, 408, 413, 422, 500, 503, *statuses)}
+    return {status: {"model": PolicyProblem} for status in (400, 401, 408, 413, 422, 500, 503, *statuses)}
 
 
 @dataclass
