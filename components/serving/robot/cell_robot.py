@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from franky_sim import SimulationServer
+from franky_sim.base_simulator import FiniteDifferenceTracker
 from franky_sim.franka_gripper_protocol import GripperCommandStatus
 from franky_sim.franka_gripper_server import FrankaGripperServer, _MotionState
 from franky_sim.franka_robot_protocol import (
@@ -47,6 +48,14 @@ class CellRobot(FrankaMujocoRobot):
     def kinematics(self, q: np.ndarray) -> Any:
         """A pose of its own: franky-sim hands out one object for the measured pose and the commanded one."""
         return super().kinematics(q).copy()
+
+    def stand_still(self) -> None:
+        """Forget the velocities that franky-sim works out from where joints and tool were a moment ago."""
+        for component in self._tracked_state_components.values():
+            for tracker in component.observers.values():
+                tracker.clear()
+                if isinstance(tracker, FiniteDifferenceTracker):
+                    tracker._last_derivative = np.zeros_like(component.get(self._BaseRobot__prev_t))
 
     def place(self) -> np.ndarray:
         """Metres (3,) of the point between the fingertips, as the physics has it."""
@@ -148,12 +157,14 @@ class CellRobotServer(FrankaRobotServer):
         data = robot.data
         data.qpos[robot._qpos_addrs], data.qvel[robot._dof_addrs] = robot.initial_q, 0.0
         self.stop_motion(send_preemption_signal=True)
+        robot.stand_still()
         self._FrankaRobotServer__holding_q = tuple(robot.initial_q)
         self._last_place, self.log = None, MotionLog(time=self.log.time)
 
     def _abort(self, status: MoveStatus) -> None:
         motion = self.current_motion_id
         self.stop_motion(send_preemption_signal=False)
+        self._FrankaRobotServer__holding_q = tuple(self.robot.inner_state.q)  # brakes where it is
         if motion:
             self.send_state()  # the client must see the error before it reads that its motion ended
             BaseCommand.send_response(self._tcp_socket, RobotCommand.kMove, motion, status)

@@ -1,4 +1,4 @@
-"""The robot as the gateway's endpoints use it: lease, arming, stop, home, recovery, cameras, and one trial at a time."""
+"""The robot as the gateway's endpoints use it: lease, arming, stop, home, recovery, pictures, one trial at a time."""
 
 import io
 import logging
