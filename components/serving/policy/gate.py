@@ -23,6 +23,7 @@ Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")  # for probes and scrapers: no key
+GONE = 499  # as nginx counts callers that went away
 PROTOCOLS = {"/v1/act": "v1", "/act": "openvla", "/": "openpi"}
 
 
@@ -96,9 +97,8 @@ class Gate:
         except RefusedError as refused:
             headers = refused.headers | {"Connection": "close"}  # what is left of its body is nobody's
             await JSONResponse(refused.body(), refused.status, headers)(scope, receive, watched)
-        except (ConnectionError, asyncio.CancelledError):
-            status = 499
-            raise
+        except ConnectionAbortedError:  # nobody is there to be answered
+            status = GONE
         finally:
             self.metrics.requests.labels(PROTOCOLS.get(path, "other"), str(status)).inc()
 
