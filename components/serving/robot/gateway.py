@@ -114,7 +114,7 @@ def readyz(service: Service) -> dict[str, str]:
 @router.post("/lease")
 def take_lease(asked: LeaseRequest, service: Service) -> LeaseAnswer:
     """Command the robot from now on. 409 while another client does."""
-    return LeaseAnswer(lease=service.lease.take(asked.client), seconds=service.lease.seconds)
+    return LeaseAnswer(lease=service.take(asked.client), seconds=service.lease.seconds)
 
 
 @router.put("/lease")

@@ -50,7 +50,7 @@ class RobotService:
 
     @property
     def armed(self) -> bool:
-        return self.executor.armed.is_set()
+        return self.executor.armed.is_set() and bool(self.lease.client)
 
     @property
     def running(self) -> bool:
@@ -59,6 +59,12 @@ class RobotService:
 
     def state(self) -> ArmState:
         return self.arm.state()
+
+    def take(self, client: str) -> str:
+        """The token of a new lease; what another client armed is disarmed. Raises `LeaseHeldError`."""
+        token = self.lease.take(client)
+        self.disarm()
+        return token
 
     def arm_by(self, person: str) -> None:
         """A person beside the arm says that it may move, once. Raises `UserStopError` while the stop is pressed."""
