@@ -225,8 +225,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("turn", range(REPEATS))
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("turn", range(REPEATS))
 def test_a_fault_stops_the_arm_in_time_and_inside_the_box(bench: Bench, name: str, turn: int):
     fault = FAULTS[name]
     trial = fault.make(bench)
