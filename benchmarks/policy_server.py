@@ -182,7 +182,7 @@ def main() -> None:
     base, tail = median(alone), quantile(alone, 0.99)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.seconds:g} s a row")
     print(
-        "| asked by | clients | answers a second | p50, ms | p99, ms | p50 over the policy's, ms | processor, ms an answer |"
+        "| asked by | clients | answers a second | p50, ms | p99, ms | p50 over the policy's, ms | processor, ms each |"
     )
     print("|---|---|---|---|---|---|---|")
     rate, cost = len(alone) / options.seconds / 2, 1000 * alone_cost / len(alone)
