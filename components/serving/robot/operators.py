@@ -6,6 +6,7 @@ a foreign page cannot send, and an Origin that is the gateway's own.
 """
 
 import base64
+import contextlib
 import hmac
 import json
 import threading
@@ -106,7 +107,5 @@ class Controls:
         with self._lock:
             if self._page == page:
                 self._page = ""
-                try:
+                with contextlib.suppress(LeaseLostError):
                     self.lease.release(self._token)
-                except LeaseLostError:
-                    pass

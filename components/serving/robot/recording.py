@@ -8,7 +8,6 @@ SHA256SUMS        of all of these, as `sha256sum --check` reads it; its own SHA-
 """
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +23,13 @@ from components.serving.robot.durable import sync, write_whole
 from components.serving.robot.executor import TrajectoryRow
 from components.serving.robot.viewfinder import Viewfinder, beside_each_other, encode
 
+try:
+    import av
+except ImportError:  # a robot's PC may do without: its trials count, and have no video
+    av = None
+
 START, VIDEO, SUMS = "start.png", "video.mp4", "SHA256SUMS"
 FILES = ("trajectory.jsonl", "answers.jsonl", START, VIDEO, "frames.jsonl", SUMS)
-log = logging.getLogger(__name__)
 
 
 class AttemptRecording:
@@ -69,19 +72,22 @@ class AttemptRecording:
 
     def _film(self) -> None:
         """The photograph as soon as there is one, and the video if there is PyAV."""
-        video = open_video(self.folder / f"{VIDEO}.part", self.hz) if self.viewfinder.cameras else None
+        video = VideoFile(self.folder / f"{VIDEO}.part", self.hz) if av and self.viewfinder.cameras else None
         times: list[float] = []
-        while not self._over.wait(1 / self.hz):
+        over = False
+        while not over:
+            over = self._over.wait(1 / self.hz if times else 0)  # a last frame when the arm stands
             if self._photograph is not None and not (self.folder / START).exists():
                 write_whole(self.folder / START, encode(self._photograph, "PNG"))
             if video is None:
+                over = over or self._over.wait(1 / self.hz)
                 continue
             try:
                 at = self.clock()
                 video.add(beside_each_other([self.viewfinder.picture(name) for name in self.viewfinder.cameras]))
-            except (CameraError, ArmError):
-                continue  # the executor sees the same, and ends the trial
-            times.append(at)
+                times.append(at)
+            except (CameraError, ArmError):  # the executor sees the same, and ends the trial
+                over = over or self._over.wait(1 / self.hz)
         if video is None:
             return
         video.close()
@@ -95,8 +101,9 @@ class AttemptRecording:
 class VideoFile:
     """An mp4 (h264) that grows by frames."""
 
-    def __init__(self, av: Any, path: Path, hz: float) -> None:
-        self._av, self._container, self._stream = av, av.open(str(path), "w", format="mp4"), None
+    def __init__(self, path: Path, hz: float) -> None:
+        self._container: Any = av.open(str(path), "w", format="mp4")
+        self._stream: Any = None
         self._hz, self._began = hz, time.monotonic()
         self._last = -1
 
@@ -106,7 +113,7 @@ class VideoFile:
             self._stream = self._container.add_stream("libx264", rate=max(1, round(self._hz)))
             self._stream.height, self._stream.width = picture.shape[:2]
             self._stream.pix_fmt, self._stream.options = "yuv420p", {"crf": "20", "preset": "veryfast"}
-        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         self._last = max(self._last + 1, round((time.monotonic() - self._began) * self._hz))
         frame.pts = self._last
         self._container.mux(self._stream.encode(frame))
@@ -115,16 +122,6 @@ class VideoFile:
         if self._stream is not None:
             self._container.mux(self._stream.encode())
         self._container.close()
-
-
-def open_video(path: Path, hz: float) -> VideoFile | None:
-    """None where PyAV is not installed: the trial counts without a video."""
-    try:
-        import av
-    except ImportError:
-        log.warning("no video is recorded: pip install av")
-        return None
-    return VideoFile(av, path, hz)
 
 
 def lines(rows: Any) -> bytes:

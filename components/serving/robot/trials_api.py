@@ -3,7 +3,8 @@
     app = create_app(service, key)
     add_trials(app, Trials(service, folder), operator_key)
 
-The job: POST /trials, GET /trials/{id}, POST /trials/{id}/end, GET /trials/{id}/recordings/... The page: / and /operator.
+The job: POST /trials, GET /trials/{id}, POST /trials/{id}/end, GET /trials/{id}/recordings/... The page: / and
+/operator/...
 """
 
 from typing import Annotated, Any, Literal
