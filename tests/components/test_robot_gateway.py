@@ -29,6 +29,7 @@ from components.serving.robot.fake_arm import HOME, FakeArm
 from components.serving.robot.franky_arm import FrankyArm, FrankySettings
 from components.serving.robot.gateway import create_app
 from components.serving.robot.lease import Lease, LeaseHeldError, LeaseLostError
+from components.serving.robot.opening import CameraSettings, RobotSettings, open_robot
 from components.serving.robot.service import RobotService
 from components.serving.robot.watchdog import Watchdog
 from wovr_core.franka.limits import SafetyLimits
@@ -257,10 +258,10 @@ def test_another_arm_fails_as_the_protocol_says(arm, failure, alone):
 
 
 def test_a_camera_that_repeats_itself_is_refused():
-    live = FreshCamera(ReplayCamera("wrist", PICTURES), repeats=2)
+    live = FreshCamera(ReplayCamera("wrist", PICTURES), repeats=2, seconds=0.0)
     for _ in range(12):
         live.read()
-    frozen = FreshCamera(ReplayCamera("wrist", PICTURES[:1]), repeats=2)
+    frozen = FreshCamera(ReplayCamera("wrist", PICTURES[:1]), repeats=2, seconds=0.0)
     frozen.read(), frozen.read()
     with pytest.raises(FrozenCameraError, match="wrist gave the same picture 3 times"):
         frozen.read()
@@ -282,3 +283,28 @@ def test_a_driver_that_is_missing_is_named(monkeypatch, module, open_it, words):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises((ArmError, CameraError), match=words):
         open_it()
+
+
+def test_a_robot_is_opened_from_its_settings():
+    service = open_robot(RobotSettings(arm="components.serving.robot.fake_arm:FakeArm", lease_seconds=1.0))
+    assert service.state().mode == "idle" and service.lease.seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    ("cfg", "words"),
+    [
+        (RobotSettings(arm="franka"), "franka names no arm"),
+        (RobotSettings(arm="my_arm:MyArm"), "my_arm:MyArm cannot be opened"),
+        (RobotSettings(arm="fake", cameras=(CameraSettings(name="a", kind="simulated", device="x"),)), "no port"),
+    ],
+    ids=str,
+)
+def test_a_robot_that_cannot_be_opened_says_what_to_write(cfg, words):
+    with pytest.raises((ArmError, CameraError), match=words):
+        open_robot(cfg)
+
+
+def test_two_cameras_of_one_name_are_refused():
+    twice = [{"name": "wrist", "kind": "opencv"}, {"name": "wrist", "kind": "realsense"}]
+    with pytest.raises(ValueError, match="wrist twice"):
+        RobotSettings(cameras=twice)

@@ -48,11 +48,12 @@ class Camera(Protocol):
 class FreshCamera:
     """A camera that is refused when it freezes: a clock that stands, or pixels that do not change at all.
 
-    A real sensor has noise, so `repeats` pictures with equal pixels are one picture sent again.
+    A real sensor has noise: `repeats` pictures of equal pixels, over `seconds` or more, are one picture sent again.
     """
 
-    def __init__(self, camera: Camera, *, repeats: int = 3) -> None:
-        self.camera, self.name, self.repeats = camera, camera.name, repeats
+    def __init__(self, camera: Camera, *, repeats: int = 3, seconds: float = 0.5) -> None:
+        self.camera, self.name, self.repeats, self.seconds = camera, camera.name, repeats, seconds
+        self._changed = time.monotonic()
         self._last: CameraFrame | None = None
         self._same = 0
         self._lock = threading.Lock()
@@ -68,8 +69,8 @@ class FreshCamera:
             if last is not None and (frame.time <= last.time or np.array_equal(frame.image, last.image)):
                 self._same += 1
             else:
-                self._same = 0
-            if self._same >= self.repeats:
+                self._same, self._changed = 0, time.monotonic()
+            if self._same >= self.repeats and time.monotonic() - self._changed >= self.seconds:
                 raise FrozenCameraError(
                     f"the camera {self.name} gave the same picture {self._same + 1} times: plug it in again, and start "
                     f"the gateway anew"
