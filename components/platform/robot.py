@@ -1,93 +1,191 @@
-"""What a pipeline asks of a robot, and what it gets: the interface to the gateway that stands beside the arm.
+"""Trials of two policies on a real arm: what a pipeline asks of the gateway beside it and of the policy server.
 
-The arm is moved by whoever stands beside it, never by a pipeline. So trials are asked for, and wait there until an
-operator says go; this side waits too. Policies go there through S3 and an Evaluation artifact comes back through it.
+The arm is moved by whoever stands beside it, never by a pipeline. The plan is stored before the first trial
+(`trials/plans/...` in S3), with a token of the policy server for each; the gateway gets plan and tokens and cannot tell
+the policies apart. This side alone can: it looks at every pair that has its labels, and ends the trials by the rule
+that the plan laid down. Asked again for the same two policies under the same settings, it goes on with the same plan.
 
-    POST {gateway}/trials       {"candidate": s3 uri, "baseline": s3 uri, "episodes": n}  ->  {"id": "..."}
-    GET  {gateway}/trials/{id}  ->  {"state": "asked" | "running" | "done" | "refused", "said": "...",
-                                     "evaluation": s3 uri, once done}
+    POST {policy_server}/v1/tokens    {"policy": s3 uri, "count": n}             ->  {"tokens": [...], "digest": ...}
+    POST {gateway}/trials             {"plan": plan, "policy_server": address}   ->  {"id": ...}
+    GET  {gateway}/trials/{id}        ->  {"state": "asked" | "running" | "paused" | "done" | "refused",
+                                           "reason": ..., "records": [one for each attempt]}
+    POST {gateway}/trials/{id}/end    {"reason": ...}
 
-The same two policies asked for again are the same trials: a gateway answers with the id it has given before.
+$WOVR_ROBOT_KEY and $WOVR_POLICY_ADMIN_KEY open them.
 """
 
+import os
 import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import requests
+from pydantic import BaseModel, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from components.platform.deadline import DeadlineError, within
-from components.platform.storage import Storage
-from wovr_core.artifacts import ArtifactError, Kind, Manifest, read_manifest
+from components.platform.storage import Storage, StorageError
+from wovr_core.artifacts import Kind, Manifest, read_manifest
+from wovr_core.artifacts.manifest import fault_of
+from wovr_core.franka.ledger import TrialRecord, unblinded
+from wovr_core.franka.plan import Role
 from wovr_core.settings import FrankaSettings
+from wovr_core.steps.franka import conclude_robot_trials, plan_robot_trials, read_plan, robot_evidence
 
-STATES = ("asked", "running", "done", "refused")
+ROBOT_KEY, ADMIN_KEY = "WOVR_ROBOT_KEY", "WOVR_POLICY_ADMIN_KEY"
 EVERY = 10.0  # seconds between two looks
 PATIENCE = 30.0  # seconds for an answer
+LOADING = 600.0  # seconds in which a policy server fetches and opens a policy
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class RobotError(RuntimeError):
     """The robot will not try the policies, and why."""
 
 
+class Started(BaseModel):
+    """The gateway's answer to a plan."""
+
+    id: str
+
+
+class TrialsState(BaseModel):
+    """How far the gateway is."""
+
+    state: Literal["asked", "running", "paused", "done", "refused"]
+    reason: str = ""
+    records: tuple[TrialRecord, ...] = ()
+
+
+class Ended(BaseModel):
+    """The gateway's answer to an end; that it came is all."""
+
+
+class Minted(BaseModel):
+    """The policy server's tokens, and the artifact that they stand for."""
+
+    tokens: tuple[str, ...]
+    digest: str
+
+
 def try_on_robot(cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: Path, every: float = EVERY) -> Manifest:
-    """Blind, paired trials of two policies on the real arm; waits for its operator for `cfg.patience_hours` at most."""
-    if not cfg.gateway:
-        raise RobotError(
-            "franka.gateway names no robot: give the address of the gateway beside the arm, http://robot.example:8000"
-        )
-    storage = Storage.from_env()
+    """Blind, paired trials of two policies on the arm; waits for its operator for `cfg.patience_hours` at most.
+
+    The Evaluation artifact holds every attempt. Raises `RobotError` where the operator refuses, or nobody comes, and
+    `SettingsError` where gateway or policy server is not named.
+    """
+    cfg.check_addresses()
     policies = {"candidate": candidate, "baseline": baseline}
+    with TemporaryDirectory(prefix="wovr-trials-") as folder:
+        plan_path = Path(folder) / "plan"
+        _planned(cfg, policies, plan_path)
+        plan, blinding = read_plan(plan_path)
+        print(plan.power)
+        body = {"plan": plan.model_dump(mode="json"), "policy_server": cfg.policy_server}
+        id = _ask("POST", f"{cfg.gateway}/trials", Started, key=ROBOT_KEY, body=body).id
+        trials = f"{cfg.gateway}/trials/{quote(id, safe='')}"
+
+        def enough(records: Sequence[TrialRecord]) -> str:
+            now = robot_evidence(plan, unblinded(records, blinding))
+            return "" if now.decision == "go on" else now.reason
+
+        records = _wait(cfg, trials, enough, every)
+        return conclude_robot_trials(plan=plan_path, candidate=candidate, baseline=baseline, records=records, out=out)
+
+
+def _planned(cfg: FrankaSettings, policies: dict[str, Path], out: Path) -> None:
+    """The plan for these two policies and settings: the one that is stored, or a new one, stored before any trial."""
+    storage = Storage.from_env()
     digests = {role: read_manifest(path, Kind.POLICY).digest for role, path in policies.items()}
-    asked: dict[str, Any] = {role: storage.put(path, f"trials/{role}") for role, path in policies.items()}
-    id = _ask("POST", f"{cfg.gateway}/trials", asked | {"episodes": cfg.episodes}, wants="id")["id"]
-    trials = f"{cfg.gateway}/trials/{quote(id, safe='')}"
-    last, until = "", time.monotonic() + cfg.patience_hours * 3600
-    while (seen := _ask("GET", trials, wants="state"))["state"] != "done":
-        if seen["state"] not in STATES:
+    what = cfg.model_dump_json(exclude={"gateway", "policy_server", "patience_hours"})
+    key = sha256("\n".join([what, *digests.values()]).encode()).hexdigest()
+    name = f"trials/plans/{key[:16]}"
+    try:
+        storage.get(storage.latest(name).uri, out)
+        return
+    except StorageError:
+        if out.exists() or storage.history(name):
+            raise
+    addresses = {role: storage.put(path, f"trials/{role}") for role, path in policies.items()}
+
+    def mint(role: Role, count: int) -> Sequence[str]:
+        body = {"policy": addresses[role], "count": count}
+        answer = _ask("POST", f"{cfg.policy_server}/v1/tokens", Minted, key=ADMIN_KEY, body=body, patience=LOADING)
+        if answer.digest != digests[role] or len(answer.tokens) != count:
             raise RobotError(
-                f"the gateway says that trials {id} are {seen['state']!r}, and it may say {', '.join(STATES)}. It must "
-                f"speak the interface of components/platform/robot.py"
+                f"the policy server at {cfg.policy_server} answered {len(answer.tokens)} tokens for the policy "
+                f"{answer.digest[:12]}, not {count} for the {role} {digests[role][:12]}: does it read the same S3?"
             )
-        if seen["state"] == "refused":
-            raise RobotError(f"the operator refused trials {id}: {seen.get('said') or 'no reason given'}")
+        return answer.tokens
+
+    plan_robot_trials(cfg, **policies, tokens=mint, out=out)
+    storage.put(out, name)
+
+
+def _wait(
+    cfg: FrankaSettings, trials: str, enough: Callable[[Sequence[TrialRecord]], str], every: float
+) -> tuple[TrialRecord, ...]:
+    """All attempts, once the trials are over; ends them as soon as they say enough."""
+    last, ended, until = "", False, time.monotonic() + cfg.patience_hours * 3600
+    while (now := _ask("GET", trials, TrialsState, key=ROBOT_KEY)).state != "done":
+        if now.state == "refused":
+            raise RobotError(f"the operator refused the trials: {now.reason or 'no reason given'}")
         if time.monotonic() > until:
-            raise RobotError(f"trials {id} are {seen['state']} after {cfg.patience_hours:g} hours: run it again later")
-        if seen["state"] != last:
-            last = seen["state"]
-            print(
-                {"asked": f"trials {id} wait for the operator's go at {cfg.gateway}"}.get(last, f"trials {id}: {last}")
+            raise RobotError(
+                f"the trials are {now.state} after {cfg.patience_hours:g} hours, with {len(now.records)} attempts: run "
+                f"it again, and it goes on with the same plan"
             )
+        if not ended and (reason := enough(now.records)):
+            _ask("POST", f"{trials}/end", Ended, key=ROBOT_KEY, body={"reason": "they say enough"})
+            print(f"the trials end: {reason}")
+            ended = True
+        state = f"{now.state}, {sum(1 for one in now.records if not one.invalid)} trials that count"
+        if state != last:
+            last = state
+            waiting = f"the trials wait for the operator's go at {cfg.gateway}"
+            print(waiting if now.state == "asked" else f"trials: {state} {now.reason}".rstrip(), flush=True)
         time.sleep(every)
-    if not str(seen.get("evaluation", "")).startswith("s3://"):
-        raise RobotError(
-            f"trials {id} are done, but the gateway names no evaluation in S3 (it says {seen.get('evaluation')!r}). It "
-            f"must speak the interface of components/platform/robot.py"
-        )
-    manifest = storage.get(seen["evaluation"], out)
-    if manifest.kind is not Kind.EVALUATION or {r: manifest.made_from.get(r) for r in digests} != digests:
-        raise ArtifactError(f"{seen['evaluation']} is no evaluation of these two policies: the gateway mixed them up")
-    return manifest
+    return now.records
 
 
-def _ask(method: str, url: str, body: dict[str, Any] | None = None, *, wants: str) -> dict[str, Any]:
-    """The gateway's answer, an object that has the text (or the number) `wants`, as a text."""
+def _ask(
+    method: str,
+    url: str,
+    kind: type[Answer],
+    *,
+    key: str,
+    body: dict[str, Any] | None = None,
+    patience: float = PATIENCE,
+) -> Answer:
+    """An answer of the gateway or of the policy server. Raises `RobotError` where there is none, or another one."""
     again = Retrying(
         retry=retry_if_exception_type(requests.ConnectionError),
         stop=stop_after_attempt(5),
         wait=wait_exponential(0.2, max=5),
         reraise=True,
     )
+    headers = {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
     try:
-        answer = again(within, PATIENCE, url, lambda: requests.request(method, url, json=body, timeout=PATIENCE))
-        answer.raise_for_status()
-        body = answer.json()
-    except (requests.RequestException, DeadlineError, ValueError) as error:
-        raise RobotError(f"the gateway at {url} does not answer as one ({type(error).__name__}): is it up?") from error
-    if not isinstance(body, dict) or not isinstance(body.get(wants), str | int):
-        raise RobotError(
-            f"the gateway at {url} answers without {wants!r}: {str(body)[:100]}. Is franka.gateway its address?"
+        answer = again(
+            within,
+            patience,
+            url,
+            lambda: requests.request(method, url, json=body, headers=headers, timeout=patience, allow_redirects=False),
         )
-    return body | {wants: str(body[wants])}
+    except (requests.RequestException, DeadlineError, ValueError) as error:
+        raise RobotError(f"nobody answers at {url} ({type(error).__name__}): is it up?") from error
+    if answer.status_code in (401, 403):
+        raise RobotError(f"{url} does not know the key in ${key}: set it to one that it was started with")
+    if not answer.ok:
+        raise RobotError(f"{url} answers {answer.status_code}: {answer.text[:300]}")
+    try:
+        return kind.model_validate_json(answer.content or b"{}")
+    except ValidationError as error:
+        raise RobotError(
+            f"{url} does not answer as it should ({fault_of(error)}). Is it the address of WoVR's own "
+            f"{'gateway' if key == ROBOT_KEY else 'policy server'}?"
+        ) from error

@@ -14,7 +14,7 @@ class Variable:
     """One variable of the environment."""
 
     name: str
-    service: Literal["mlflow", "s3", "triton", "webhook"]
+    service: Literal["mlflow", "s3", "triton", "webhook", "robot"]
     secret: bool = False  # on a cluster its value lies in the Secret, and nowhere else
     optional: bool = False  # a pod starts without it
 
@@ -35,6 +35,8 @@ VARIABLES = (
     Variable("WOVR_TRITON_URL", "triton", optional=True),  # policies dream in their own process without
     Variable("WOVR_TRITON_REPOSITORY", "triton", optional=True),
     Variable("WOVR_WEBHOOK_URL", "webhook", secret=True, optional=True),
+    Variable("WOVR_ROBOT_KEY", "robot", secret=True, optional=True),
+    Variable("WOVR_POLICY_ADMIN_KEY", "robot", secret=True, optional=True),
 )
 
 

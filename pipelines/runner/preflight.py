@@ -44,7 +44,7 @@ def check_settings(settings: Settings, pipeline: str = "posttrain", *, version: 
     if pipeline == "retrain":
         looks.append(lambda: _retraining(settings))
     if pipeline == "franka":
-        looks.append(lambda: _gateway(settings))
+        looks.append(settings.franka.check_addresses)
     if wrong := _complaints(looks, (SettingsError, ArtifactError)):
         raise SettingsError("\n".join(wrong))
 
@@ -100,14 +100,6 @@ def _retraining(settings: Settings) -> None:
                 f"pace.{name} is {count}, but a retraining has {RETRAINING_STATES} initial states. Use "
                 f"{RETRAINING_STATES} or fewer"
             )
-
-
-def _gateway(settings: Settings) -> None:
-    if not settings.franka.gateway:
-        raise SettingsError(
-            "franka.gateway names no robot. Set it to the address of the gateway beside the arm, "
-            "http://robot.example:8000"
-        )
 
 
 def _world_model(settings: Settings) -> None:

@@ -1,7 +1,14 @@
-"""Trials on an arm are asked for and waited for; what comes back is checked. Against a double of the gateway."""
+"""Trials on an arm: planned and blinded before the first, ended by the rule, gone on with after a kill.
 
+Against doubles of the gateway and of the policy server, and a real S3 server.
+"""
+
+import json
+import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,137 +16,245 @@ from components.platform.robot import RobotError, try_on_robot
 from components.platform.storage import Storage
 from pipelines.stack.stack import Stack
 from tests.listening import listening
-from wovr_core.artifacts import ArtifactError, Kind, read_manifest, writing
+from wovr_core.artifacts import ArtifactError, Kind, load_json, load_table, read_manifest, writing
+from wovr_core.franka.ledger import TrialRecord
+from wovr_core.franka.plan import TrialPlan
 from wovr_core.setting_errors import SettingsError
-from wovr_core.settings import FrankaSettings, Settings
+from wovr_core.settings import FrankaSettings, PromoteSettings, Settings, TaskSettings
+from wovr_core.steps.evaluate import judge
+from wovr_core.store.facts import VerdictFacts
+
+
+@dataclass
+class PolicyServer:
+    """Hands out tokens, and knows which policy each is."""
+
+    policies: dict[str, str] = field(default_factory=dict)  # token: digest
+    wrong: bool = False
+    url: str = ""
+
+    def answer(self, method, path, body, headers):
+        if headers.get("Authorization") != "Bearer admin-key":
+            return 401, {"error": "no key"}
+        digest = body["policy"].rpartition("/")[2]
+        tokens = [f"token-{random.getrandbits(128):032x}" for _ in range(body["count"])]
+        self.policies |= dict.fromkeys(tokens, digest)
+        return 201, {"tokens": tokens, "digest": "0" * 64 if self.wrong else digest, "policy": "x", "version": None}
 
 
 @dataclass
 class Gateway:
-    """Goes through some states, one a look, and hands out what it was given as evaluation."""
+    """Makes two trials a look; a policy succeeds as `success` says, which only the policy server could tell it."""
 
-    states: list[str] = field(default_factory=lambda: ["asked", "asked", "running", "done"])
-    evaluation: str = ""
-    asked: list[dict] = field(default_factory=list)
+    server: PolicyServer
+    success: dict[str, float] = field(default_factory=dict)  # by digest
+    state: str = "running"
+    plans: list[TrialPlan] = field(default_factory=list)
+    records: list[TrialRecord] = field(default_factory=list)
+    looks: int = 0
+    ended: bool = False
     url: str = ""
 
-    def answer(self, method, path, body, _):
-        if method == "POST":
-            self.asked.append(body)
-            return 200, {"id": "7"}
-        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return 200, {"state": state, "said": "a cable is loose", "evaluation": self.evaluation}
+    def answer(self, method, path, body, headers):
+        if headers.get("Authorization") != "Bearer robot-key":
+            return 403, {"error": "no key"}
+        if path == "/trials":
+            self.plans.append(TrialPlan.model_validate(body["plan"]))
+            return 200, {"id": "../plan?1"}
+        assert path.startswith("/trials/..%2Fplan%3F1")  # one word of the address
+        if path.endswith("/end"):
+            self.ended = True
+            return 200, {}
+        self.looks += 1
+        if self.state == "running":
+            self.go_on()
+        return 200, {
+            "id": "1",
+            "state": self.state,
+            "reason": "a cable is loose",
+            "records": [json.loads(record.model_dump_json()) for record in self.records],
+        }
+
+    def go_on(self) -> None:
+        plan = self.plans[-1]
+        chance = random.Random(len(self.records))
+        for _ in range(2):
+            number = len([one for one in self.records if not one.invalid])
+            if self.ended or number == len(plan.trials):
+                self.state = "done"
+                return
+            first = number == 3 and all(not one.invalid for one in self.records)
+            success = chance.random() < self.success[self.server.policies[plan.trials[number].token]]
+            self.records.append(
+                TrialRecord(
+                    trial=number,
+                    attempt=0 if first or number != 3 else 1,
+                    began="2026-11-30T12:00:00Z",
+                    seconds=3,
+                    steps=30,
+                    ended="fault" if first else "horizon",
+                    success=None if first else success,
+                    invalid="the camera froze" if first else "",
+                )
+            )
 
 
 @pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    gateway = Gateway()
-    with listening(gateway.answer) as gateway.url:
-        yield gateway
-
-
-@pytest.fixture
-def policies(stack: Stack, monkeypatch, tmp_path) -> dict:
+def robot(stack: Stack, monkeypatch, tmp_path) -> Iterator[SimpleNamespace]:
     stack.up(["s3"])
     for name, value in stack.env().items():
         if name.startswith("WOVR_S3"):
             monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WOVR_ROBOT_KEY", "robot-key")
+    monkeypatch.setenv("WOVR_POLICY_ADMIN_KEY", "admin-key")
+    policies = {}
     for role in ("candidate", "baseline"):
-        with writing(tmp_path / role, Kind.POLICY, settings={"role": role}):
+        settings = {"task": TaskSettings().model_dump(mode="json"), "test": tmp_path.name}
+        with writing(tmp_path / role, Kind.POLICY, settings=settings | {"role": role}):
             pass
-    return {role: tmp_path / role for role in ("candidate", "baseline")}
+        policies[role] = tmp_path / role
+    server = PolicyServer()
+    gateway = Gateway(server)
+    digests = {role: read_manifest(path).digest for role, path in policies.items()}
+    gateway.success = {digests["candidate"]: 0.9, digests["baseline"]: 0.2}
+    with ExitStack() as doubles:
+        server.url = doubles.enter_context(listening(server.answer))
+        gateway.url = doubles.enter_context(listening(gateway.answer))
+        yield SimpleNamespace(
+            server=server,
+            gateway=gateway,
+            policies=policies,
+            digests=digests,
+            cfg=FrankaSettings(gateway=gateway.url, policy_server=server.url, episodes=40, control_every=5),
+            out=tmp_path / "evaluation",
+            folder=tmp_path,
+        )
 
 
-def evaluated(folder, **made_from) -> str:
-    with writing(folder, Kind.EVALUATION, settings={}, made_from=made_from):
+def tried(robot, **changes):
+    return try_on_robot(robot.cfg.model_copy(update=changes), **robot.policies, out=robot.out, every=0.01)
+
+
+def verdict_of(robot) -> VerdictFacts:
+    manifest = judge(PromoteSettings(), evaluation=robot.out, out=robot.folder / "verdict")
+    return manifest.summarised(VerdictFacts, robot.folder)
+
+
+def test_a_better_policy_wins_before_all_trials_are_made_and_the_verdict_says_so(robot, capsys):
+    made = tried(robot)
+    facts = made.summary["robot"]
+    assert facts["decision"] == "better"
+    assert facts["e_value"] >= 20
+    assert facts["pairs"] < 40
+    assert facts["invalid"] == 1
+    assert made.made_from["candidate"] == robot.digests["candidate"]
+    assert len(load_table(robot.out, "attempts", TrialRecord)) == len(robot.gateway.records)
+    verdict = verdict_of(robot)
+    assert verdict.promote
+    assert "an interval that holds at every look" in verdict.reason
+    assert "the trials end: the candidate is better" in capsys.readouterr().out
+
+
+def test_two_equal_policies_end_for_futility_and_nobody_is_promoted(robot):
+    robot.gateway.success = dict.fromkeys(robot.gateway.success, 0.5)
+    facts = tried(robot, smallest_gain=0.4).summary["robot"]
+    assert facts["decision"] == "futile"
+    assert facts["pairs"] < 40
+    assert not verdict_of(robot).promote
+
+
+def test_the_gateway_cannot_tell_the_policies_apart(robot):
+    tried(robot)
+    (plan,) = robot.gateway.plans
+    assert not {"candidate", "baseline"} & set(plan.model_dump_json(exclude={"power"}).split('"'))
+    assert len({robot.server.policies[trial.token] for trial in plan.trials}) == 2
+
+
+def test_asked_again_it_goes_on_with_the_same_plan_and_never_begins_anew(robot):
+    """So nobody repeats trials until they say what one would like to hear."""
+    robot.gateway.state = "asked"
+    with pytest.raises(RobotError, match="goes on with the same plan"):
+        tried(robot, patience_hours=1e-6)
+    robot.gateway.state = "running"
+    first = tried(robot)
+    robot.out = robot.folder / "again"
+    assert tried(robot).summary == first.summary
+    assert robot.gateway.plans[0] == robot.gateway.plans[1] == robot.gateway.plans[2]
+
+
+def test_the_plan_is_stored_before_the_gateway_hears_of_it(robot):
+    stored = []
+    answer = robot.gateway.answer
+
+    def heard(method, path, body, headers):
+        if path == "/trials":
+            storage = Storage.from_env()
+            for name in storage.bucket.folders("trials/plans"):
+                out = robot.folder / "stored" / name
+                storage.get(storage.latest(f"trials/plans/{name}").uri, out)
+                stored.append(load_json(out, "plan", TrialPlan))
+        return answer(method, path, body, headers)
+
+    with listening(heard) as url:
+        tried(robot, gateway=url)
+    assert robot.gateway.plans[0] in stored
+
+
+def test_a_no_a_silence_a_wrong_key_and_nobody_there_are_told_apart(robot, monkeypatch):
+    robot.gateway.state = "refused"
+    with pytest.raises(RobotError, match="the operator refused the trials: a cable is loose"):
+        tried(robot)
+    robot.gateway.state = "asked"
+    with pytest.raises(RobotError, match=r"are asked after 1e-06 hours"):
+        tried(robot, patience_hours=1e-6)
+    with pytest.raises(RobotError, match=r"nobody answers at http://127\.0\.0\.1:9"):
+        tried(robot, gateway="http://127.0.0.1:9")
+    monkeypatch.setenv("WOVR_ROBOT_KEY", "another")
+    with pytest.raises(RobotError, match=r"does not know the key in \$WOVR_ROBOT_KEY"):
+        tried(robot)
+    assert not robot.out.exists()
+
+
+def test_tokens_of_another_policy_are_refused(robot):
+    robot.server.wrong = True
+    with pytest.raises(RobotError, match="does it read the same S3"):
+        tried(robot)
+    assert not robot.gateway.plans
+
+
+def test_policies_of_two_robots_are_not_compared(robot):
+    settings = {"task": TaskSettings(environment="libero").model_dump(mode="json")}
+    with writing(robot.folder / "other", Kind.POLICY, settings=settings):
         pass
-    return Storage.from_env().put(folder, "trials/evaluation")
+    robot.policies["baseline"] = robot.folder / "other"
+    with pytest.raises(ArtifactError, match="compare two policies of one robot"):
+        tried(robot)
 
 
-def test_it_waits_for_the_operator_and_brings_the_evaluation(gateway, policies, tmp_path, capsys):
-    gateway.evaluation = evaluated(tmp_path / "there", **policies)
-    cfg = FrankaSettings(gateway=gateway.url, episodes=5)
-    made = try_on_robot(cfg, **policies, out=tmp_path / "here", every=0.01)
-    assert made.digest == read_manifest(tmp_path / "here", Kind.EVALUATION).digest
-    (asked,) = gateway.asked
-    assert asked["episodes"] == 5 and Storage.from_env().get(asked["candidate"], tmp_path / "sent").digest == (
-        read_manifest(policies["candidate"]).digest
-    )
-    said = capsys.readouterr().out
-    assert said.count("wait for the operator's go") == 1 and "running" in said
-
-
-def test_an_evaluation_of_other_policies_is_not_believed(gateway, policies, tmp_path):
-    swapped = {"candidate": policies["baseline"], "baseline": policies["candidate"]}
-    gateway.evaluation = evaluated(tmp_path / "there", **swapped)
-    with pytest.raises(ArtifactError, match="mixed them up"):
-        try_on_robot(FrankaSettings(gateway=gateway.url), **policies, out=tmp_path / "here", every=0.01)
-
-
-def test_a_no_a_silence_and_nobody_there_are_told_apart(gateway, policies, tmp_path):
-    out = tmp_path / "here"
-    gateway.states = ["asked", "refused"]
-    with pytest.raises(RobotError, match="a cable is loose"):
-        try_on_robot(FrankaSettings(gateway=gateway.url), **policies, out=out, every=0.01)
-    gateway.states = ["asked"]
-    with pytest.raises(RobotError, match="are asked after"):
-        try_on_robot(FrankaSettings(gateway=gateway.url, patience_hours=1e-6), **policies, out=out, every=0.01)
-    with pytest.raises(RobotError, match=r"franka\.gateway names no robot"):
-        try_on_robot(FrankaSettings(), **policies, out=out)
-    assert not out.exists()
-
-
-def test_a_gateway_that_is_no_address_is_refused_before_anything_runs():
-    with pytest.raises(SettingsError, match=r"franka\.gateway"):
-        Settings.parse({"franka": {"gateway": "robot:8000"}})
-
-
-class Nowhere:
-    """Storage that takes policies and brings nothing."""
-
-    def put(self, path, name):
-        return f"s3://bucket/{name}"
+@pytest.mark.parametrize("what", ["gateway", "policy_server"])
+def test_an_address_that_is_none_is_refused_before_anything_runs(what, tmp_path):
+    with pytest.raises(SettingsError, match=rf"franka\.{what}"):
+        Settings.parse({"franka": {what: "robot:8000"}})
+    named = {"gateway": "http://a:1", "policy_server": "http://b:1", what: ""}
+    with pytest.raises(SettingsError, match=rf"franka\.{what} names"):
+        try_on_robot(FrankaSettings(**named), candidate=tmp_path, baseline=tmp_path, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("id", "look", "words"),
     [
-        ({}, {}, "answers without 'id'"),
-        ({"id": None}, {}, "answers without 'id'"),
-        ([1], {}, "answers without 'id'"),
-        (7, {}, "answers without 'id'"),
-        ({"id": "7"}, {"status": "done"}, "answers without 'state'"),
-        ({"id": "7"}, {"state": ["done"]}, "answers without 'state'"),
-        ({"id": "7"}, {"state": "finished"}, "'finished', and it may say asked, running, done, refused"),
-        ({"id": "7"}, {"state": "done"}, "names no evaluation in S3"),
-        ({"id": "7"}, {"state": "done", "evaluation": "/etc/passwd"}, "names no evaluation in S3"),
+        ({}, {}, r"does not answer as it should \(id"),
+        ([1], {}, "does not answer as it should"),
+        ({"id": "7"}, {"status": "done"}, r"\(state"),
+        ({"id": "7"}, {"state": "finished"}, r"\(state is 'finished'"),
+        ({"id": "7"}, {"state": "running", "records": [{"trial": 0}]}, r"\(records\.0"),
+        ({"id": "7"}, {"state": "done"}, "no pair of trials counts"),
     ],
     ids=str,
 )
-def test_a_gateway_that_answers_otherwise_is_told_so(monkeypatch, tmp_path, id, look, words):
-    monkeypatch.setattr(Storage, "from_env", classmethod(lambda cls: Nowhere()))
-    for role in ("candidate", "baseline"):
-        with writing(tmp_path / role, Kind.POLICY, settings={"role": role}):
-            pass
-    ports = {role: tmp_path / role for role in ("candidate", "baseline")}
+def test_a_gateway_that_answers_otherwise_is_named(robot, id, look, words):
     with (
-        listening(lambda method, *_: (200, id if method == "POST" else look)) as url,
-        pytest.raises(RobotError, match=words),
+        listening(lambda method, path, *_: (200, id if path == "/trials" else look)) as url,
+        pytest.raises((RobotError, ArtifactError), match=words),
     ):
-        try_on_robot(FrankaSettings(gateway=url), **ports, out=tmp_path / "out", every=0.01)
-
-
-def test_an_id_stays_one_word_of_the_address(monkeypatch, tmp_path):
-    asked = []
-
-    def answer(method, path, *_):
-        asked.append(path)
-        return 200, {"id": "../../secrets?x"} if method == "POST" else {"state": "refused", "said": "no"}
-
-    monkeypatch.setattr(Storage, "from_env", classmethod(lambda cls: Nowhere()))
-    with writing(tmp_path / "policy", Kind.POLICY, settings={}):
-        pass
-    both = {"candidate": tmp_path / "policy", "baseline": tmp_path / "policy"}
-    with listening(answer) as url, pytest.raises(RobotError, match="refused trials"):
-        try_on_robot(FrankaSettings(gateway=url), **both, out=tmp_path / "out", every=0.01)
-    assert asked == ["/trials", "/trials/..%2F..%2Fsecrets%3Fx"]
+        tried(robot, gateway=url)

@@ -2,25 +2,22 @@
 
 import importlib.util
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from components.platform import robot
 from tests.toys import an_episode
 from wovr_core import embodiment
 from wovr_core.artifacts import Kind, read_episodes, read_manifest, write_episodes, writing
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import policy_decides, run_trials
 from wovr_core.keyframes import mine as keyframes
-from wovr_core.settings import FrankaSettings, KeyframesSettings, Settings
+from wovr_core.settings import KeyframesSettings, Settings
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.store.environments import open_environment
@@ -109,50 +106,3 @@ def test_a_step_of_ones_own_runs_alone_and_in_its_component(example, tmp_path, m
     assert read_manifest(tmp_path / "carried").digest == alone.digest
     assert selected.metadata == {"episodes": 1}
     assert set(component.component_spec.inputs) == {"task", "episodes"}
-
-
-class Shelf:
-    """S3 as folders."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def put(self, path: Path, name: str) -> str:
-        shutil.copytree(path, self.folder / name)
-        return f"s3://{name}"
-
-    def get(self, uri: str, out: Path):
-        shutil.copytree(self.folder / uri.removeprefix("s3://"), out)
-        return read_manifest(out)
-
-
-def test_a_gateway_is_asked_and_answers_when_the_operator_says_so(example, tmp_path, monkeypatch):
-    shelf, gateway = Shelf(tmp_path / "s3"), example("gateway")
-    monkeypatch.setattr(robot.Storage, "from_env", lambda: shelf)
-    policies = {role: tmp_path / role for role in ("candidate", "baseline")}
-    for role, path in policies.items():
-        with writing(path, Kind.POLICY, settings={"role": role}):
-            pass
-    with writing(tmp_path / "evaluation", Kind.EVALUATION, settings={}, made_from=policies):
-        pass
-    shelf.put(tmp_path / "evaluation", "evaluation")
-    server = gateway.serve(0)
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(robot.time, "sleep", lambda _: operate(gateway))
-    try:
-        cfg = FrankaSettings(gateway=f"http://127.0.0.1:{server.server_port}", episodes=5)
-        made = robot.try_on_robot(cfg, **policies, out=tmp_path / "here")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert made.digest == read_manifest(tmp_path / "evaluation").digest
-    assert [trial["episodes"] for trial in gateway.TRIALS.values()] == [5]
-
-
-def operate(gateway: ModuleType) -> None:
-    """What an operator does between two looks: say go, then hand the result out."""
-    ((id, trial),) = gateway.TRIALS.items()
-    if trial["state"] == "asked":
-        gateway.answer(id, "running")
-    else:
-        gateway.answer(id, "done", evaluation="s3://evaluation")

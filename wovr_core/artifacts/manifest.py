@@ -68,6 +68,7 @@ class Kind(StrEnum):
     REWARD_MODEL = "RewardModel"
     KEYFRAMES = "Keyframes"
     POLICY = "Policy"
+    TRIAL_PLAN = "TrialPlan"
     EVALUATION = "Evaluation"
     VERDICT = "Verdict"
     REPORT = "Report"
@@ -84,7 +85,8 @@ _MADE_BY = {
     Kind.REWARD_MODEL: "reward",
     Kind.KEYFRAMES: "keyframes",
     Kind.POLICY: "policy, grpo or pace",
-    Kind.EVALUATION: "evaluate",
+    Kind.TRIAL_PLAN: "franka",
+    Kind.EVALUATION: "evaluate or franka",
     Kind.VERDICT: "evaluate",
     Kind.REPORT: "report",
 }

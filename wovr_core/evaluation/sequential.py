@@ -40,7 +40,7 @@ class StopRule(BaseModel):
 
 
 @dataclass(frozen=True)
-class Standing:
+class Evidence:
     """What so many pairs say."""
 
     pairs: int
@@ -59,13 +59,13 @@ def e_value(gained: ArrayLike, lost: ArrayLike, pairs: ArrayLike, *, gain: float
     return np.asarray(np.exp(_log_wealth(gained, lost, pairs, gain, *_bets())))
 
 
-def standing(rule: StopRule, *, gained: int, lost: int, pairs: int) -> Standing:
+def evidence(rule: StopRule, *, gained: int, lost: int, pairs: int) -> Evidence:
     """What the pairs so far say, and whether the trials end here. Raises `ValueError` where the counts do not fit."""
     if not 0 <= gained + lost <= pairs or min(gained, lost) < 0:
         raise ValueError(f"of {pairs} pairs {gained} were gained and {lost} lost: these must add up to {pairs} or less")
     decision, reason = _decide(rule, gained, lost, pairs)
     low, high = interval(rule.alpha, gained=gained, lost=lost, pairs=pairs)
-    return Standing(
+    return Evidence(
         pairs=pairs,
         gained=gained,
         lost=lost,
@@ -194,8 +194,8 @@ def _decide(rule: StopRule, gained: int, lost: int, pairs: int) -> tuple[Decisio
     if not pairs:
         return "go on", "no pair yet"
     over = {end: bool(at) for end, (at,) in _ends(rule, np.array([gained]), np.array([lost]), pairs).items()}
-    evidence = float(e_value(gained, lost, pairs))
-    counted = f"{gained} gained, {lost} lost of {pairs} pairs, e = {evidence:.4g}"
+    strength = float(e_value(gained, lost, pairs))
+    counted = f"{gained} gained, {lost} lost of {pairs} pairs, e = {strength:.4g}"
     if over["better"]:
         return "better", f"the candidate is better: {counted}"
     if over["worse"]:

@@ -6,6 +6,7 @@ from jaxtyping import Bool
 from scipy.stats import binomtest, norm
 from torch import Tensor
 
+from wovr_core.evaluation.sequential import Evidence
 from wovr_core.evaluation.success import Rate, success_rate
 
 
@@ -69,17 +70,27 @@ def decide(
     minimum_gain: float = 0.0,
     imagined: tuple[float, float] | None = None,
     champion: Comparison | None = None,
+    looked: Evidence | None = None,
 ) -> Verdict:
     """Promote only when the whole interval of the paired difference lies above `minimum_gain`.
+
+    Of trials that were `looked` at on the way and ended by what they said, that is the interval that allows for it.
 
     So must that over the `champion`, where there is one: who beats another has not beaten the champion. `imagined` is
     success in dreams before and after the learning. It has no vote, but it tells why a policy is held.
     """
     c = comparison
     reason = f"candidate {c.candidate} against base {_paired(c)}"
+    low = c.low
+    if looked is not None:
+        low = looked.low if looked.decision == "better" else min(looked.low, 0.0)
+        reason = (
+            f"{looked.reason}: {100 * looked.gain:+.1f} points [{100 * looked.low:+.1f}, {100 * looked.high:+.1f}], an "
+            f"interval that holds at every look. As if their number had been fixed: {reason}"
+        )
     if champion is not None:
         reason += f"; against the champion {_paired(champion)}"
-    if c.low > minimum_gain and (champion is None or champion.low > minimum_gain):
+    if low > minimum_gain and (champion is None or champion.low > minimum_gain):
         return Verdict(True, reason)
     if imagined is not None and exploits(c, imagined):
         dreamt, real = (
@@ -93,7 +104,7 @@ def decide(
             exploited=True,
         )
     wanted = "0" if minimum_gain == 0 else f"{100 * minimum_gain:+.1f} points"
-    which = "the interval" if c.low <= minimum_gain else "the interval over the champion"
+    which = "the interval" if low <= minimum_gain else "the interval over the champion"
     return Verdict(False, f"{reason}: {which} does not lie above {wanted}")
 
 

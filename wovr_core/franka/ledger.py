@@ -120,7 +120,8 @@ class Outcomes(BaseModel):
     pairs: tuple[int, ...]
     candidate: tuple[bool, ...]
     baseline: tuple[bool, ...]
-    controls: tuple[tuple[bool, bool], ...]  # the baseline twice from one scene
+    control_pairs: tuple[int, ...]
+    controls: tuple[tuple[bool, bool], ...]  # of each, the baseline's success twice from one scene
 
     @property
     def gained(self) -> int:
@@ -138,6 +139,7 @@ def unblinded(records: Iterable[TrialRecord], blinding: Blinding) -> Outcomes:
     success = {record.trial: bool(record.success) for record in records if not record.invalid}
     whole = [pair for pair in range(len(blinding.roles) // 2) if {2 * pair, 2 * pair + 1} <= success.keys()]
     compared = [pair for pair in whole if not blinding.is_control(pair)]
+    controls = [pair for pair in whole if blinding.is_control(pair)]
 
     def of(role: Role) -> tuple[bool, ...]:
         return tuple(success[2 * pair + (blinding.roles[2 * pair] != role)] for pair in compared)
@@ -146,5 +148,6 @@ def unblinded(records: Iterable[TrialRecord], blinding: Blinding) -> Outcomes:
         pairs=tuple(compared),
         candidate=of("candidate"),
         baseline=of("baseline"),
-        controls=tuple((success[2 * pair], success[2 * pair + 1]) for pair in whole if blinding.is_control(pair)),
+        control_pairs=tuple(controls),
+        controls=tuple((success[2 * pair], success[2 * pair + 1]) for pair in controls),
     )

@@ -31,6 +31,7 @@ from wovr_core.store.facts import (
     ImaginedFacts,
     PairedFacts,
     PolicyFacts,
+    RobotEvaluationFacts,
     RoleFacts,
     SnapshotRate,
     Trial,
@@ -89,8 +90,11 @@ def evaluate_policies(
         save_table(draft.folder, "trials", [row.model_dump(exclude_unset=True) for row in rows])
         save_json(draft.folder, "curve", [row.model_dump() for row in curve])
         learnt = snapshots or (candidate,)
+        each = {role: facts_of(rows, role, confidence=cfg.confidence) for role in wins}
         facts = EvaluationFacts(
-            **{role: facts_of(rows, role, confidence=cfg.confidence) for role in wins},
+            candidate=each["candidate"],
+            baseline=each["baseline"],
+            champion=each.get("champion"),
             imagined_success=imagined_success(learnt[0], learnt[-1]),
             episodes=len(policies) * cfg.episodes + sum(row.n for row in curve),
         )
@@ -179,7 +183,9 @@ def judge(cfg: PromoteSettings, *, evaluation: Path, out: Path) -> Manifest:
     champion = [row.champion for row in rows if row.champion is not None]  # of all rows, or of none
     over = compare(candidate, torch.tensor(champion), confidence=how.confidence) if champion else None
     imagined = manifest.summarised(ImaginedFacts, evaluation).imagined_success
-    verdict = decide(comparison, minimum_gain=cfg.minimum_gain, imagined=imagined, champion=over)
+    robot = manifest.summarised(RobotEvaluationFacts, evaluation).robot
+    looked = None if robot is None else robot.evidence
+    verdict = decide(comparison, minimum_gain=cfg.minimum_gain, imagined=imagined, champion=over, looked=looked)
     with writing(
         out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from={"evaluation": evaluation}
     ) as draft:

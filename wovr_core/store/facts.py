@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from wovr_core.artifacts.manifest import Facts
 from wovr_core.evaluation.fidelity import Depth
+from wovr_core.evaluation.sequential import Decision, Evidence
 from wovr_core.evaluation.success import Rate
 from wovr_core.pace.decision import Imagined, PaceDecision
 from wovr_core.reward.calibrate import Agreement
@@ -150,7 +151,41 @@ class ImaginedFacts(Facts):
     imagined_success: tuple[Share, Share] | None = None
 
 
-class EvaluationFacts(ImaginedFacts):
+class RobotFacts(Facts):
+    """Of an Evaluation artifact of trials on a robot: a test that was looked at after every pair, and ended them."""
+
+    pairs: PositiveInt
+    gained: NonNegativeInt
+    lost: NonNegativeInt
+    e_value: NonNegativeFloat
+    gain: float
+    low: float  # of the gain, an interval that holds at every look
+    high: float
+    alpha: Share
+    decision: Decision
+    reason: str
+    power: str  # what the plan promised
+    e_values: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # by instruction
+    different: tuple[str, ...] = ()  # instructions for which the policies differ, all of them at once with 1 - alpha
+    invalid: NonNegativeInt = 0  # attempts that do not count
+    controls: tuple[tuple[bool, bool], ...] = ()  # the baseline twice from one scene
+    baseline_early: Rate | None = None
+    baseline_late: Rate | None = None
+    shift_p_value: Share = 1.0  # small where the baseline became better or worse on the way: has something moved?
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the pairs say, as the sequential test does."""
+        return Evidence(**{name: getattr(self, name) for name in Evidence.__dataclass_fields__})
+
+
+class RobotEvaluationFacts(Facts):
+    """Of an Evaluation artifact, what only trials on a robot have."""
+
+    robot: RobotFacts | None = None
+
+
+class EvaluationFacts(ImaginedFacts, RobotEvaluationFacts):
     """What the trials came to."""
 
     candidate: RoleFacts

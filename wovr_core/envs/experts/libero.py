@@ -60,7 +60,7 @@ def fulfil(scene: Any, *, noise: float, rng: np.random.Generator) -> Iterator[np
     goals = scene.parsed_problem["goal_state"]
     if strange := unknown(goals):
         raise LiberoError(f"the demonstrator picks things up and puts them down; it does not know how to {strange}")
-    arm = Arm(scene, noise, rng)
+    arm = Hand(scene, noise, rng)
     for goal in goals:
         yield from put(arm, goal)
     while True:
@@ -72,7 +72,7 @@ def unknown(goals: Sequence[Sequence[str]]) -> str:
     return ", ".join(" ".join(goal) for goal in goals if goal[0].lower() not in MOVES)
 
 
-def put(arm: "Arm", goal: Sequence[str]) -> Iterator[np.ndarray]:
+def put(arm: "Hand", goal: Sequence[str]) -> Iterator[np.ndarray]:
     """Pick a thing up and put it in or on a place, as often as it takes."""
     _, thing, place = goal
     for attempt in count():
@@ -85,7 +85,7 @@ def put(arm: "Arm", goal: Sequence[str]) -> Iterator[np.ndarray]:
             return
 
 
-def _try(arm: "Arm", grasp: "GraspPose", thing: str, place: str, high: float, over: bool) -> Iterator[np.ndarray]:
+def _try(arm: "Hand", grasp: "GraspPose", thing: str, place: str, high: float, over: bool) -> Iterator[np.ndarray]:
     """Once, with this grasp, carrying `high` and letting go there if `over`; ends early if it is missed or dropped."""
     before = arm.position(thing)[2]
 
@@ -140,7 +140,7 @@ def _try(arm: "Arm", grasp: "GraspPose", thing: str, place: str, high: float, ov
     yield from arm.go(away, grasp.turn, OPEN, steps=12, speed=0.6)
 
 
-class Arm:
+class Hand:
     """The hand's pose, and actions that bring it somewhere."""
 
     def __init__(self, scene: Any, noise: float, rng: np.random.Generator) -> None:
