@@ -1,18 +1,18 @@
 """The gateway of `trials_process.py` started, killed and started again; and who talks to it."""
 
+import multiprocessing
 import secrets
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from tests.components.trials_process import JOB, OPERATOR
+from tests.components.trials_process import JOB, OPERATOR, serve_gateway
 
-ROOT = Path(__file__).parents[2]
+PROCESSES = multiprocessing.get_context("forkserver")  # has imported all that a gateway needs, so each starts at once
+PROCESSES.set_forkserver_preload(["tests.components.trials_process"])
 
 
 class GatewayProcess:
@@ -25,14 +25,14 @@ class GatewayProcess:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.job = {"Authorization": f"Bearer {JOB}"}
-        self._process: subprocess.Popen | None = None
+        self._process: Any = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "tests.components.trials_process", str(self.folder), str(self.port)]
-        self._process = subprocess.Popen(command, cwd=ROOT)
+        self._process = PROCESSES.Process(target=serve_gateway, args=(self.folder, self.port), daemon=True)
+        self._process.start()
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            assert self._process.poll() is None, "the gateway ended"
+            assert self._process.is_alive(), "the gateway ended"
             try:
                 requests.get(f"{self.url}/healthz", timeout=5)
                 return
@@ -41,14 +41,15 @@ class GatewayProcess:
         raise AssertionError("the gateway did not start")
 
     def kill(self) -> None:
+        """As kill -9 does."""
         if self._process:
             self._process.kill()
-            self._process.wait()
+            self._process.join()
 
     def terminate(self) -> None:
         if self._process:
             self._process.terminate()
-            self._process.wait(60)
+            self._process.join(60)
 
     def hurt(self, what: str) -> None:
         (self.folder / "hurt").write_text(what)

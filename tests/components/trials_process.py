@@ -1,6 +1,6 @@
-"""A gateway with an arm that is only arithmetic, in a process of its own, to be killed; and a policy server's double."""
+"""A gateway with an arm that is only arithmetic, to be run in a process that is killed; a policy server's double."""
 
-import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +19,9 @@ from components.serving.robot.gateway import create_app
 from components.serving.robot.service import RobotService
 from components.serving.robot.trials import Trials, TrialsSettings
 from components.serving.robot.trials_api import add_trials
+from wovr_core.evaluation.sequential import StopRule
 from wovr_core.franka.limits import SafetyLimits
-from wovr_core.franka.plan import PlannedTrial, TrialPlan, plan_trials
+from wovr_core.franka.plan import TrialPlan, plan_trials
 
 JOB, OPERATOR, POLICY = "job-key-0123456789", "operator-key-0123456789", "policy-key-0123456789"
 RATE = 50.0
@@ -110,10 +111,7 @@ def _problem(what: str) -> dict[str, Any]:
 
 
 def a_plan(pairs: int = 2, horizon: int = 16, instruction: str = "put the yellow block into the bowl") -> TrialPlan:
-    from wovr_core.evaluation.sequential import StopRule
-
     plan, _ = plan_trials(StopRule(pairs=pairs), [instruction], assumed_success=0.6, horizon=horizon)
-    assert isinstance(plan.trials[0], PlannedTrial)
     return plan
 
 
@@ -134,9 +132,7 @@ def hurt(arm: FakeArm, folder: Path) -> None:
             arm.release()
 
 
-def main(folder: Path, port: int) -> None:
-    import threading
-
+def serve_gateway(folder: Path, port: int) -> None:
     arm = FakeArm()
     threading.Thread(target=hurt, args=(arm, folder), daemon=True).start()
     cameras = [FreshCamera(TableCamera(name, arm, folder)) for name in ("table", "wrist")]
@@ -146,7 +142,3 @@ def main(folder: Path, port: int) -> None:
     trials = Trials(service, folder / "trials", TrialsSettings(video_hz=5), policy_key=POLICY)
     add_trials(app, trials, SecretStr(OPERATOR))
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
