@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.special import betaln
 from scipy.stats import binom
 
-from wovr_core.evaluation.sequential import StopRule, e_value, forecast, holm, interval, standing
+from wovr_core.evaluation.sequential import StopRule, e_value, evidence, forecast, holm, interval
 
 COUNTS = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
 
@@ -70,7 +70,7 @@ def test_equal_policies_are_called_different_in_alpha_of_all_trials_at_most(rate
 def test_what_is_forecast_comes(baseline, gain):
     rule = StopRule(pairs=30)
     promised = forecast(rule, baseline=baseline, gain=gain)
-    at = cache(lambda gained, lost, pairs: standing(rule, gained=gained, lost=lost, pairs=pairs))
+    at = cache(lambda gained, lost, pairs: evidence(rule, gained=gained, lost=lost, pairs=pairs))
     rng = np.random.default_rng(1)
     ends, lengths = [], []
     for _ in range(400):
@@ -89,18 +89,18 @@ def test_what_is_forecast_comes(baseline, gain):
 
 
 def test_equal_policies_stop_for_futility():
-    now = standing(StopRule(pairs=100), gained=9, lost=12, pairs=60)
+    now = evidence(StopRule(pairs=100), gained=9, lost=12, pairs=60)
     assert now.decision == "futile"
     assert "a gain of 20 points is not there" in now.reason
 
 
 def test_what_cannot_be_decided_any_more_ends():
-    now = standing(StopRule(pairs=10), gained=2, lost=2, pairs=9)
+    now = evidence(StopRule(pairs=10), gained=2, lost=2, pairs=9)
     assert now.decision == "futile"
 
 
 def test_a_clear_gain_ends_early_and_its_interval_is_above_nothing():
-    now = standing(StopRule(pairs=50), gained=11, lost=0, pairs=20)
+    now = evidence(StopRule(pairs=50), gained=11, lost=0, pairs=20)
     assert now.decision == "better"
     assert now.e_value == pytest.approx(by_hand(11, 0), rel=1e-9)
     assert 0 < now.low < now.gain < now.high
@@ -122,6 +122,6 @@ def test_of_several_tasks_those_pass_that_are_clear_enough_beside_the_others():
 
 def test_counts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="of 3 pairs 2 were gained and 2 lost"):
-        standing(StopRule(), gained=2, lost=2, pairs=3)
+        evidence(StopRule(), gained=2, lost=2, pairs=3)
     with pytest.raises(ValueError, match=r"a baseline of 0\.9 and a gain of 0\.3 give no rates"):
         forecast(StopRule(), baseline=0.9, gain=0.3)

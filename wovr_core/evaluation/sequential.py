@@ -40,7 +40,7 @@ class StopRule(BaseModel):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class PairedEvidence:
     """What so many pairs say."""
 
     pairs: int
@@ -59,13 +59,13 @@ def e_value(gained: ArrayLike, lost: ArrayLike, pairs: ArrayLike, *, gain: float
     return np.asarray(np.exp(_log_wealth(gained, lost, pairs, gain, *_bets())))
 
 
-def evidence(rule: StopRule, *, gained: int, lost: int, pairs: int) -> Evidence:
+def evidence(rule: StopRule, *, gained: int, lost: int, pairs: int) -> PairedEvidence:
     """What the pairs so far say, and whether the trials end here. Raises `ValueError` where the counts do not fit."""
     if not 0 <= gained + lost <= pairs or min(gained, lost) < 0:
         raise ValueError(f"of {pairs} pairs {gained} were gained and {lost} lost: these must add up to {pairs} or less")
     decision, reason = _decide(rule, gained, lost, pairs)
     low, high = interval(rule.alpha, gained=gained, lost=lost, pairs=pairs)
-    return Evidence(
+    return PairedEvidence(
         pairs=pairs,
         gained=gained,
         lost=lost,

@@ -6,7 +6,7 @@ from jaxtyping import Bool
 from scipy.stats import binomtest, norm
 from torch import Tensor
 
-from wovr_core.evaluation.sequential import Evidence
+from wovr_core.evaluation.sequential import PairedEvidence
 from wovr_core.evaluation.success import Rate, success_rate
 
 
@@ -70,7 +70,7 @@ def decide(
     minimum_gain: float = 0.0,
     imagined: tuple[float, float] | None = None,
     champion: Comparison | None = None,
-    looked: Evidence | None = None,
+    looked: PairedEvidence | None = None,
 ) -> Verdict:
     """Promote only when the whole interval of the paired difference lies above `minimum_gain`.
 

@@ -7,7 +7,7 @@ from scipy.stats import fisher_exact
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_json, read_manifest, save_json, save_table, writing
 from wovr_core.envs.splits import Split
-from wovr_core.evaluation.sequential import Evidence, StopRule, e_value, evidence, holm
+from wovr_core.evaluation.sequential import PairedEvidence, StopRule, e_value, evidence, holm
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.franka.ledger import Outcomes, TrialRecord, unblinded
 from wovr_core.franka.plan import Blinding, Role, TrialPlan, plan_trials
@@ -57,7 +57,7 @@ def read_plan(path: Path) -> tuple[TrialPlan, Blinding]:
     return load_json(path, "plan", TrialPlan), load_json(path, "blinding", Blinding)
 
 
-def robot_evidence(plan: TrialPlan, outcomes: Outcomes) -> Evidence:
+def robot_evidence(plan: TrialPlan, outcomes: Outcomes) -> PairedEvidence:
     """What the pairs say at the first look that ended the trials, or so far; there is a look after every pair."""
     gained = lost = 0
     now = evidence(plan.rule, gained=0, lost=0, pairs=0)

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from wovr_core.artifacts.manifest import Facts
 from wovr_core.evaluation.fidelity import Depth
-from wovr_core.evaluation.sequential import Decision, Evidence
+from wovr_core.evaluation.sequential import Decision, PairedEvidence
 from wovr_core.evaluation.success import Rate
 from wovr_core.pace.decision import Imagined, PaceDecision
 from wovr_core.reward.calibrate import Agreement
@@ -174,9 +174,9 @@ class RobotFacts(Facts):
     shift_p_value: Share = 1.0  # small where the baseline became better or worse on the way: has something moved?
 
     @property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> PairedEvidence:
         """What the pairs say, as the sequential test does."""
-        return Evidence(**{name: getattr(self, name) for name in Evidence.__dataclass_fields__})
+        return PairedEvidence(**{name: getattr(self, name) for name in PairedEvidence.__dataclass_fields__})
 
 
 class RobotEvaluationFacts(Facts):
