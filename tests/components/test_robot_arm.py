@@ -57,7 +57,7 @@ class Bench:
     def reset(self) -> None:
         self.asked, self.at, self.fault = 0, 0.0, None
         self.cell.reset()
-        self.service.executor.cfg = ExecutorSettings(horizon=4.0, watchdog=WATCHDOG, policy_patience=60.0)
+        self.service.executor.cfg = ExecutorSettings(horizon=4.0, watchdog=WATCHDOG, settle=0, policy_patience=60.0)
         self.service.cameras["agentview"]._same = 0
         self.lease(30.0)
         self.service.arm_by("test")
@@ -108,11 +108,11 @@ class Bench:
         self.mark()
         self.fault()
 
-    def run(self, act) -> ExecutedTrial:
+    def run(self, act, done=None) -> ExecutedTrial:
         """A trial, with an operator who is there."""
         self.renewing = threading.Event()
         threading.Thread(target=self.keep_lease, daemon=True).start()
-        self.service.start_trial(act, "wave", home=False)
+        self.service.start_trial(act, "wave", home=False, done=done)
         trial = self.service.join(400)
         self.renewing.set()
         assert trial, "the trial did not end"
@@ -183,7 +183,7 @@ def too_late(bench: Bench) -> ExecutedTrial:
 
 
 def silent(bench: Bench) -> ExecutedTrial:
-    bench.service.executor.cfg = ExecutorSettings(watchdog=WATCHDOG, policy_patience=8.0)
+    bench.service.executor.cfg = ExecutorSettings(watchdog=WATCHDOG, settle=0, policy_patience=8.0)
     over = threading.Event()
     trial = bench.run(bench.policy(lambda chunk: over.wait(60) and chunk))
     over.set()
@@ -295,13 +295,7 @@ def test_an_arm_stands_when_its_gateway_is_killed(turn: int):
 
 
 def test_a_trial_is_recorded_and_ends_when_the_signal_says_so(bench: Bench):
-    bench.service.start_trial(
-        bench.policy(), "wave", home=False, done=lambda seen: bench.asked == 2 and seen.images["agentview"].any()
-    )
-    bench.renewing = threading.Event()
-    threading.Thread(target=bench.keep_lease, daemon=True).start()
-    trial = bench.service.join(300)
-    bench.renewing.set()
+    trial = bench.run(bench.policy(), done=lambda seen: bench.asked == 2 and seen.images["agentview"].any())
     assert (trial.end, trial.valid, trial.chunks, len(trial.trajectory)) == ("success", True, 2, 16)
     times = np.diff([row.time for row in trial.trajectory])
     assert times.min() >= 0.09  # 10 Hz by the arm's clock
@@ -325,3 +319,25 @@ def test_a_lost_arm_is_connected_anew_and_sent_home(bench: Bench):
     joints = bench.arm.state().joints
     np.testing.assert_allclose(joints, bench.arm.cfg.home, atol=0.02)
     assert bench.arm.state().pose[6] == pytest.approx(0.08, abs=0.005)
+
+
+@pytest.mark.long
+def test_a_cube_is_picked_up(bench: Bench):
+    """The whole way: look, chunk, targets, libfranka, fingers. The policy is told where the cube is."""
+    bench.service.executor.cfg = ExecutorSettings(horizon=20.0, policy_patience=60.0)
+    bench.cell.reset(0.52, 0.06)
+    phases = iter(("above", "above", "above", "above", "down", "down", "close", "up", "up", "up"))
+
+    def act(observation) -> np.ndarray:
+        phase, place = next(phases), observation.pose[:3].copy()
+        up = np.add(place, [0, 0, 0.2])
+        goal = {"above": [0.52, 0.06, 0.15], "down": [0.52, 0.06, 0.042], "close": place}.get(phase, up)
+        chunk = np.full((8, 7), [0, 0, 0, 0, 0, 0, 1.0 if phase in ("close", "up") else -1.0])
+        for action in chunk:
+            action[:3] = np.clip((goal - place) / 0.05, -0.28, 0.28)
+            place = place + 0.05 * action[:3]
+        return chunk
+
+    trial = bench.run(act, done=lambda _: bench.cell.state()["cube"][2] > 0.1)
+    assert (trial.end, trial.reason) == ("success", "the success signal says so")
+    assert bench.cell.state()["width"] > 0.025  # m: the cube is between the fingers

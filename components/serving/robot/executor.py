@@ -26,6 +26,7 @@ from wovr_core.franka.limits import Array, SafetyLimits, UnsafeChunkError, check
 from wovr_core.section import Section
 
 POLL = 0.005  # wall seconds between two looks at the arm
+ARRIVED = 0.004  # m from its target at which an arm has arrived
 End = Literal["success", "stopped", "timeout", "invalid"]
 Cause = Literal["", "policy", "robot", "camera", "operator"]
 
@@ -39,6 +40,9 @@ class ExecutorSettings(Section):
 
     horizon: Annotated[float, Field(gt=0, le=600)] = 30.0  # s of the arm's clock
     watchdog: Annotated[float, Field(gt=0, le=5)] = 0.5  # s of the arm's clock without a command, then it brakes
+    settle: Annotated[float, Field(ge=0, le=2)] = (
+        0.4  # s of the arm's clock in which it may arrive before the next look
+    )
     policy_patience: Annotated[float, Field(gt=0, le=60)] = 5.0  # wall seconds for an answer
     clock_patience: Annotated[float, Field(gt=0, le=60)] = 5.0  # wall seconds in which the arm's clock must move
 
@@ -191,6 +195,7 @@ class _Run:
                 targets = safe_targets(self.limits, chunk, pose=state.pose, history=history, age=age)
                 self.chunks += 1
                 self.go(targets)
+                self.settle(targets[-1])
 
     def ask(self, observation: RobotObservation) -> ArrayLike:
         """The policy's answer; meanwhile people and arm are heard."""
@@ -222,6 +227,15 @@ class _Run:
             state = self.wait_until(due)
             self.rows.append(TrajectoryRow(time=state.time, commanded=target, measured=state.pose))
             check_tracking(self.limits, target, state.pose)
+
+    def settle(self, target: Array) -> None:
+        """Let the arm arrive, or the policy sees where it was, and asks for a way that it is going already."""
+        until = self.now + self.cfg.settle
+        while self.now < until:
+            state = self.wait_until(self.now + POLL)
+            if np.linalg.norm(state.pose[:3] - target[:3]) < ARRIVED:
+                break
+        self.watchdog.feed()
 
     def wait_until(self, due: float) -> ArmState:
         patience = time.monotonic() + self.cfg.clock_patience + due - self.now
