@@ -15,7 +15,7 @@ TRITON := .venv-triton/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup triton libero quickstart test test-all stack stack-down images sbom lint format compile clean
+.PHONY: help setup triton libero franka quickstart test test-all stack stack-down images sbom lint format compile clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,11 @@ triton: $(READY) $(TRITON)  ## prepare Triton's own environment (stack and test 
 libero: $(READY)  ## add LIBERO (MuJoCo, 400 MB of meshes) and try its four suites: lay out, step, draw, replay
 	@bash tools/libero.sh
 	$(BIN)/python -m pytest tests/core/test_libero.py
+
+franka: $(READY)  ## add a simulated Franka cell (libfranka's protocol, MuJoCo, Chromium) and try gateway, faults and page
+	@bash tools/franka.sh
+	$(BIN)/python -m pytest tests/components/test_robot_arm.py tests/components/test_robot_gateway.py \
+		tests/components/test_robot_trials.py tests/components/test_robot_page.py
 
 quickstart: $(READY)  ## run the whole loop on the tabletop profile: verdict and report (2 cores, some minutes)
 	$(BIN)/wovr run tabletop

@@ -1,1 +1,1 @@
-"""What answers over a network: today the world model behind Triton."""
+"""What answers over a network: the world model behind Triton, policies, the gateway beside a robot, metrics."""
