@@ -2,7 +2,7 @@
 // The operator's page. It looks at the gateway several times a second, shows what is due, and sends what is done.
 
 const $ = (id) => document.getElementById(id);
-const LOOK = 400, LOOK_RUNNING = 200, PATIENCE = 2500; // ms
+const LOOK = 400, LOOK_RUNNING = 200, LOOK_LOGIN = 2000, PATIENCE = 2500; // ms
 const PICTURE = 200, PICTURE_AGAIN = 1000; // ms
 const PHASES = {
   none: ["No trials", "wait", "No plan has come yet. This page shows it when it does."],
@@ -73,7 +73,7 @@ async function look() {
 async function keepLooking() {
   for (;;) {
     await look();
-    await new Promise((after) => setTimeout(after, phase === "running" ? LOOK_RUNNING : LOOK));
+    await new Promise((after) => setTimeout(after, { running: LOOK_RUNNING, login: LOOK_LOGIN }[phase] ?? LOOK));
   }
 }
 
@@ -115,20 +115,19 @@ function complain(words) { $("error").hidden = !words; $("error").textContent = 
 // ---------------------------------------------------------------------------------------------- showing
 
 function enter(next) {
-  const [title, kind, todo] = PHASES[next];
-  if (phase !== next || $("state").textContent !== title) {
-    phase = next;
-    document.body.dataset.phase = next;
-    document.body.dataset.look = kind;
-    $("state").textContent = title;
-    $("todo").textContent = todo;
-    document.title = `${title} – robot trials`;
-    if (next === "login") $("person").focus(); else $("state").focus({ preventScroll: true });
-  }
+  const [title, kind, todo] = PHASES[next], changed = phase !== next;
   $("login").hidden = next !== "login";
   $("desk").hidden = next === "login";
   $("stopbar").hidden = next === "login";
   $("leave").hidden = next === "login";
+  if (!changed) return;
+  phase = next;
+  document.body.dataset.phase = next;
+  document.body.dataset.look = kind;
+  $("state").textContent = title;
+  $("todo").textContent = todo;
+  document.title = `${title} – robot trials`;
+  if (next === "login") $("person").focus(); else $("state").focus({ preventScroll: true });
 }
 
 function show() {
