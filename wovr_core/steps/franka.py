@@ -1,5 +1,6 @@
 """franka: trials on a robot. The plan before the first of them, and the evaluation after the last."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -94,16 +95,19 @@ def conclude_robot_trials(
             candidate=facts_of(rows, "candidate", confidence=confidence),
             baseline=facts_of(rows, "baseline", confidence=confidence),
             episodes=len(records),
-            robot=robot_facts(planned, outcomes, records, words),
+            robot=robot_facts(planned, blinding, records),
         )
         draft.summary |= facts.model_dump(mode="json", exclude_none=True)
     return draft.manifest
 
 
-def robot_facts(
-    plan: TrialPlan, outcomes: Outcomes, records: Sequence[TrialRecord], words: dict[int, str]
-) -> RobotFacts:
-    """The sequential test, the tasks it is clear for, and what may have shifted meanwhile."""
+def robot_facts(plan: TrialPlan, blinding: Blinding, records: Sequence[TrialRecord]) -> RobotFacts:
+    """The sequential test, the tasks it is clear for, and what may have shifted meanwhile.
+
+    Attempts that do not count are told by role: a policy whose trials are made again more often is not thereby better.
+    """
+    outcomes, roles = unblinded(records, blinding), blinding.roles
+    words = {trial.pair: trial.instruction for trial in plan.trials}
     by_task: dict[str, list[tuple[bool, bool]]] = {}
     for pair, c, b in zip(outcomes.pairs, outcomes.candidate, outcomes.baseline, strict=True):
         by_task.setdefault(words[pair], []).append((c, b))
@@ -118,7 +122,7 @@ def robot_facts(
         alpha=plan.rule.alpha,
         e_values=e_values,
         different=tuple(sorted(holm(e_values, plan.rule.alpha))),
-        invalid=sum(1 for record in records if record.invalid),
+        invalid=dict(Counter(roles[record.trial] for record in records if record.invalid)),
         controls=outcomes.controls,
         baseline_early=early,
         baseline_late=late,

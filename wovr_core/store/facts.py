@@ -167,7 +167,7 @@ class RobotFacts(Facts):
     power: str  # what the plan promised
     e_values: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # by instruction
     different: tuple[str, ...] = ()  # instructions for which the policies differ, all of them at once with 1 - alpha
-    invalid: NonNegativeInt = 0  # attempts that do not count
+    invalid: dict[str, NonNegativeInt] = Field(default_factory=dict)  # attempts that do not count, by role
     controls: tuple[tuple[bool, bool], ...] = ()  # the baseline twice from one scene
     baseline_early: Rate | None = None
     baseline_late: Rate | None = None
