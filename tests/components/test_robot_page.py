@@ -27,6 +27,23 @@ QUIET += ["--disable-component-update", "--disable-sync"]
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 380, "height": 800}
 PATIENCE = 60_000  # ms
 
+FAINT = """() => {
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => rgb.slice(0, 3).map((n) => n / 255)
+    .map((n) => n <= .04045 ? n / 12.92 : ((n + .055) / 1.055) ** 2.4)
+    .reduce((sum, n, i) => sum + n * [.2126, .7152, .0722][i], 0);
+  const ground = (one) => { for (; one; one = one.parentElement) {
+    const rgb = numbers(getComputedStyle(one).backgroundColor);
+    if (rgb.length < 4 || rgb[3] > 0) return rgb;
+  } };
+  const contrast = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+  return [...document.querySelectorAll("body *")]
+    .filter((one) => one.offsetParent && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .filter((one) => !one.closest(":disabled") && parseFloat(getComputedStyle(one).fontSize) > 0)
+    .map((one) => [one.textContent.trim(), contrast(light(numbers(getComputedStyle(one).color)), light(ground(one)))])
+    .filter(([, contrast]) => contrast < 4.5);
+}"""  # words that do not stand out from what is behind them (WCAG AA), and by how much they do
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -119,6 +136,7 @@ def fits(page: Any) -> None:
         ".map(one => { const box = one.getBoundingClientRect(); return [one.id || one.textContent, box.left, box.right, box.height] })"  # noqa: E501
     ):
         assert box[1] >= 0 and box[2] <= page.viewport_size["width"] and box[3] >= 44, box
+    assert page.evaluate(FAINT) == []
     stop = page.locator("#stop").bounding_box()
     assert stop and stop["y"] >= 0 and stop["y"] + stop["height"] <= page.viewport_size["height"]
 
@@ -304,7 +322,7 @@ def test_a_user_stop_and_a_break_are_said_in_words(opened, gateway, server):
     gateway.hurt("user stop")
     reads(page, "Lay out the scene")
     assert "does not count: the user stop was pressed" in page.locator("#notice").inner_text()
-    assert "Let it go" in page.locator("#robot").inner_text()
+    assert "Let it go" in page.locator("#todo").inner_text()
     picture(page, "phone-10-user-stop")
     page.keyboard.press("Enter")
     reads(page, "Ready")

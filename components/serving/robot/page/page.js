@@ -109,6 +109,10 @@ async function stop() {
   look();
 }
 
+function stayAwake() { // a phone that goes dark lets go of the robot; only where the page came by https
+  if (!document.hidden) navigator.wakeLock?.request("screen").catch(() => {});
+}
+
 function connected(yes) { $("lost").hidden = yes; document.body.dataset.connected = yes ? "yes" : "no"; }
 function complain(words) { $("error").hidden = !words; $("error").textContent = words; }
 
@@ -127,6 +131,7 @@ function enter(next) {
   $("state").textContent = title;
   $("todo").textContent = todo;
   document.title = `${title} – robot trials`;
+  scrollTo(0, 0);
   if (next === "login") $("person").focus(); else $("state").focus({ preventScroll: true });
 }
 
@@ -141,11 +146,14 @@ function show() {
       ? `${view.holder} has the controls on another page or in a program. You may watch, and stop.`
       : "Nobody has the controls.";
   }
+  if (phase === "ready") $("todo").textContent = PHASES.ready[2];
   if (phase === "scene") {
     $("todo").textContent = view.paused ? `Paused: ${view.paused}` : view.second
       ? "As it was for the first trial of this pair: match it with the overlay."
       : "Place everything anew. The next trial starts from the same scene.";
   }
+  const words = troubleOf(view.robot);
+  if (words && ["scene", "ready"].includes(phase)) $("todo").textContent = words;
   if (phase === "running") {
     const seconds = Math.round((Date.now() - ran) / 1000);
     $("todo").textContent = `The robot moves. ${seconds} s of about ${Math.round(view.seconds)}. Keep a hand on the stop.`;
@@ -159,6 +167,13 @@ function show() {
   ghost();
 }
 
+function troubleOf(robot) {
+  return {
+    lost: `The robot does not answer. ${robot.words}`,
+    reflex: `The robot stopped itself: ${robot.words}. Look at it, then arm.`,
+  }[robot.mode] ?? robot.words;
+}
+
 function facts() {
   const open = view.id && !["done", "refused"].includes(view.phase);
   $("who").textContent = view.mine ? `${view.person} has the controls` : view.person;
@@ -168,9 +183,6 @@ function facts() {
   $("instruction").textContent = view.instruction;
   $("notice").hidden = !view.notice;
   $("notice").textContent = view.notice;
-  const words = { lost: `The robot does not answer. ${view.robot.words}`, reflex: `The robot stopped itself: ${view.robot.words}. Look at it, then arm.` }[view.robot.mode] ?? view.robot.words;
-  $("robot").hidden = !words;
-  $("robot").textContent = words;
   $("pairs").max = view.pairs || 1;
   $("pairs").value = view.pairs_done;
   $("pairs-words").textContent = `${view.pairs_done} of at most ${view.pairs} pairs`;
@@ -325,7 +337,7 @@ function labelKey(key) {
 
 document.addEventListener("keydown", onKey, true);
 document.addEventListener("keyup", onKey, true);
-document.addEventListener("visibilitychange", look);
+document.addEventListener("visibilitychange", () => { look(); stayAwake(); });
 $("stop").addEventListener("click", stop);
 $("opacity").addEventListener("input", () => { ghostOn = true; ghost(); });
 $("label").addEventListener("submit", (event) => { event.preventDefault(); saveLabel(); });
@@ -348,3 +360,4 @@ $("login").addEventListener("submit", async (event) => {
 });
 keepLooking();
 keepPicturing();
+stayAwake();
