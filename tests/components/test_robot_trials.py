@@ -403,6 +403,21 @@ def test_another_sites_page_can_do_nothing_with_the_cookie(gateway, operator, se
     assert operator.session.post(f"{address}/confirm", json=body, headers=own, timeout=30).status_code == 204
 
 
+def test_a_stranger_cannot_fill_the_gateways_memory(gateway):
+    def much():
+        for _ in range(64):
+            yield b" " * (1 << 20)
+
+    announced = requests.post(f"{gateway.url}/trials", data=b" " * (9 << 20), timeout=30)
+    assert announced.status_code == 413
+    try:
+        streamed = requests.post(f"{gateway.url}/operator/session", data=much(), timeout=30).status_code
+    except requests.ConnectionError:
+        streamed = 413  # it hung up before all was sent
+    assert streamed == 413
+    assert requests.get(f"{gateway.url}/healthz", timeout=30).status_code == 200
+
+
 def test_the_pages_files_ask_no_other_site_and_may_not_be_framed(gateway):
     for path in ("/", "/page/style.css", "/page/page.js", "/page/icon.svg"):
         answer = requests.get(f"{gateway.url}{path}", timeout=30)

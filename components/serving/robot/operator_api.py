@@ -57,8 +57,8 @@ class ReasonedStep(_Asked):
 
 
 class TrialStep(_Asked):
-    trial: Annotated[int, Field(ge=0)]  # what the page shows: a step that comes late is refused
-    attempt: Annotated[int, Field(ge=0)]
+    trial: Annotated[int, Field(ge=0, le=1_000_000)]  # what the page shows: a step that comes late is refused
+    attempt: Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class LabelStep(TrialStep):

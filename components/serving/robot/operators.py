@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from pydantic import SecretStr
 
-from components.serving.robot.lease import Lease, LeaseHeldError, LeaseLostError
+from components.serving.robot.lease import LeaseHeldError, LeaseLostError
+from components.serving.robot.service import RobotService
 
 OPERATOR_KEY = "WOVR_ROBOT_OPERATOR_KEY"  # the environment variable that holds the key
 COOKIE = "wovr_operator"
@@ -74,8 +75,8 @@ def check_own_page(request: Request) -> None:
 class Controls:
     """One open page holds the robot's lease; others watch, and may stop."""
 
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
+    def __init__(self, service: RobotService) -> None:
+        self.service, self.lease = service, service.lease
         self._lock = threading.Lock()
         self._page, self._token = "", ""
 
@@ -89,7 +90,7 @@ class Controls:
                 except LeaseLostError:
                     pass
             try:
-                self._token = self.lease.take(person)
+                self._token = self.service.take(person)
             except LeaseHeldError:
                 return False
             self._page = page

@@ -300,7 +300,7 @@ class _Asking:
         self.asked, self.through = 0, False
         limits = trials.service.executor.limits
         self.chunk = limits.chunk
-        self.seconds = min(600.0, 10.0 + 2 * horizon / limits.rate)  # at most, with the policy's own time
+        self.seconds = min(600.0, 10.0 + 4 * horizon / limits.rate)  # at most, with the policy's own time
 
     def __call__(self, observation: RobotObservation) -> Any:
         if not self.asked and observation.images:

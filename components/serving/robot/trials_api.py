@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr
 
 from components.serving.policy.client import PolicyServerError
+from components.serving.robot.body_limit import BodyLimit
 from components.serving.robot.gateway import ANSWERS, SHORTEST, STATUS, Problem, check_key
 from components.serving.robot.operator_api import page_router, router
 from components.serving.robot.operators import OPERATOR_KEY, Controls, ForeignPageError, OperatorKeyError, Operators
@@ -38,7 +39,7 @@ STATES: dict[str, Literal["asked", "running", "done", "refused"]] = {
     "refused": "refused",
 }  # of every other phase: "running", or "paused"
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
-Number = Annotated[int, Path(ge=0)]
+Number = Annotated[int, Path(ge=0, le=1_000_000)]
 
 
 class _Form(BaseModel):
@@ -132,7 +133,8 @@ def add_trials(app: FastAPI, trials: Trials, operator_key: SecretStr) -> None:
         raise ValueError(f"the operator's key in ${OPERATOR_KEY} is the job's: give the person a key of their own")
     app.state.trials = trials
     app.state.operators = Operators(operator_key)
-    app.state.controls = Controls(trials.service.lease)
+    app.state.controls = Controls(trials.service)
+    app.add_middleware(BodyLimit)
     for one in (jobs, router, page_router):
         app.include_router(one)
     for kind in CODES:
