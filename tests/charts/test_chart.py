@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from components.platform import keys
-from components.platform.services_env import SERVICES, names_of
+from components.platform.services_env import SERVICES, VARIABLES, names_of
 from pipelines.runner.resources import CACHE, MODELS
 from pipelines.runner.submit import ACCOUNT
 from wovr_core.settings import Settings
@@ -149,7 +149,9 @@ def test_each_pod_gets_variables_of_the_list_and_the_doctor_gets_all_that_it_ask
     ((_, _, doctor),) = [pod for pod in pods(rendered({})) if pod[0] == "rel-test"]
     (container,) = doctor["containers"]
     assert container["envFrom"] == [{"configMapRef": {"name": SERVICES}}]
-    assert {variable["name"] for variable in container["env"]} == set(names_of(secret=True)) - {"WOVR_WEBHOOK_URL"}
+    assert {variable["name"] for variable in container["env"]} == {
+        known.name for known in VARIABLES if known.secret and known.service not in ("webhook", "robot")
+    }
 
 
 @pytest.mark.parametrize(
