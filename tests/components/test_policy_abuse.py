@@ -312,7 +312,7 @@ def test_the_log_has_no_key_and_no_picture(server):
     assert KEY not in text and ADMIN not in text and len(text) < 20_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_schemathesis_finds_nothing(server, tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

@@ -164,6 +164,7 @@ def test_promotions_under_load_lose_no_request_and_every_answer_is_of_one_versio
         print(f"{len(clients.answers)} answers over five moves of the alias, 0 failed")
 
 
+@pytest.mark.long
 def test_mlflow_that_is_away_changes_nothing(registry, tmp_path):
     """The database is moved away: what is loaded goes on, and /readyz says what is wrong."""
     promote(a_policy(tmp_path / "v1", mark=2))
