@@ -24,6 +24,7 @@ const ACTIONS = {
   ready: ["arm", "home", "pause", "refuse"],
   running: ["succeeded"],
 };
+const MOVES = ["arm", "home"]; // their answer may take a while
 const MAY = { Enter: ["accept", "confirm"], a: ["arm"], h: ["home"], p: ["pause"], r: ["refuse"], y: ["succeeded"] };
 const QUESTIONS = {
   refuse: ["Why do you refuse?", "Refuse the trials"],
@@ -32,7 +33,7 @@ const QUESTIONS = {
 };
 
 const page = sessionStorage.page ??= Array.from(crypto.getRandomValues(new Uint8Array(12)), (n) => n.toString(16).padStart(2, "0")).join("");
-let view = null, phase = "loading", due = "", question = "", sending = false, camera = "", ghostOn = true, ran = 0;
+let view = null, phase = "loading", due = "", question = "", sending = "", camera = "", ghostOn = true, ran = 0;
 let looks = 0, newest = 0, trouble = "";
 
 // ---------------------------------------------------------------------------------------------- talking
@@ -56,7 +57,7 @@ async function look() {
   try {
     // a page that nobody sees must not keep an arm moving: its stop cannot be reached
     const seen = await send("POST", "/operator/look", { page, hold: !document.hidden });
-    if (mine < newest) return; // a later look was answered first
+    if (mine < newest || (sending && !MOVES.includes(sending))) return; // what is shown next also takes keys
     newest = mine;
     view = seen;
     connected(true);
@@ -78,22 +79,21 @@ async function keepLooking() {
 }
 
 async function act(name, more = {}) {
-  if (sending || !view) return false;
-  sending = true;
+  if ((sending && name !== "succeeded") || !view) return false; // to end a motion waits for nothing
+  sending = name;
   complain("");
   show();
-  const moves = name === "arm" || name === "home";
   try {
     const at = name === "home" ? {} : { id: view.id };
     const trial = ["confirm", "arm", "succeeded", "label"].includes(name) ? { trial: view.trial, attempt: view.attempt } : {};
-    await send("POST", `/operator/${name}`, { page, ...at, ...trial, ...more }, moves ? 60000 : 8000);
+    await send("POST", `/operator/${name}`, { page, ...at, ...trial, ...more }, MOVES.includes(name) ? 60000 : 8000);
     return true;
   } catch (error) {
     if (!error.status) connected(false);
     complain(error.status ? error.message : "No answer: look at what the page shows next before you try again.");
     return false;
   } finally {
-    sending = false;
+    if (sending === name) sending = "";
     await look();
   }
 }
@@ -207,10 +207,10 @@ function buttons() {
   const may = view.mine && !question ? ACTIONS[phase] ?? [] : [];
   for (const button of document.querySelectorAll("#actions [data-do]")) {
     button.hidden = !may.includes(button.dataset.do);
-    button.disabled = sending;
+    button.disabled = sending && button.dataset.do !== "succeeded";
   }
   $("label").hidden = !(phase === "label" && view.mine && !question);
-  $("label").querySelectorAll("button").forEach((one) => { one.disabled = sending; });
+  $("label").querySelectorAll("button").forEach((one) => { one.disabled = Boolean(sending); });
   $("why").hidden = !question;
 }
 
@@ -277,17 +277,17 @@ function saveLabel() {
 }
 
 function step(name) {
-  if (sending) return;
   if (name in QUESTIONS) ask(name); else act(name);
 }
 
 async function answerQuestion() {
-  const name = question, reason = $("reason").value.trim();
+  const name = question, reason = $("reason").value.trim(), at = due;
   if (!reason) return;
+  question = "";
   const done = name === "invalid"
     ? await act("label", { invalid: reason, note: $("note").value, interventions: Number($("interventions").value) || 0 })
     : await act(name, { reason });
-  if (done) { question = ""; show(); }
+  if (!done && at === due && !moving()) { ask(name); $("reason").value = reason; }
 }
 
 function typing(target) {
