@@ -1,5 +1,6 @@
 """Trials on a robot: planned before the first, blinded, and written down so that nothing is lost."""
 
+import errno
 import random
 import signal
 import subprocess
@@ -107,6 +108,25 @@ def test_another_plan_a_second_label_and_a_gap_are_refused(tmp_path):
     (tmp_path / "ledger").write_text(broken)
     with pytest.raises(LedgerError, match="broken in line 2"):
         Ledger(tmp_path / "ledger", plan)
+
+
+def test_on_a_full_disk_nothing_is_half_written(tmp_path, monkeypatch):
+    plan, _ = planned()
+    file = tmp_path / "ledger"
+    ledger = Ledger(file, plan)
+    whole = file.read_bytes()
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("wovr_core.franka.ledger.os.fsync", full)
+        with pytest.raises(LedgerError, match="make room on the disk"):
+            ledger.add(record(0))
+    assert file.read_bytes() == whole
+    assert ledger.records == []
+    ledger.add(record(0))
+    assert len(Ledger(file, plan).records) == 1
 
 
 def test_a_valid_attempt_has_a_label_and_an_invalid_one_has_none():

@@ -79,7 +79,10 @@ class Ledger:
                 os.fsync(out.fileno())
 
     def add(self, record: TrialRecord) -> None:
-        """Write down an attempt; when this returns it is on the disk. Raises `LedgerError` where it does not fit."""
+        """Write down an attempt; when this returns it is on the disk.
+
+        Raises `LedgerError` where it does not fit the plan, or the disk has no room: then nothing was written.
+        """
         if record.trial >= len(self.plan.trials):
             raise LedgerError(f"the plan has {len(self.plan.trials)} trials and no trial {record.trial}")
         if record.trial in self.valid:
@@ -102,9 +105,14 @@ class Ledger:
 
     def _write(self, line: str, *, anew: bool = False) -> None:
         with self.file.open("wb" if anew else "ab") as out:
-            out.write(line.encode() + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
+            before = out.tell()
+            try:
+                out.write(line.encode() + b"\n")
+                out.flush()
+                os.fsync(out.fileno())
+            except OSError as error:  # a full disk may have taken half of it
+                os.ftruncate(out.fileno(), before)
+                raise LedgerError(f"{self.file} cannot be written ({error}): make room on the disk") from error
 
 
 def digest_of(plan: TrialPlan) -> str:
