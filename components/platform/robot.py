@@ -159,7 +159,7 @@ def _ask(
     *,
     key: str,
     body: dict[str, Any] | None = None,
-    patience: float = PATIENCE,
+    patience: float | None = None,
 ) -> Answer:
     """An answer of the gateway or of the policy server. Raises `RobotError` where there is none, or another one."""
     again = Retrying(
@@ -168,6 +168,7 @@ def _ask(
         wait=wait_exponential(0.2, max=5),
         reraise=True,
     )
+    patience = PATIENCE if patience is None else patience
     headers = {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
     try:
         answer = again(

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from components.serving.robot.arm import ReflexError, UserStopError
+from components.serving.robot.arm import ConnectionLostError, ReflexError, UserStopError
 from components.serving.robot.cameras import FreshCamera, SimulatedCamera
 from components.serving.robot.cell_client import SimulatedCell
 from components.serving.robot.executor import ExecutedTrial, ExecutorSettings, NotArmedError
@@ -258,7 +259,7 @@ def nothing_but_a_person_ends_a_user_stop(bench: Bench) -> None:
             act()
     bench.cell.fault("user_stop", on=False)
     for act in (bench.service.recover, bench.arm.home, lambda: bench.arm.servo(bench.arm.state().pose)):
-        with pytest.raises(UserStopError, match="was pressed"):
+        with pytest.raises(UserStopError, match=r"(was|is) pressed"):
             act()
 
 
@@ -314,7 +315,8 @@ def test_a_person_stops_a_trial_and_it_stays_stopped(bench: Bench):
 def test_a_lost_arm_is_connected_anew_and_sent_home(bench: Bench):
     bench.cell.fault("drop")
     bench.service.executor.armed.set()
-    bench.arm.recover()
+    again = Retrying(retry=retry_if_exception_type(ConnectionLostError), stop=stop_after_attempt(3), reraise=True)
+    again(bench.arm.recover)  # the first time it may meet the connection in the moment that it breaks
     bench.service.home()
     joints = bench.arm.state().joints
     np.testing.assert_allclose(joints, bench.arm.cfg.home, atol=0.02)

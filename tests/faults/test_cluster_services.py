@@ -22,6 +22,10 @@ CHECKOUT = Path(__file__).parents[2]
 ALL = {variable.name for variable in VARIABLES}
 OTHERS = {  # that our code reads, and that name no service
     "WOVR_RUN",
+    "WOVR_LOG_LEVEL",
+    *(f"WOVR_POLICY_{kind}KEYS{file}" for kind in ("", "TOKEN_", "ADMIN_") for file in ("", "_FILE")),  # of the server
+    "WOVR_ROBOT_OPERATOR_KEY",  # these two of the gateway beside an arm
+    "WOVR_ROBOT_POLICY_KEY",
     "WOVR_SCRATCH",
     "WOVR_SETTINGS",
     "WOVR_IMAGE",
