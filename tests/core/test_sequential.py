@@ -68,7 +68,7 @@ def test_equal_policies_are_called_different_in_alpha_of_all_trials_at_most(rate
 
 @pytest.mark.parametrize(("baseline", "gain"), [(0.5, 0.0), (0.4, 0.3), (0.7, -0.3)])
 def test_what_is_forecast_comes(baseline, gain):
-    rule = StopRule(pairs=30)
+    rule = StopRule(pairs=20)
     promised = forecast(rule, baseline=baseline, gain=gain)
     at = cache(lambda gained, lost, pairs: evidence(rule, gained=gained, lost=lost, pairs=pairs))
     rng = np.random.default_rng(1)

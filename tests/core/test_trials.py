@@ -152,7 +152,7 @@ while (trial := ledger.next_trial) is not None:
 
 
 def test_what_was_said_to_be_written_survives_a_kill(tmp_path):
-    plan, _ = planned(200, control_every=0)
+    plan, _ = planned(60, control_every=0)
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
     command = [sys.executable, "-c", WRITER, str(tmp_path / "ledger"), str(tmp_path / "plan.json")]
     for _ in range(3):
