@@ -20,15 +20,17 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 import requests
-from pydantic import BaseModel, ValidationError
+from pydantic import AnyHttpUrl, BaseModel, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from components.platform.deadline import DeadlineError, within
 from components.platform.storage import Storage, StorageError
+from components.serving.policy.client import PolicyServerClient, PolicyServerError
+from components.serving.robot.schema import EndRequest, TrialsAnswer, TrialsReport, TrialsRequest
 from wovr_core.artifacts import Kind, Manifest, read_manifest
 from wovr_core.artifacts.manifest import fault_of
 from wovr_core.franka.ledger import TrialRecord, unblinded
@@ -40,36 +42,11 @@ ROBOT_KEY, ADMIN_KEY = "WOVR_ROBOT_KEY", "WOVR_POLICY_ADMIN_KEY"
 EVERY = 10.0  # seconds between two looks
 PATIENCE = 30.0  # seconds for an answer
 LOADING = 600.0  # seconds in which a policy server fetches and opens a policy
-Answer = TypeVar("Answer", bound=BaseModel)
+Form = TypeVar("Form", bound=BaseModel)
 
 
 class RobotError(RuntimeError):
     """The robot will not try the policies, and why."""
-
-
-class Started(BaseModel):
-    """The gateway's answer to a plan."""
-
-    id: str
-
-
-class TrialsState(BaseModel):
-    """How far the gateway is."""
-
-    state: Literal["asked", "running", "paused", "done", "refused"]
-    reason: str = ""
-    records: tuple[TrialRecord, ...] = ()
-
-
-class Ended(BaseModel):
-    """The gateway's answer to an end; that it came is all."""
-
-
-class Minted(BaseModel):
-    """The policy server's tokens, and the artifact that they stand for."""
-
-    tokens: tuple[str, ...]
-    digest: str
 
 
 def try_on_robot(cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: Path, every: float = EVERY) -> Manifest:
@@ -85,8 +62,8 @@ def try_on_robot(cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: P
         _planned(cfg, policies, plan_path)
         plan, blinding = read_plan(plan_path)
         print(plan.power)
-        body = {"plan": plan.model_dump(mode="json"), "policy_server": cfg.policy_server}
-        id = _ask("POST", f"{cfg.gateway}/trials", Started, key=ROBOT_KEY, body=body).id
+        request = TrialsRequest(plan=plan, policy_server=AnyHttpUrl(cfg.policy_server))
+        id = _ask("POST", f"{cfg.gateway}/trials", TrialsAnswer, request).id
         trials = f"{cfg.gateway}/trials/{quote(id, safe='')}"
 
         def enough(records: Sequence[TrialRecord]) -> str:
@@ -112,9 +89,13 @@ def _planned(cfg: FrankaSettings, policies: dict[str, Path], out: Path) -> None:
             raise
     addresses = {role: storage.put(path, f"trials/{role}") for role, path in policies.items()}
 
+    server = PolicyServerClient(cfg.policy_server, os.environ.get(ADMIN_KEY, ""))
+
     def mint(role: Role, count: int) -> Sequence[str]:
-        body = {"policy": addresses[role], "count": count}
-        answer = _ask("POST", f"{cfg.policy_server}/v1/tokens", Minted, key=ADMIN_KEY, body=body, patience=LOADING)
+        try:
+            answer = within(LOADING, cfg.policy_server, lambda: server.mint(addresses[role], count))
+        except (PolicyServerError, DeadlineError) as error:
+            raise RobotError(f"{error} (its key stands in ${ADMIN_KEY})") from error
         if answer.digest != digests[role] or len(answer.tokens) != count:
             raise RobotError(
                 f"the policy server at {cfg.policy_server} answered {len(answer.tokens)} tokens for the policy "
@@ -131,7 +112,7 @@ def _wait(
 ) -> tuple[TrialRecord, ...]:
     """All attempts, once the trials are over; ends them as soon as they say enough."""
     last, ended, until = "", False, time.monotonic() + cfg.patience_hours * 3600
-    while (now := _ask("GET", trials, TrialsState, key=ROBOT_KEY)).state != "done":
+    while (now := _ask("GET", trials, TrialsReport)).state != "done":
         if now.state == "refused":
             raise RobotError(f"the operator refused the trials: {now.reason or 'no reason given'}")
         if time.monotonic() > until:
@@ -140,7 +121,7 @@ def _wait(
                 f"it again, and it goes on with the same plan"
             )
         if not ended and (reason := enough(now.records)):
-            _ask("POST", f"{trials}/end", Ended, key=ROBOT_KEY, body={"reason": "they say enough"})
+            _ask("POST", f"{trials}/end", TrialsReport, EndRequest(reason="they say enough"))
             print(f"the trials end: {reason}")
             ended = True
         state = f"{now.state}, {sum(1 for one in now.records if not one.invalid)} trials that count"
@@ -149,44 +130,34 @@ def _wait(
             waiting = f"the trials wait for the operator's go at {cfg.gateway}"
             print(waiting if now.state == "asked" else f"trials: {state} {now.reason}".rstrip(), flush=True)
         time.sleep(every)
-    return now.records
+    return tuple(now.records)
 
 
-def _ask(
-    method: str,
-    url: str,
-    kind: type[Answer],
-    *,
-    key: str,
-    body: dict[str, Any] | None = None,
-    patience: float | None = None,
-) -> Answer:
-    """An answer of the gateway or of the policy server. Raises `RobotError` where there is none, or another one."""
+def _ask(method: str, url: str, form: type[Form], body: BaseModel | None = None) -> Form:
+    """An answer of the gateway. Raises `RobotError` where there is none, or another one."""
     again = Retrying(
         retry=retry_if_exception_type(requests.ConnectionError),
         stop=stop_after_attempt(5),
         wait=wait_exponential(0.2, max=5),
         reraise=True,
     )
-    patience = PATIENCE if patience is None else patience
-    headers = {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
+    tree = None if body is None else body.model_dump(mode="json")
+    headers = {"Authorization": f"Bearer {os.environ[ROBOT_KEY]}"} if os.environ.get(ROBOT_KEY) else {}
+
+    def once() -> requests.Response:
+        return requests.request(method, url, json=tree, headers=headers, timeout=PATIENCE, allow_redirects=False)
+
     try:
-        answer = again(
-            within,
-            patience,
-            url,
-            lambda: requests.request(method, url, json=body, headers=headers, timeout=patience, allow_redirects=False),
-        )
+        answer = again(within, PATIENCE, url, once)
     except (requests.RequestException, DeadlineError, ValueError) as error:
         raise RobotError(f"nobody answers at {url} ({type(error).__name__}): is it up?") from error
     if answer.status_code in (401, 403):
-        raise RobotError(f"{url} does not know the key in ${key}: set it to one that it was started with")
+        raise RobotError(f"{url} does not know the key in ${ROBOT_KEY}: set it to one that it was started with")
     if not answer.ok:
         raise RobotError(f"{url} answers {answer.status_code}: {answer.text[:300]}")
     try:
-        return kind.model_validate_json(answer.content or b"{}")
+        return form.model_validate_json(answer.content)
     except ValidationError as error:
         raise RobotError(
-            f"{url} does not answer as it should ({fault_of(error)}). Is it the address of WoVR's own "
-            f"{'gateway' if key == ROBOT_KEY else 'policy server'}?"
+            f"{url} does not answer as it should ({fault_of(error)}). Is franka.gateway the address of WoVR's gateway?"
         ) from error

@@ -24,6 +24,8 @@ from wovr_core.settings import FrankaSettings, PromoteSettings, Settings, TaskSe
 from wovr_core.steps.evaluate import judge
 from wovr_core.store.facts import VerdictFacts
 
+REPORT = {"id": "7", "state": "done", "reason": "", "records": [], "next": None}
+
 
 @dataclass
 class PolicyServer:
@@ -62,17 +64,17 @@ class Gateway:
             self.plans.append(TrialPlan.model_validate(body["plan"]))
             return 200, {"id": "../plan?1"}
         assert path.startswith("/trials/..%2Fplan%3F1")  # one word of the address
+        self.looks += 1
         if path.endswith("/end"):
             self.ended = True
-            return 200, {}
-        self.looks += 1
-        if self.state == "running":
+        elif self.state == "running":
             self.go_on()
         return 200, {
             "id": "1",
             "state": self.state,
             "reason": "a cable is loose",
             "records": [json.loads(record.model_dump_json()) for record in self.records],
+            "next": None,
         }
 
     def go_on(self) -> None:
@@ -245,10 +247,10 @@ def test_an_address_that_is_none_is_refused_before_anything_runs(what, tmp_path)
     [
         ({}, {}, r"does not answer as it should \(id"),
         ([1], {}, "does not answer as it should"),
-        ({"id": "7"}, {"status": "done"}, r"\(state"),
-        ({"id": "7"}, {"state": "finished"}, r"\(state is 'finished'"),
-        ({"id": "7"}, {"state": "running", "records": [{"trial": 0}]}, r"\(records\.0"),
-        ({"id": "7"}, {"state": "done"}, "no pair of trials counts"),
+        ({"id": "7"}, {"status": "done"}, r"\(id"),
+        ({"id": "7"}, REPORT | {"state": "finished"}, r"\(state is 'finished'"),
+        ({"id": "7"}, REPORT | {"state": "running", "records": [{"trial": 0}]}, r"\(records\.0"),
+        ({"id": "7"}, REPORT, "no pair of trials counts"),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from wovr_core.evaluation.sequential import StopRule
 from wovr_core.franka.ledger import Ledger, LedgerError, TrialRecord, unblinded
-from wovr_core.franka.plan import PlannedTrial, plan_trials
+from wovr_core.franka.plan import PlannedTrial, TrialPlan, plan_trials
 
 
 def planned(pairs: int = 12, **changes):
@@ -64,6 +64,22 @@ def test_the_plan_says_what_it_will_see():
 def test_a_token_that_comes_twice_is_refused():
     with pytest.raises(ValidationError, match="two alike would tell"):
         planned(tokens=lambda role, count: [f"{role}-token-0123456789"] * count)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda trials: trials[:-1], "must come in pairs"),
+        (lambda trials: [*trials[:3], trials[3] | {"pair": 2}, *trials[4:]], "must come in pairs"),
+        (lambda trials: [trials[0] | {"instruction": "go"}, *trials[1:]], "pair 0 must have the same instruction"),
+        (lambda trials: [trials[1], trials[0], *trials[2:]], "must be numbered"),
+    ],
+)
+def test_a_plan_whose_pairs_are_none_is_refused(change, words):
+    plan, _ = planned()
+    tree = plan.model_dump(mode="json")
+    with pytest.raises(ValidationError, match=words):
+        TrialPlan.model_validate(tree | {"trials": change(tree["trials"])})
 
 
 def test_what_was_written_is_there_again(tmp_path):

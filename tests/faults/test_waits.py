@@ -123,7 +123,7 @@ def test_a_locked_database_is_not_called_broken(monkeypatch, tmp_path):
 def test_a_gateway_that_drips_is_told(answer, drips, monkeypatch):
     monkeypatch.setattr(robot, "PATIENCE", 0.4)
     with deadline(5, answer), pytest.raises(robot.RobotError, match="DeadlineError"):
-        robot._ask("GET", drips(DRIPS[answer]), robot.Started, key=robot.ROBOT_KEY)
+        robot._ask("GET", drips(DRIPS[answer]), robot.TrialsAnswer)
 
 
 @pytest.mark.parametrize("answer", DRIPS)

@@ -81,9 +81,8 @@ def decide(
     """
     c = comparison
     reason = f"candidate {c.candidate} against base {_paired(c)}"
-    low = c.low
+    low = c.low if looked is None else looked.low
     if looked is not None:
-        low = looked.low if looked.decision == "better" else min(looked.low, 0.0)
         reason = (
             f"{looked.reason}: {100 * looked.gain:+.1f} points [{100 * looked.low:+.1f}, {100 * looked.high:+.1f}], an "
             f"interval that holds at every look. As if their number had been fixed: {reason}"

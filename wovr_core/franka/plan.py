@@ -49,14 +49,11 @@ class TrialPlan(BaseModel):
     def _numbered(self) -> Self:
         if [trial.number for trial in self.trials] != list(range(len(self.trials))):
             raise ValueError("trials must be numbered 0, 1, 2, ... in order")
-        pairs: dict[int, list[PlannedTrial]] = {}
-        for trial in self.trials:
-            pairs.setdefault(trial.pair, []).append(trial)
-        for pair, members in pairs.items():
-            if len(members) != 2 or members[0].number + 1 != members[1].number:
-                raise ValueError(f"pair {pair} must be two trials in a row: it has {len(members)}")
-            if members[0].instruction != members[1].instruction:
-                raise ValueError(f"the two trials of pair {pair} must have the same instruction")
+        if len(self.trials) % 2 or any(trial.pair != trial.number // 2 for trial in self.trials):
+            raise ValueError("trials must come in pairs: 0 and 1 are pair 0, 2 and 3 are pair 1, and so on")
+        for one, other in zip(self.trials[::2], self.trials[1::2], strict=True):
+            if one.instruction != other.instruction:
+                raise ValueError(f"the two trials of pair {one.pair} must have the same instruction")
         if len({trial.token for trial in self.trials}) < len(self.trials):
             raise ValueError("each trial needs a token of its own: two alike would tell that the policy is the same")
         return self

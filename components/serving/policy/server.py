@@ -53,7 +53,7 @@ class _PatientProtocol(H11Protocol):
 
     header_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
 

@@ -19,6 +19,8 @@ from threading import Lock
 
 from pydantic import TypeAdapter, ValidationError
 
+from components.serving.durable import write_whole
+
 TOKEN = re.compile(r"t-[A-Za-z0-9_-]{43}")
 MOST = 20_000  # tokens that are remembered, revoked ones too
 
@@ -114,18 +116,7 @@ class Tokens:
             ) from error
 
     def _write(self, known: dict[str, PinnedToken]) -> None:
-        beside = self._file.with_suffix(".writing")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as out:
-            json.dump({name: asdict(one) for name, one in known.items()}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, self._file)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(self._file, json.dumps({name: asdict(one) for name, one in known.items()}).encode())
         self._known = known
 
     def _lines(self) -> Iterable[dict[str, str]]:

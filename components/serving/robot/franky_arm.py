@@ -19,11 +19,12 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
+from scipy.spatial.transform import Rotation
 
 from components.serving.robot.arm import ArmError, ArmState, ConnectionLostError, Mode, ReflexError, UserStopError
 from components.serving.robot.franky_gripper import FrankyGripper
 from wovr_core.franka.limits import Array
-from wovr_core.franka.turns import DOWN, matrix_of, quaternion_of, vector_of
+from wovr_core.franka.turns import DOWN
 from wovr_core.section import Section
 
 RECOVERABLE = frozenset(  # libfranka's names of errors after which nobody needs to look at the arm
@@ -89,7 +90,7 @@ class FrankyArm:
             mode = self._mode(seen)
         self._watch_clock(seen.time.to_sec())
         tool = seen.O_T_EE.matrix
-        pose = np.concatenate([tool[:3, 3], vector_of(tool[:3, :3] @ DOWN), [width]])
+        pose = np.concatenate([tool[:3, 3], (Rotation.from_matrix(tool[:3, :3]) * DOWN).as_rotvec(), [width]])
         errors = _names(seen.current_errors) if mode == "reflex" else ()
         return ArmState(time=seen.time.to_sec(), pose=pose, joints=np.array(seen.q), mode=mode, errors=errors)
 
@@ -98,7 +99,7 @@ class FrankyArm:
         with self._lock:
             self._refuse_after_user_stop()
             self._hand.wish(bool(target[6] < self.cfg.gripper_open / 2))
-            goal = franky.Affine(target[:3], quaternion_of(matrix_of(target[3:6]) @ DOWN))
+            goal = franky.Affine(target[:3], (Rotation.from_rotvec(target[3:6]) * DOWN).as_quat())
             try:
                 self._robot.join_motion(0.0)  # raises what ended the motion before
                 self._robot.move(franky.CartesianMotion(goal, return_when_finished=False), asynchronous=True)

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from components.serving.durable import sync, write_whole
 from components.serving.robot.arm import ArmError
 from components.serving.robot.cameras import CameraError, Picture
-from components.serving.robot.durable import sync, write_whole
 from components.serving.robot.executor import TrajectoryRow
 from components.serving.robot.viewfinder import Viewfinder, beside_each_other, encode
 

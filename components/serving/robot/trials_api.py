@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import SecretStr
 
 from components.serving.policy.client import PolicyServerError
 from components.serving.robot.body_limit import BodyLimit
 from components.serving.robot.gateway import ANSWERS, SHORTEST, STATUS, Problem, check_key
 from components.serving.robot.operator_api import page_router, router
 from components.serving.robot.operators import OPERATOR_KEY, Controls, ForeignPageError, OperatorKeyError, Operators
+from components.serving.robot.schema import EndRequest, TrialsAnswer, TrialsReport, TrialsRequest
 from components.serving.robot.trials import OutOfTurnError, PlanActiveError, Trials, UnknownTrialsError
 from components.serving.robot.trials_folder import TrialsFolder
-from wovr_core.franka.ledger import LedgerError, TrialRecord
-from wovr_core.franka.plan import TrialPlan
+from wovr_core.franka.ledger import LedgerError
 
 CODES: dict[type[Exception], int] = {
     PlanActiveError: 409,
@@ -40,33 +40,6 @@ STATES: dict[str, Literal["asked", "running", "done", "refused"]] = {
 }  # of every other phase: "running", or "paused"
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
 Number = Annotated[int, Path(ge=0, le=1_000_000)]
-
-
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TrialsRequest(_Form):
-    plan: TrialPlan
-    policy_server: AnyHttpUrl  # where its tokens are good
-
-
-class TrialsAnswer(_Form):
-    id: str
-
-
-class EndRequest(_Form):
-    reason: Annotated[str, Field(min_length=1, max_length=1000)]  # for the record; the operator does not see it
-
-
-class TrialsReport(_Form):
-    """How far the trials are."""
-
-    id: str
-    state: Literal["asked", "running", "paused", "done", "refused"]
-    reason: str  # why they are paused, done or refused
-    records: list[TrialRecord]  # every attempt, in order, with those that do not count
-    next: int | None  # the trial that is due, or under way
 
 
 def trials_of(request: Request) -> Trials:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from components.serving.robot.durable import sync, write_whole
+from components.serving.durable import sync, write_whole
 from components.serving.robot.recording import FILES, START
 from wovr_core.franka.ledger import Ledger, LedgerError, TrialRecord, digest_of
 from wovr_core.franka.plan import PlannedTrial, TrialPlan
