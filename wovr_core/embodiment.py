@@ -49,6 +49,8 @@ class Embodiment:
     action: tuple[str, ...]  # names of an action's numbers, each in [-1, 1]; the last one is the gripper, > 0 closes it
     pose: tuple[str, ...]  # names of the numbers that tell where the hand is: those an action moves, in the same order
     fps: int  # steps a second
+    motion_unit: str = "the environment's own"  # what 1 of a motion means, for who moves an arm by it
+    turn_unit: str = "the environment's own"  # what 1 of a turn means
     cameras: tuple[str, ...]  # that it has; `task.cameras` says which of them are used
     horizon: int  # steps of an episode, where `task.horizon` does not say
     open: str  # (task) -> Env
@@ -153,6 +155,7 @@ TABLETOP = Embodiment(
     action=("dx", "dy", "gripper"),
     pose=("x", "y"),  # in table lengths, from the picture's top left
     fps=10,
+    motion_unit="0.06 table lengths",
     cameras=("above",),
     horizon=48,
     open="wovr_core.envs.tabletop:open_tabletop",
@@ -188,6 +191,8 @@ LIBERO = Embodiment(
     action=("dx", "dy", "dz", "roll", "pitch", "yaw", "gripper"),
     pose=("x", "y", "z", "roll", "pitch", "yaw", "grip"),  # m; a turn from pointing down, rad; the grip's width, m
     fps=20,
+    motion_unit="0.05 m",
+    turn_unit="0.5 rad",
     cameras=("agentview", "robot0_eye_in_hand"),
     horizon=280,
     open="wovr_core.envs.libero:open_libero",

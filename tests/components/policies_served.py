@@ -28,7 +28,9 @@ TASK = TaskSettings.model_validate({"environment": "libero", "image_size": SIDE}
 CAMERAS = TASK.cameras
 
 
-def a_policy(out: Path, *, mark: int | None = None, reads_pose: bool = True, seed: int = 0) -> Path:
+def a_policy(
+    out: Path, *, mark: int | None = None, reads_pose: bool = True, seed: int = 0, task: TaskSettings = TASK
+) -> Path:
     """A policy of LIBERO's two cameras. One with a mark answers that bin (0 to 14) as first motion, whatever."""
     torch.manual_seed(seed)
     policy = TinyVLA(
@@ -50,7 +52,7 @@ def a_policy(out: Path, *, mark: int | None = None, reads_pose: bool = True, see
             last.weight.zero_()
             last.bias.zero_()
             last.bias.view(policy.shape.chunk, -1)[:, 0] = -1 + mark / 7
-    with writing(out, Kind.POLICY, settings={"task": TASK.model_dump(), "mark": mark}) as draft:
+    with writing(out, Kind.POLICY, settings={"task": task.model_dump(mode="json"), "mark": mark}) as draft:
         save_policy(draft.folder, policy)
     return out
 

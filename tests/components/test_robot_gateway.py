@@ -213,7 +213,7 @@ def test_a_trial_that_nobody_ends_ends_by_time_and_uses_the_arming_up(service, a
     service.start_trial(sideways, "wave")
     trial = service.join(30)
     assert (trial.end, trial.cause) == ("timeout", "") and 2.0 <= trial.seconds < 3.0
-    assert len(trial.trajectory) >= 15 and not service.armed
+    assert len(trial.trajectory) > 8 and not service.armed  # into the second chunk, however busy the machine
     with pytest.raises(NotArmedError):
         service.start_trial(sideways, "wave")
 

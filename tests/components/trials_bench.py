@@ -18,8 +18,9 @@ PROCESSES.set_forkserver_preload(["tests.components.trials_process"])
 class GatewayProcess:
     """One gateway at one port with one folder, whatever happens to its process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **options: Any) -> None:
+        """The options are `serve_gateway`'s."""
+        self.folder, self.options = folder, options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -28,7 +29,9 @@ class GatewayProcess:
         self._process: Any = None
 
     def start(self) -> None:
-        self._process = PROCESSES.Process(target=serve_gateway, args=(self.folder, self.port), daemon=True)
+        self._process = PROCESSES.Process(
+            target=serve_gateway, args=(self.folder, self.port), kwargs=self.options, daemon=True
+        )
         self._process.start()
         until = time.monotonic() + 120
         while time.monotonic() < until:

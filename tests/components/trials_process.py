@@ -132,13 +132,15 @@ def hurt(arm: FakeArm, folder: Path) -> None:
             arm.release()
 
 
-def serve_gateway(folder: Path, port: int) -> None:
+def serve_gateway(
+    folder: Path, port: int, rate: float = RATE, cameras: tuple[str, ...] = ("table", "wrist"), policy_key: str = POLICY
+) -> None:
     arm = FakeArm()
     threading.Thread(target=hurt, args=(arm, folder), daemon=True).start()
-    cameras = [FreshCamera(TableCamera(name, arm, folder)) for name in ("table", "wrist")]
+    looking = [FreshCamera(TableCamera(name, arm, folder)) for name in cameras]
     execution = ExecutorSettings(policy_patience=15, watchdog=5, clock_patience=30)
-    service = RobotService(arm, cameras, SafetyLimits(rate=RATE, age=20), execution=execution, lease_seconds=4)
+    service = RobotService(arm, looking, SafetyLimits(rate=rate, age=20), execution=execution, lease_seconds=4)
     app = create_app(service, SecretStr(JOB))
-    trials = Trials(service, folder / "trials", TrialsSettings(video_hz=5), policy_key=POLICY)
+    trials = Trials(service, folder / "trials", TrialsSettings(video_hz=5), policy_key=policy_key)
     add_trials(app, trials, SecretStr(OPERATOR))
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -83,7 +83,7 @@ def run_trials(
             instructions[row] = text
         if watch:
             ended += rows
-            watch(len(rows), f"success {100 * success[ended].float().mean():.0f} %")
+            watch(len(rows), f"success {100 * success[ended].float().mean():.0f} % of {len(ended)}")
     return TrialResults([episodes[row] for row in sorted(episodes)], success, tuple(instructions))
 
 

@@ -21,13 +21,6 @@ from wovr_core.settings import TaskSettings
 from wovr_core.store.policies import open_policy
 from wovr_core.trajectory import Observation
 
-TURN = ("roll", "pitch", "yaw")
-UNITS = {  # what 1 of a motion and of a turn means, by embodiment
-    "tabletop": ("0.06 table lengths", "rad"),
-    "libero": ("0.05 m", "0.5 rad"),
-    "franka": ("0.05 m", "0.5 rad"),
-}
-
 
 @dataclass(frozen=True)
 class SeenByRobot:
@@ -103,8 +96,8 @@ def describe(policy: nn.Module, task: TaskSettings, *, version: str | None, dige
 
 
 def _actions(embodiment: Embodiment) -> list[ActionNumber]:
-    motion, turn = UNITS.get(embodiment.name, ("the environment's own", "the environment's own"))
-    units = [turn if name in TURN else motion for name in embodiment.action[:-1]] + ["closed"]
+    motions = range(embodiment.action_dim - 1)
+    units = [embodiment.turn_unit if i in embodiment.turns else embodiment.motion_unit for i in motions] + ["closed"]
     return [
         ActionNumber(name=name, low=-1, high=1, unit=unit) for name, unit in zip(embodiment.action, units, strict=True)
     ]
