@@ -10,6 +10,7 @@ that the plan laid down. Asked again for the same two policies under the same se
     GET  {gateway}/trials/{id}        ->  {"state": "asked" | "running" | "paused" | "done" | "refused",
                                            "reason": ..., "records": [one for each attempt]}
     POST {gateway}/trials/{id}/end    {"reason": ...}
+    GET  {gateway}/trials/{id}/recordings/{trial}/{attempt}/{file}
 
 $WOVR_ROBOT_KEY and $WOVR_POLICY_ADMIN_KEY open them.
 """
@@ -28,6 +29,7 @@ from pydantic import AnyHttpUrl, BaseModel, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from components.platform.deadline import DeadlineError, within
+from components.platform.robot_footage import RecordedFootage
 from components.platform.storage import Storage, StorageError
 from components.serving.policy.client import PolicyServerClient, PolicyServerError
 from components.serving.robot.schema import EndRequest, TrialsAnswer, TrialsReport, TrialsRequest
@@ -37,6 +39,7 @@ from wovr_core.franka.ledger import TrialRecord, unblinded
 from wovr_core.franka.plan import Role
 from wovr_core.settings import FrankaSettings
 from wovr_core.steps.franka import conclude_robot_trials, plan_robot_trials, read_plan, robot_evidence
+from wovr_core.steps.robot_reward import FootageError
 
 ROBOT_KEY, ADMIN_KEY = "WOVR_ROBOT_KEY", "WOVR_POLICY_ADMIN_KEY"
 EVERY = 10.0  # seconds between two looks
@@ -49,11 +52,14 @@ class RobotError(RuntimeError):
     """The robot will not try the policies, and why."""
 
 
-def try_on_robot(cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: Path, every: float = EVERY) -> Manifest:
+def try_on_robot(
+    cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: Path, reward: Path | None = None, every: float = EVERY
+) -> Manifest:
     """Blind, paired trials of two policies on the arm; waits for its operator for `cfg.patience_hours` at most.
 
-    The Evaluation artifact holds every attempt. Raises `RobotError` where the operator refuses, or nobody comes, and
-    `SettingsError` where gateway or policy server is not named.
+    The Evaluation artifact holds every attempt, and what the `reward` model says of the end of each. Raises
+    `RobotError` where the operator refuses, or nobody comes, and `SettingsError` where gateway or policy server is not
+    named.
     """
     cfg.check_addresses()
     policies = {"candidate": candidate, "baseline": baseline}
@@ -70,8 +76,16 @@ def try_on_robot(cfg: FrankaSettings, *, candidate: Path, baseline: Path, out: P
             now = robot_evidence(plan, unblinded(records, blinding))
             return "" if now.decision == "go on" else now.reason
 
+        def fetch(name: str) -> bytes:
+            try:
+                return _read("GET", f"{trials}/{name}")
+            except RobotError as error:
+                raise FootageError(str(error)) from error
+
         records = _wait(cfg, trials, enough, every)
-        return conclude_robot_trials(plan=plan_path, candidate=candidate, baseline=baseline, records=records, out=out)
+        return conclude_robot_trials(
+            plan=plan_path, **policies, records=records, out=out, reward=reward, footage=RecordedFootage(fetch)
+        )
 
 
 def _planned(cfg: FrankaSettings, policies: dict[str, Path], out: Path) -> None:
@@ -124,7 +138,7 @@ def _wait(
             _ask("POST", f"{trials}/end", TrialsReport, EndRequest(reason="they say enough"))
             print(f"the trials end: {reason}")
             ended = True
-        state = f"{now.state}, {sum(1 for one in now.records if not one.invalid)} trials that count"
+        state = f"{now.state}, {sum(1 for one in now.records if one.counts)} trials that count"
         if state != last:
             last = state
             waiting = f"the trials wait for the operator's go at {cfg.gateway}"
@@ -135,6 +149,17 @@ def _wait(
 
 def _ask(method: str, url: str, form: type[Form], body: BaseModel | None = None) -> Form:
     """An answer of the gateway. Raises `RobotError` where there is none, or another one."""
+    content = _read(method, url, body)
+    try:
+        return form.model_validate_json(content)
+    except ValidationError as error:
+        raise RobotError(
+            f"{url} does not answer as it should ({fault_of(error)}). Is franka.gateway the address of WoVR's gateway?"
+        ) from error
+
+
+def _read(method: str, url: str, body: BaseModel | None = None) -> bytes:
+    """What the gateway answers. Raises `RobotError`."""
     again = Retrying(
         retry=retry_if_exception_type(requests.ConnectionError),
         stop=stop_after_attempt(5),
@@ -155,9 +180,4 @@ def _ask(method: str, url: str, form: type[Form], body: BaseModel | None = None)
         raise RobotError(f"{url} does not know the key in ${ROBOT_KEY}: set it to one that it was started with")
     if not answer.ok:
         raise RobotError(f"{url} answers {answer.status_code}: {answer.text[:300]}")
-    try:
-        return form.model_validate_json(answer.content)
-    except ValidationError as error:
-        raise RobotError(
-            f"{url} does not answer as it should ({fault_of(error)}). Is franka.gateway the address of WoVR's gateway?"
-        ) from error
+    return answer.content

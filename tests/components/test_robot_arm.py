@@ -210,9 +210,9 @@ FAULTS = {
     "a jump of 1 m": Fault(answers(lambda chunk: chunk + 20 * (np.arange(7) == 1)), "policy", "outside [-1, 1]"),
     "not a number": Fault(answers(with_nan), "policy", "number 2 is nan"),
     "ten times the velocity": Fault(answers(lambda chunk: 10 * chunk), "policy", "outside [-1, 1]"),
-    "stale chunk": Fault(too_late, "policy", "s old, and 0.3 s are allowed", WATCHDOG + BRAKES),
-    "policy silent": Fault(silent, "policy", "no answer within 8 s", WATCHDOG + BRAKES),
-    "policy fails": Fault(answers(lambda chunk: 1 / 0), "policy", "the policy failed (division by zero)"),
+    "stale chunk": Fault(too_late, "server", "s old, and 0.3 s are allowed", WATCHDOG + BRAKES),
+    "policy silent": Fault(silent, "server", "no answer within 8 s", WATCHDOG + BRAKES),
+    "policy fails": Fault(answers(lambda chunk: 1 / 0), "server", "the policy failed (division by zero)"),
     "frozen camera": Fault(
         happens(lambda bench: bench.cell.fault("camera", on=True)), "camera", "the same picture 2 times", 0.8 + BRAKES
     ),

@@ -9,17 +9,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 
+from components.serving.robot.executor import RobotObservation
 from components.serving.robot.operators import COOKIE
 from components.serving.robot.trials_folder import CUT
 from tests.components.trials_bench import GatewayProcess, OperatorClient
 from tests.components.trials_process import OPERATOR, Policies, a_plan
 from tests.listening import listening
 from wovr_core.franka.ledger import digest_of
+from wovr_core.franka.limits import SafetyLimits
 
 
 @pytest.fixture
@@ -90,6 +94,7 @@ def test_a_plan_is_made_trial_by_trial_and_every_attempt_is_on_record(gateway, o
 
     view = operator.look()
     assert (view["phase"], view["power"], view["pairs"]) == ("asked", plan.power, 2)
+    assert tuple(view["milestones"]) == plan.milestones
     operator.do("accept")
     labels = [
         {"success": True, "note": "quick"},
@@ -233,7 +238,7 @@ def test_a_user_stop_does_not_count_and_a_person_must_let_it_go(gateway, operato
     assert "user stop" in view["notice"] and "made again" in view["notice"]
     (record,) = gateway.report(id)["records"]
     assert (record["ended"], record["success"], gateway.report(id)["state"]) == ("fault", None, "paused")
-    assert "user stop" in record["invalid"] and record["recording_digest"]
+    assert "user stop" in record["invalid"] and record["recording_digest"] and record["cause"] == "operator"
     operator.do("confirm")
     assert operator.act("arm").status_code == 409  # it is still pressed
     assert operator.look()["phase"] == "ready" and len(gateway.report(id)["records"]) == 1
@@ -281,7 +286,63 @@ def test_a_policy_server_that_goes_while_the_arm_moves_ends_the_trial(gateway, o
     policies.refuses = 1
     operator.until("scene")
     (record,) = gateway.report(id)["records"]
-    assert "too many ask" in record["invalid"] and record["ended"] == "fault"
+    assert "too many ask" in record["invalid"] and (record["ended"], record["cause"]) == ("fault", "server")
+    assert gateway.report(id)["next"] == 0  # it is made again
+
+
+@pytest.mark.parametrize(
+    ("scale", "limit", "bound"), [(2.0, "range", 1.0), (float("nan"), "finite", None), (0.9, "box", 0.34)]
+)
+def test_an_unsafe_command_ends_the_trial_as_a_failure_that_is_not_tried_again(
+    gateway, operator, policies, server, scale, limit, bound
+):
+    id = begun_by(operator, gateway, server, pairs=1, horizon=400)
+    operator.do("confirm")
+    operator.do("arm")
+    while len(policies.asked) < 2:
+        operator.until("running")
+    policies.scale = scale
+    view = operator.until("scene")
+    assert (view["trial"], view["attempt"], view["paused"], view["ghost"]) == (1, 0, "", True)
+    assert "its command was unsafe" in view["notice"] and not view["robot"]["armed"]
+    (record,) = gateway.report(id)["records"]
+    assert (record["ended"], record["success"], record["cause"], record["limit"]) == ("fault", None, "policy", limit)
+    assert record["step"] >= record["steps"] >= 8  # of the trial: what came before was carried out
+    if bound is None:
+        assert (record["figure"], record["bound"]) == (None, None)
+    else:
+        assert abs(record["figure"]) > abs(record["bound"]) == pytest.approx(bound)
+    assert record["recording_digest"]
+    assert (gateway.report(id)["next"], gateway.report(id)["state"]) == (1, "running")
+    late = {"page": operator.page, "id": id, "trial": 0, "attempt": 0, "invalid": "let us try that again"}
+    assert operator.post("label", **late).status_code == 409
+
+
+def test_numbers_that_the_policy_server_refuses_are_the_policys_doing():
+    """So whose doing NaN is does not hang on who sees it first. The words are the policy server's own."""
+    from components.serving.policy.batching import Batcher, RefusedError  # with torch, as a robot's PC has none
+    from components.serving.robot.policy_client import RemotePolicy
+    from wovr_core.franka.limits import UnsafeChunkError
+
+    class Broken:
+        def act(self, *_: Any) -> Any:
+            raise ArithmeticError("policy 0123 answered numbers outside of [-1, 1], or NaN")
+
+    refused: list[RefusedError] = []
+    asked = SimpleNamespace(served=Broken(), seen=None, temperature=0.0)
+    asked.loop = SimpleNamespace(is_closed=lambda: False, call_soon_threadsafe=lambda settle: settle())
+    asked.future = SimpleNamespace(done=lambda: False, set_exception=refused.append)
+    Batcher(SimpleNamespace(), window=0, most=1, waiting=1, coming=lambda: 0)._answer([asked])
+
+    def answer(method: str, path: str, body: Any, headers: Any) -> tuple[int, Any]:
+        return (200, Policies().metadata().model_dump()) if "metadata" in path else (500, refused[0].body())
+
+    picture = np.zeros((64, 64, 3), np.uint8)
+    with listening(answer) as url:
+        policy = RemotePolicy(url, "", "token-0123456789ab", patience=0)
+        policy.check(SafetyLimits(rate=50), {"table": picture})
+        with pytest.raises(UnsafeChunkError, match="NaN or outside"):
+            policy(RobotObservation(images={"table": picture}, pose=np.zeros(7), instruction="go", time=0.0))
 
 
 def test_a_page_that_goes_away_stops_the_arm(gateway, operator, server):
@@ -309,7 +370,8 @@ def test_a_stop_is_heard_from_a_page_that_only_watches(gateway, operator, server
     view = operator.until("label")
     assert view["ended"] == "stopped" and not view["robot"]["armed"]
     operator.do("label", invalid="Grace stopped it")
-    assert gateway.report(id)["records"][0]["invalid"] == "Grace stopped it"
+    (record,) = gateway.report(id)["records"]
+    assert (record["invalid"], record["cause"]) == ("Grace stopped it", "operator")
 
 
 def test_a_stop_before_the_first_move_wins(gateway, operator, policies, server):
@@ -456,12 +518,8 @@ def test_whatever_state_the_gateway_is_killed_in_it_goes_on(tmp_path: Path, poli
         view = killed()
         assert view["phase"] == "scene" and "does not count" in view["notice"] and view["attempt"] == 1
         (cut,) = gateway.report(id)["records"]
-        assert (cut["invalid"], cut["ended"], cut["attempt"], gateway.report(id)["state"]) == (
-            CUT,
-            "fault",
-            0,
-            "paused",
-        )
+        assert (cut["invalid"], cut["cause"], cut["ended"], cut["attempt"]) == (CUT, "robot", "fault", 0)
+        assert gateway.report(id)["state"] == "paused"
 
         operator.do("confirm")
         operator.do("arm")

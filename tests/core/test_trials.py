@@ -86,7 +86,7 @@ def test_what_was_written_is_there_again(tmp_path):
     plan, _ = planned()
     ledger = Ledger(tmp_path / "ledger", plan)
     ledger.add(record(0, success=True))
-    ledger.add(record(1, success=None, invalid="the camera froze", ended="fault"))
+    ledger.add(record(1, success=None, invalid="the camera froze", cause="camera", ended="fault"))
     again = Ledger(tmp_path / "ledger", plan)
     assert again.records == ledger.records
     assert again.next_trial == plan.trials[1]
@@ -112,7 +112,7 @@ def test_another_plan_a_second_label_and_a_gap_are_refused(tmp_path):
     plan, _ = planned()
     ledger = Ledger(tmp_path / "ledger", plan)
     ledger.add(record(0))
-    with pytest.raises(LedgerError, match="has a label already"):
+    with pytest.raises(LedgerError, match="is settled already"):
         ledger.add(record(0, attempt=1))
     with pytest.raises(LedgerError, match="the next one is attempt 0"):
         ledger.add(record(1, attempt=2))
@@ -149,7 +149,32 @@ def test_a_valid_attempt_has_a_label_and_an_invalid_one_has_none():
     with pytest.raises(ValidationError, match="a valid attempt has a label"):
         record(0, success=None)
     with pytest.raises(ValidationError, match="an invalid one has none"):
-        record(0, invalid="user stop", success=True)
+        record(0, invalid="user stop", cause="operator", success=True)
+    with pytest.raises(ValidationError, match="an invalid attempt has a cause"):
+        record(0, invalid="user stop", success=None)
+    with pytest.raises(ValidationError, match="and a valid one has none"):
+        record(0, cause="policy")
+
+
+def test_an_unsafe_command_is_a_failure_and_is_not_tried_again_and_nothing_else_is(tmp_path):
+    plan, blinding = planned(2, control_every=0)
+    ledger = Ledger(tmp_path / "ledger", plan)
+    attempt = 0
+    for cause in ("server", "robot", "camera", "operator"):
+        ledger.add(record(0, attempt, success=None, invalid="it broke off", cause=cause))
+        assert ledger.next_trial == plan.trials[0]
+        attempt += 1
+    unsafe = {"invalid": "z is 0.611 m", "cause": "policy", "limit": "box", "step": 12, "figure": 0.611, "bound": 0.59}
+    ledger.add(record(0, attempt, success=None, **unsafe))
+    assert ledger.next_trial == plan.trials[1]
+    with pytest.raises(LedgerError, match="is settled already"):
+        ledger.add(record(0, attempt + 1, success=True))
+    for number in (1, 2, 3):
+        ledger.add(record(number, success=True))
+    outcomes = unblinded(Ledger(tmp_path / "ledger", plan).records, blinding)
+    reckless = blinding.roles[0]
+    assert getattr(outcomes, reckless) == (False, True)
+    assert (outcomes.gained, outcomes.lost) == ((0, 1) if reckless == "candidate" else (1, 0))
 
 
 WRITER = """
@@ -187,7 +212,7 @@ def test_after_unblinding_a_success_is_the_right_policys():
     assert outcomes.controls == ((False, False),) * 2
     assert (outcomes.gained, outcomes.lost) == (4, 0)
     assert unblinded(records[:-3], blinding).pairs == outcomes.pairs[:-1]
-    invalid = [r if r.trial != 0 else record(0, success=None, invalid="user stop") for r in records]
+    invalid = [r if r.trial != 0 else record(0, success=None, invalid="user stop", cause="operator") for r in records]
     assert unblinded(invalid, blinding).pairs == outcomes.pairs[1:]
 
 

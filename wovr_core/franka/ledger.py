@@ -1,9 +1,10 @@
 """What happened in each trial, written down so that nothing is lost: one line a trial, on the disk before the next one.
 
 A ledger is a file of JSON lines. Its first line is the plan's digest, so nobody goes on with another plan; each further
-line is one attempt at a trial. Nothing is ever taken back: an attempt that does not count (`invalid`) stays, with the
-reason, and the trial is made again. A line that a power loss cut short is dropped when the ledger is opened again: it
-was not told to anybody.
+line is one attempt at a trial. Nothing is ever taken back. An attempt that broke off is `invalid` and says whose doing
+that was (`cause`). Where it was the policy's own command, the trial is over and counts as a failure; after any other
+cause it is made again. A line that a power loss cut short is dropped when the ledger is opened again: it was not told
+to anybody.
 
 This file needs no torch: the robot's PC writes it.
 """
@@ -18,13 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wovr_core.franka.plan import Blinding, PlannedTrial, Role, TrialPlan
 
+Cause = Literal["", "policy", "server", "robot", "camera", "operator"]  # "server": the policy server is away or slow
+
 
 class LedgerError(RuntimeError):
     """A ledger that cannot be gone on with, and why."""
 
 
 class TrialRecord(BaseModel):
-    """One attempt at a trial. What does not count is kept and says why."""
+    """One attempt at a trial. What broke off is kept, and says why."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,11 +41,26 @@ class TrialRecord(BaseModel):
     progress: Annotated[float, Field(ge=0, le=1)] | None = None  # share of the task's milestones
     classified: Annotated[float, Field(ge=0, le=1)] | None = None  # the reward model's highest probability of success
     interventions: Annotated[int, Field(ge=0)] = 0
-    invalid: str = ""  # why it does not count; "" where it does
+    invalid: str = ""  # why it broke off; "" where it has a label
+    cause: Cause = ""  # whose doing that was, decided by the gateway from what happened, never by a person who judges
+    limit: str = ""  # the limit that was broken, where one was: "box", "finite", ... (`wovr_core.franka.limits`)
+    step: Annotated[int, Field(ge=0)] | None = None  # of the trial, the one that would have broken it
+    figure: Annotated[float, Field(allow_inf_nan=False)] | None = None  # by how much; in the limit's unit, as the next
+    bound: Annotated[float, Field(allow_inf_nan=False)] | None = None  # what is allowed
     operator: Annotated[str, Field(max_length=200)] = ""
     note: Annotated[str, Field(max_length=2000)] = ""
     recording: str = ""  # where its video and trajectory lie, and the SHA-256 of both
     recording_digest: str = ""
+
+    @property
+    def unsafe(self) -> bool:
+        """Did it end by the policy's own command, which the limits refused?"""
+        return self.cause == "policy"
+
+    @property
+    def counts(self) -> bool:
+        """Is the trial settled by it: by a label, or as a failure since the policy's command was unsafe?"""
+        return self.unsafe or not self.invalid
 
     @model_validator(mode="after")
     def _counts_or_not(self) -> Self:
@@ -50,6 +68,8 @@ class TrialRecord(BaseModel):
             raise ValueError(
                 f"trial {self.trial}: a valid attempt has a label (success: true or false) and an invalid one has none"
             )
+        if bool(self.invalid) != bool(self.cause):
+            raise ValueError(f"trial {self.trial}: an invalid attempt has a cause, and a valid one has none")
         return self
 
 
@@ -85,23 +105,23 @@ class Ledger:
         """
         if record.trial >= len(self.plan.trials):
             raise LedgerError(f"the plan has {len(self.plan.trials)} trials and no trial {record.trial}")
-        if record.trial in self.valid:
-            raise LedgerError(f"trial {record.trial} has a label already: labels are not changed")
+        if record.trial in self.settled:
+            raise LedgerError(f"trial {record.trial} is settled already: labels are not changed")
         if record.attempt != (attempts := sum(1 for one in self.records if one.trial == record.trial)):
             raise LedgerError(f"trial {record.trial} has {attempts} attempts, so the next one is attempt {attempts}")
         self._write(record.model_dump_json())
         self.records.append(record)
 
     @property
-    def valid(self) -> dict[int, TrialRecord]:
+    def settled(self) -> dict[int, TrialRecord]:
         """The attempt that counts, of each trial that has one."""
-        return {record.trial: record for record in self.records if not record.invalid}
+        return {record.trial: record for record in self.records if record.counts}
 
     @property
     def next_trial(self) -> PlannedTrial | None:
-        """The first trial of the plan that has no valid attempt; None when all have."""
-        valid = self.valid
-        return next((trial for trial in self.plan.trials if trial.number not in valid), None)
+        """The first trial of the plan that is not settled; None when all are."""
+        settled = self.settled
+        return next((trial for trial in self.plan.trials if trial.number not in settled), None)
 
     def _write(self, line: str, *, anew: bool = False) -> None:
         with self.file.open("wb" if anew else "ab") as out:
@@ -143,8 +163,8 @@ class Outcomes(BaseModel):
 
 
 def unblinded(records: Iterable[TrialRecord], blinding: Blinding) -> Outcomes:
-    """What the valid attempts say of the two policies, pair by pair, in the plan's order."""
-    success = {record.trial: bool(record.success) for record in records if not record.invalid}
+    """What the attempts that count say of the two policies, pair by pair, in the plan's order."""
+    success = {record.trial: record.success is True for record in records if record.counts}
     whole = [pair for pair in range(len(blinding.roles) // 2) if {2 * pair, 2 * pair + 1} <= success.keys()]
     compared = [pair for pair in whole if not blinding.is_control(pair)]
     controls = [pair for pair in whole if blinding.is_control(pair)]

@@ -80,7 +80,10 @@ class SafetyLimits(Section):
 class UnsafeChunkError(ValueError):
     """A chunk that is not carried out: which step breaks which limit, and by how much."""
 
-    def __init__(self, limit: Limit, words: str, *, step: int | None = None, value: float = 0.0, bound: float = 0.0):
+    def __init__(
+        self, limit: Limit, words: str, *, step: int | None = None, value: float = np.nan, bound: float = np.nan
+    ) -> None:
+        """`value` broke `bound`, in the limit's own unit; NaN where the limit is no number."""
         self.limit, self.step, self.value, self.bound = limit, step, value, bound
         super().__init__(words if step is None else f"step {step + 1}: {words}")
 

@@ -20,6 +20,8 @@ from wovr_core.evaluation.sequential import StopRule, forecast
 
 Role = Literal["candidate", "baseline"]
 BLOCK = 4  # pairs within which each order comes equally often
+MILESTONES = ("reached it", "grasped it", "lifted it", "put it there")  # of a task that picks and places
+Milestone = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class PlannedTrial(BaseModel):
@@ -43,6 +45,9 @@ class TrialPlan(BaseModel):
     power: str  # what the rule will see, in a sentence
     horizon: PositiveInt  # steps of a trial
     control_every: Annotated[int, Field(ge=0)]  # pairs between two of the baseline with itself; 0: none
+    milestones: Annotated[tuple[Milestone, ...], Field(max_length=9)] = (
+        MILESTONES  # in order: `progress` is their share
+    )
     trials: tuple[PlannedTrial, ...]
 
     @model_validator(mode="after")
@@ -78,6 +83,7 @@ def plan_trials(
     assumed_success: float,
     horizon: int,
     control_every: int = 0,
+    milestones: Sequence[str] = MILESTONES,
     tokens: Callable[[Role, int], Sequence[str]] | None = None,
     generator: random.Random | None = None,
 ) -> tuple[TrialPlan, Blinding]:
@@ -120,6 +126,7 @@ def plan_trials(
         power=power_of(rule, assumed_success),
         horizon=horizon,
         control_every=control_every,
+        milestones=tuple(milestones),
         trials=trials,
     )
     return plan, Blinding(roles=roles)

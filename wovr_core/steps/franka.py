@@ -1,7 +1,7 @@
 """franka: trials on a robot. The plan before the first of them, and the evaluation after the last."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from scipy.stats import fisher_exact
@@ -14,6 +14,7 @@ from wovr_core.franka.ledger import Outcomes, TrialRecord, unblinded
 from wovr_core.franka.plan import Blinding, Role, TrialPlan, plan_trials
 from wovr_core.settings import FrankaSettings, TaskSettings
 from wovr_core.steps.evaluate import facts_of
+from wovr_core.steps.robot_reward import Footage, opinion_on
 from wovr_core.store.facts import EvaluateFacts, EvaluationFacts, RobotFacts, Trial
 
 ASSUMED_SUCCESS = 0.5  # of the baseline, in the forecast: there most pairs are needed
@@ -71,9 +72,19 @@ def robot_evidence(plan: TrialPlan, outcomes: Outcomes) -> PairedEvidence:
 
 
 def conclude_robot_trials(
-    *, plan: Path, candidate: Path, baseline: Path, records: Sequence[TrialRecord], out: Path
+    *,
+    plan: Path,
+    candidate: Path,
+    baseline: Path,
+    records: Sequence[TrialRecord],
+    out: Path,
+    reward: Path | None = None,
+    footage: Footage | None = None,
 ) -> Manifest:
-    """The Evaluation artifact of trials that are over, invalid attempts and controls beside it."""
+    """The Evaluation artifact of trials that are over, invalid attempts and controls beside it.
+
+    With a `reward` model, its opinion of what `footage` shows stands beside each label. The verdict does not ask it.
+    """
     planned, blinding = read_plan(plan)
     outcomes = unblinded(records, blinding)
     if not outcomes.pairs:
@@ -85,17 +96,20 @@ def conclude_robot_trials(
         for pair, c, b in zip(outcomes.pairs, outcomes.candidate, outcomes.baseline, strict=True)
     ]
     confidence = 1 - planned.rule.alpha
+    opinion = opinion_on(records, planned, blinding, policy=candidate, reward=reward, footage=footage)
     made_from = {"candidate": candidate, "baseline": baseline, "plan": plan}
     settings = {"evaluate": EvaluateFacts(confidence=confidence).model_dump()}
     with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft:
         save_table(draft.folder, "trials", [row.model_dump(exclude_unset=True) for row in rows])
-        save_table(draft.folder, "attempts", [record.model_dump() for record in records])
+        save_table(draft.folder, "attempts", [record.model_dump() for record in opinion.records])
         save_json(draft.folder, "curve", [])
         facts = EvaluationFacts(
             candidate=facts_of(rows, "candidate", confidence=confidence),
             baseline=facts_of(rows, "baseline", confidence=confidence),
             episodes=len(records),
-            robot=robot_facts(planned, blinding, records),
+            robot=robot_facts(planned, blinding, records).model_copy(
+                update={"reward": opinion.facts, "reward_reason": opinion.reason}
+            ),
         )
         draft.summary |= facts.model_dump(mode="json", exclude_none=True)
     return draft.manifest
@@ -104,9 +118,10 @@ def conclude_robot_trials(
 def robot_facts(plan: TrialPlan, blinding: Blinding, records: Sequence[TrialRecord]) -> RobotFacts:
     """The sequential test, the tasks it is clear for, and what may have shifted meanwhile.
 
-    Attempts that do not count are told by role: a policy whose trials are made again more often is not thereby better.
+    Attempts that were made again, and commands that were unsafe, are counted by role: a policy whose trials are made
+    again more often is not thereby better.
     """
-    outcomes, roles = unblinded(records, blinding), blinding.roles
+    outcomes = unblinded(records, blinding)
     words = {trial.pair: trial.instruction for trial in plan.trials}
     by_task: dict[str, list[tuple[bool, bool]]] = {}
     for pair, c, b in zip(outcomes.pairs, outcomes.candidate, outcomes.baseline, strict=True):
@@ -117,18 +132,29 @@ def robot_facts(plan: TrialPlan, blinding: Blinding, records: Sequence[TrialReco
     }
     early, late = halves_of(outcomes)
     table = [[rate.successes, rate.n - rate.successes] for rate in (early, late)]
+    shift = float(fisher_exact(table).pvalue)
+    found = "something may have moved" if shift <= plan.rule.alpha else "no drift seen"
     return RobotFacts(
         **vars(robot_evidence(plan, outcomes)),
         alpha=plan.rule.alpha,
         e_values=e_values,
         different=tuple(sorted(holm(e_values, plan.rule.alpha))),
-        invalid=dict(Counter(roles[record.trial] for record in records if record.invalid)),
+        invalid=counted_by_role(blinding, ((one.trial, one.cause) for one in records if not one.counts)),
+        unsafe=counted_by_role(blinding, ((one.trial, one.limit) for one in records if one.unsafe)),
         controls=outcomes.controls,
         baseline_early=early,
         baseline_late=late,
-        shift_p_value=float(fisher_exact(table).pvalue),
+        shift_p_value=shift,
+        shift_reason=f"{found}: the baseline solved {early} of its earlier trials and {late} of its later ones "
+        f"(Fisher's exact test, p = {shift:.3g})",
         power=plan.power,
     )
+
+
+def counted_by_role(blinding: Blinding, trials: Iterable[tuple[int, str]]) -> dict[str, dict[str, int]]:
+    """Of trials by number, each with what became of it: how often that came to each role."""
+    counts = Counter((blinding.roles[number], what) for number, what in trials)
+    return {role: {what: n for (of, what), n in counts.items() if of == role} for role, _ in counts}
 
 
 def halves_of(outcomes: Outcomes) -> tuple[Rate, Rate]:

@@ -151,6 +151,18 @@ class ImaginedFacts(Facts):
     imagined_success: tuple[Share, Share] | None = None
 
 
+class RewardOnRobot(Facts):
+    """What a reward model says of the last pictures of trials, beside the label of a person who knew no policy."""
+
+    threshold: Share
+    agreement: Agreement  # imagined: by the reward model; real: by the person
+    kappa: float | None = None  # Cohen's; none where both always say the same
+    false_positives: Rate | None = None  # of the failures, those that the model calls a success
+    false_positives_by_role: dict[str, Rate] = Field(default_factory=dict)  # one learnt from this model, one may not
+    unseen: NonNegativeInt = 0  # labelled trials without pictures
+    unseen_reason: str = ""  # of the first of them
+
+
 class RobotFacts(Facts):
     """Of an Evaluation artifact of trials on a robot: a test that was looked at after every pair, and ended them."""
 
@@ -167,11 +179,15 @@ class RobotFacts(Facts):
     power: str  # what the plan promised
     e_values: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # by instruction
     different: tuple[str, ...] = ()  # instructions for which the policies differ, all of them at once with 1 - alpha
-    invalid: dict[str, NonNegativeInt] = Field(default_factory=dict)  # attempts that do not count, by role
+    invalid: dict[str, dict[str, NonNegativeInt]] = Field(default_factory=dict)  # attempts made again: role, cause
+    unsafe: dict[str, dict[str, NonNegativeInt]] = Field(default_factory=dict)  # failures by command: role, limit
     controls: tuple[tuple[bool, bool], ...] = ()  # the baseline twice from one scene
     baseline_early: Rate | None = None
     baseline_late: Rate | None = None
     shift_p_value: Share = 1.0  # small where the baseline became better or worse on the way: has something moved?
+    shift_reason: str = ""  # the same as a sentence
+    reward: RewardOnRobot | None = None
+    reward_reason: str = ""  # why there is none
 
     @property
     def evidence(self) -> PairedEvidence:

@@ -1,8 +1,8 @@
 """One trial, closed loop: look, ask the policy for a chunk, check it, go its steps, look again.
 
 Time is the arm's own clock, so a simulated arm that runs slowly is paced as a real one is. Whatever goes wrong ends the
-trial as invalid, with the reason and whose it was; the arm is stopped first. What bounds a motion that nobody controls
-any more, from the inside out:
+trial as invalid, with the reason and whose doing it was; the arm is stopped first. What bounds a motion that nobody
+controls any more, from the inside out:
 
 - an arm holds its last target, which is at most a step away (`translation_per_step`);
 - the watchdog brakes it when no command came for `watchdog` seconds of the arm's clock;
@@ -22,13 +22,13 @@ from pydantic import Field
 from components.serving.robot.arm import Arm, ArmError, ArmState, ConnectionLostError, ReflexError, UserStopError
 from components.serving.robot.cameras import Camera, CameraError, Picture
 from components.serving.robot.watchdog import Watchdog
+from wovr_core.franka.ledger import Cause
 from wovr_core.franka.limits import Array, SafetyLimits, UnsafeChunkError, check_tracking, inside, safe_targets
 from wovr_core.section import Section
 
 POLL = 0.005  # wall seconds between two looks at the arm
 ARRIVED = 0.004  # m from its target at which an arm has arrived
 End = Literal["success", "stopped", "timeout", "invalid"]
-Cause = Literal["", "policy", "robot", "camera", "operator"]
 
 
 class NotArmedError(RuntimeError):
@@ -88,7 +88,7 @@ class ExecutedTrial:
     end: End
     reason: str  # in words
     cause: Cause = ""  # whose failure it was, where it is invalid
-    limit: str = ""  # the limit that was broken, where one was
+    broken: UnsafeChunkError | None = None  # which limit, where one was; its step is the chunk's
     seconds: float  # of the arm's clock
     chunks: int
     trajectory: tuple[TrajectoryRow, ...]
@@ -99,8 +99,8 @@ class ExecutedTrial:
 
 
 class _Ended(Exception):  # noqa: N818 - how a trial ends, not an error
-    def __init__(self, end: End, reason: str, *, cause: Cause = "", limit: str = "") -> None:
-        self.end, self.reason, self.cause, self.limit = end, reason, cause, limit
+    def __init__(self, end: End, reason: str, *, cause: Cause = "", broken: UnsafeChunkError | None = None) -> None:
+        self.end, self.reason, self.cause, self.broken = end, reason, cause, broken
         super().__init__(reason)
 
 
@@ -163,7 +163,7 @@ class Executor:
             end=how.end,
             reason=how.reason,
             cause=how.cause,
-            limit=how.limit,
+            broken=how.broken,
             seconds=run.now - run.began,
             chunks=run.chunks,
             trajectory=tuple(run.rows),
@@ -210,10 +210,12 @@ class _Run:
                 raise _Ended(
                     "invalid",
                     f"the policy gave no answer within {self.cfg.policy_patience:g} s: is the policy server up?",
-                    cause="policy",
+                    cause="server",
                 )
+        if isinstance(answer[0], UnsafeChunkError):
+            raise answer[0]
         if isinstance(answer[0], Exception):
-            raise _Ended("invalid", f"the policy failed ({answer[0]})", cause="policy") from answer[0]
+            raise _Ended("invalid", f"the policy failed ({answer[0]})", cause="server") from answer[0]
         return answer[0]
 
     def go(self, targets: Array) -> None:
@@ -260,7 +262,7 @@ class _Run:
             raise _Ended("success", "a person says that it succeeded")
         if not inside(self.limits, state.pose):
             place = ", ".join(f"{number:.3f}" for number in state.pose[:3])
-            raise _Ended("invalid", f"the arm is outside the box, at ({place}) m", cause="robot", limit="box")
+            raise _Ended("invalid", f"the arm is outside the box, at ({place}) m", cause="robot")
         if state.time - self.began > self.cfg.horizon:
             raise _Ended("timeout", f"{self.cfg.horizon:g} s are over")
         return state
@@ -277,10 +279,10 @@ def _into(answer: list[Any], act: Act, observation: RobotObservation) -> Callabl
 
 
 def _failure(error: Exception) -> _Ended:
-    """How a trial ends that something went wrong in."""
+    """How a trial ends that something went wrong in. What a policy commands is its own doing, and only that."""
     if isinstance(error, UnsafeChunkError):
-        blame: Cause = "robot" if error.limit == "tracking" else "policy"
-        return _Ended("invalid", str(error), cause=blame, limit=error.limit)
+        blame: Cause = {"tracking": "robot", "age": "server"}.get(error.limit, "policy")
+        return _Ended("invalid", str(error), cause=blame, broken=error)
     if isinstance(error, CameraError):
         return _Ended("invalid", str(error), cause="camera")
     if isinstance(error, UserStopError):

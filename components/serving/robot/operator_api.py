@@ -93,7 +93,6 @@ class OperatorView(BaseModel):
     holder: str  # who has them
     robot: RobotView
     cameras: list[str]
-    milestones: list[str]
     phase: Phase | Literal["none", "starting", "homing"]
     id: str = ""
     instruction: str = ""
@@ -104,6 +103,7 @@ class OperatorView(BaseModel):
     pairs: int = 0  # at most
     pairs_done: int = 0
     power: str = ""
+    milestones: list[str] = []
     seconds: float = 0.0  # the trial's longest
     took: float = 0.0  # s, of the trial that waits for its label
     ended: str = ""  # what ended its motion
@@ -264,7 +264,6 @@ def view_of(trials: Trials, *, person: str, mine: bool) -> OperatorView:
         "holder": service.lease.client,
         "robot": _robot(trials),
         "cameras": _cameras(trials),
-        "milestones": trials.cfg.milestones,
         "phase": trials.busy or (folder.progress.phase if folder else "none"),
     }
     return OperatorView.model_validate(view | (_trials(folder, trials) if folder else {}))
@@ -272,7 +271,7 @@ def view_of(trials: Trials, *, person: str, mine: bool) -> OperatorView:
 
 def _trials(folder: TrialsFolder, trials: Trials) -> dict[str, Any]:
     progress, plan, due = folder.progress, folder.plan, folder.trial
-    valid = folder.ledger.valid
+    settled = folder.ledger.settled
     under_way = progress.under_way
     return {
         "id": folder.id,
@@ -282,8 +281,9 @@ def _trials(folder: TrialsFolder, trials: Trials) -> dict[str, Any]:
         "trials": len(plan.trials),
         "second": bool(due and due.number % 2),
         "pairs": len(plan.trials) // 2,
-        "pairs_done": sum({2 * pair, 2 * pair + 1} <= valid.keys() for pair in range(len(plan.trials) // 2)),
+        "pairs_done": sum({2 * pair, 2 * pair + 1} <= settled.keys() for pair in range(len(plan.trials) // 2)),
         "power": plan.power,
+        "milestones": list(plan.milestones),
         "seconds": plan.horizon / trials.service.executor.limits.rate,
         "took": under_way.seconds if under_way else 0.0,
         "ended": under_way.ended if under_way else "",

@@ -11,7 +11,9 @@ from components.serving.policy.client import PolicyServerClient, PolicyServerErr
 from components.serving.policy.schema import PolicyMetadata
 from components.serving.robot.cameras import Picture
 from components.serving.robot.executor import RobotObservation
-from wovr_core.franka.limits import DIM, SafetyLimits
+from wovr_core.franka.limits import DIM, SafetyLimits, UnsafeChunkError
+
+NO_ACTIONS = "the policy: it failed (ArithmeticError)"  # the server's words where the numbers of an answer are unsafe
 
 
 class RemotePolicy:
@@ -45,7 +47,7 @@ class RemotePolicy:
         self._metadata = metadata
 
     def __call__(self, observation: RobotObservation) -> NDArray[np.float64]:
-        """Actions (chunk, 7). Raises `PolicyServerError`."""
+        """Actions (chunk, 7). Raises `PolicyServerError`; `UnsafeChunkError` where the server refuses its numbers."""
         if self._metadata is None:
             raise PolicyServerError("the policy was not checked against this cell: call check first")
         metadata, client = self._metadata, self._once if self._asked else self._patient
@@ -61,7 +63,10 @@ class RemotePolicy:
         try:
             return ask()
         except PolicyServerError as error:
-            raise PolicyServerError(str(error).replace(self._token, "(token)")) from None
+            words = str(error).replace(self._token, "(token)")
+            if NO_ACTIONS in words:
+                raise UnsafeChunkError("range", f"the chunk is NaN or outside [-1, 1]: {words}") from None
+            raise PolicyServerError(words) from None
 
 
 def square(picture: Picture, side: int) -> Picture:

@@ -4,6 +4,7 @@ trajectory.jsonl  a line a step: {"time": s of the arm's clock, "commanded": [7 
 answers.jsonl     a line a chunk: {"time", "answer": its id in the server's log, "actions": [[7 numbers], ...]}
 start.png         what the scene's camera saw before the arm moved
 video.mp4         all cameras beside each other, and frames.jsonl, a line a frame: {"time"}; needs PyAV
+cameras.json      how they lie in it, from left to right: {name: [height, width]}, pixels
 SHA256SUMS        of all of these, as `sha256sum --check` reads it; its own SHA-256 stands in the ledger
 """
 
@@ -28,8 +29,8 @@ try:
 except ImportError:  # a robot's PC may do without: its trials count, and have no video
     av = None
 
-START, VIDEO, SUMS = "start.png", "video.mp4", "SHA256SUMS"
-FILES = ("trajectory.jsonl", "answers.jsonl", START, VIDEO, "frames.jsonl", SUMS)
+START, VIDEO, FRAMES, CAMERAS, SUMS = "start.png", "video.mp4", "frames.jsonl", "cameras.json", "SHA256SUMS"
+FILES = ("trajectory.jsonl", "answers.jsonl", START, VIDEO, FRAMES, CAMERAS, SUMS)
 
 
 class AttemptRecording:
@@ -74,6 +75,7 @@ class AttemptRecording:
         """The photograph as soon as there is one, and the video if there is PyAV."""
         video = VideoFile(self.folder / f"{VIDEO}.part", self.hz) if av and self.viewfinder.cameras else None
         times: list[float] = []
+        sizes: dict[str, list[int]] = {}
         over = False
         while not over:
             over = self._over.wait(1 / self.hz if times else 0)  # a last frame when the arm stands
@@ -84,7 +86,9 @@ class AttemptRecording:
                 continue
             try:
                 at = self.clock()
-                video.add(beside_each_other([self.viewfinder.picture(name) for name in self.viewfinder.cameras]))
+                pictures = {name: self.viewfinder.picture(name) for name in self.viewfinder.cameras}
+                video.add(beside_each_other(list(pictures.values())))
+                sizes = {name: list(picture.shape[:2]) for name, picture in pictures.items()}
                 times.append(at)
             except (CameraError, ArmError):  # the executor sees the same, and ends the trial
                 over = over or self._over.wait(1 / self.hz)
@@ -92,7 +96,8 @@ class AttemptRecording:
             return
         video.close()
         if times:
-            write_whole(self.folder / "frames.jsonl", lines({"time": at} for at in times))
+            write_whole(self.folder / FRAMES, lines({"time": at} for at in times))
+            write_whole(self.folder / CAMERAS, json.dumps(sizes).encode())
             sync(self.folder / f"{VIDEO}.part")
             (self.folder / f"{VIDEO}.part").replace(self.folder / VIDEO)
             sync(self.folder)

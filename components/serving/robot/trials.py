@@ -3,11 +3,13 @@
     asked -> scene -> ready -> running -> label -> scene ... -> done        asked, scene, ready -> refused
 
 The operator takes the plan on, lays out the scene, arms, and labels; the gateway alone moves from running to label. An
-attempt that failed through robot, policy server or person has no label: it is written down as invalid, and the trial
-is made again. Which policy a trial is of, nobody here knows.
+attempt that broke off has no label: it is written down as invalid, with its cause. Where the policy's own command was
+unsafe the trial is over; where robot, camera, policy server or person failed, it is made again. Which policy a trial is
+of, nobody here knows.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -45,12 +47,6 @@ class OutOfTurnError(RuntimeError):
 class TrialsSettings(Section):
     """How trials are made at one cell."""
 
-    milestones: tuple[str, ...] = (
-        "reached it",
-        "grasped it",
-        "lifted it",
-        "put it there",
-    )  # for the progress, in order
     video_hz: Annotated[float, Field(gt=0, le=30)] = 10.0  # frames a second, of the wall
     scene_camera: str = ""  # the one of the start photograph; the first by default
     policy_patience: Annotated[float, Field(ge=0, le=30)] = 3.0  # s to ask a server again, before the arm moves
@@ -201,7 +197,8 @@ class Trials:
             folder = self._due(id, "label", at=(trial, attempt))
             under_way = folder.progress.under_way
             assert under_way, "a trial that waits for its label is under way"
-            record = record_of(under_way, **label | {"operator": person})
+            cause = "operator" if label.get("invalid") else ""
+            record = record_of(under_way, **label | {"operator": person, "cause": cause})
             notice = f"Trial {trial + 1} does not count: {record.invalid}. It is made again." if record.invalid else ""
             folder.conclude(record, notice=notice)
 
@@ -256,29 +253,27 @@ class Trials:
         executed: ExecutedTrial,
     ) -> None:
         """Called by the thread that ran the trial, when the arm stands."""
-        invalid, digest = (executed.reason or "it failed") if not executed.valid else "", ""
+        broke = broken_off(executed)
+        digest = ""
         try:
             digest = recording.finish(executed.trajectory)
         except OSError as error:
-            invalid = invalid or f"its recording could not be written ({error}): make room on the disk"
+            full = f"its recording could not be written ({error}): make room on the disk"
+            broke = broke or {"invalid": full, "cause": "robot"}
         end = "horizon" if asking.through and executed.end == "stopped" else ENDS[executed.end]
         finished = under_way.model_copy(
             update={
-                "ended": "fault" if invalid else end,
+                "ended": "fault" if broke else end,
                 "seconds": executed.seconds,
                 "steps": len(executed.trajectory),
                 "digest": digest,
             }
         )
         with self._lock:
-            if invalid:
-                self._fault(folder, finished, invalid)
+            if broke:
+                folder.break_off(record_of(finished, **broke))
             else:
                 folder.step(phase="label", under_way=finished)
-
-    def _fault(self, folder: TrialsFolder, finished: AttemptUnderWay, invalid: str) -> None:
-        notice = f"Trial {finished.trial + 1} does not count: {invalid}. It is made again."
-        folder.conclude(record_of(finished, invalid=invalid), notice=notice[:4000], paused=invalid[:1000])
 
     def _notice_dead(self) -> None:
         """A trial whose thread is gone without a word, as when a stop came before its first move, does not count."""
@@ -288,7 +283,20 @@ class Trials:
             assert under_way, "a trial that runs is under way"
             if self._recording:
                 self._recording.finish([])
-            self._fault(folder, under_way, "it was stopped before it began, or the gateway failed at its end")
+            words = "it was stopped before it began, or the gateway failed at its end"
+            folder.break_off(record_of(under_way, invalid=words, cause="robot"))
+
+
+def broken_off(executed: ExecutedTrial) -> dict[str, Any]:
+    """What the ledger's line says of a trial that is invalid; nothing of another one."""
+    if executed.valid:
+        return {}
+    broke: dict[str, Any] = {"invalid": executed.reason or "it failed", "cause": executed.cause}
+    if (broken := executed.broken) is None:
+        return broke
+    step = None if broken.step is None else len(executed.trajectory) + broken.step
+    figure, bound = (number if math.isfinite(number) else None for number in (broken.value, broken.bound))
+    return broke | {"limit": broken.limit, "step": step, "figure": figure, "bound": bound}
 
 
 class _Asking:

@@ -105,6 +105,14 @@ class TrialsFolder:
         self.ledger.add(record)
         self._go_on(notice=notice, paused=paused)
 
+    def break_off(self, record: TrialRecord) -> None:
+        """Write down an invalid attempt, and say what comes of it; what must be mended first is a pause."""
+        if record.unsafe:
+            notice = f"Trial {record.trial + 1} is over: its command was unsafe ({record.invalid}). It needs no label."
+        else:
+            notice = f"Trial {record.trial + 1} does not count: {record.invalid}. It is made again."
+        self.conclude(record, notice=notice[:4000], paused="" if record.unsafe else record.invalid[:1000])
+
     def recording(self, trial: int, attempt: int) -> Path:
         return self.path / recording_name(trial, attempt)
 
@@ -114,7 +122,7 @@ class TrialsFolder:
         first = trial and next(one for one in self.plan.trials if one.pair == trial.pair)
         if not (trial and first) or first.number == trial.number:
             return None
-        record = self.ledger.valid.get(first.number)
+        record = self.ledger.settled.get(first.number)
         photograph = record and self.recording(record.trial, record.attempt) / START
         return photograph if photograph and photograph.exists() else None
 
@@ -139,8 +147,7 @@ class TrialsFolder:
         elif cut and any((one.trial, one.attempt) == (cut.trial, cut.attempt) for one in self.ledger.records):
             self._go_on()  # its line was written, and then the power went
         elif cut and phase == "running":
-            notice = f"Trial {cut.trial + 1} does not count: {CUT}. It is made again."
-            self.conclude(record_of(cut, invalid=CUT), notice=notice, paused=CUT)
+            self.break_off(record_of(cut, invalid=CUT, cause="robot"))
 
 
 def recording_name(trial: int, attempt: int) -> str:
