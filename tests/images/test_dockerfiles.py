@@ -1,5 +1,6 @@
 """What every image keeps to, read from the files that make them."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.main import get_command
 
 from components import images
+from pipelines.cli.app import app
 
 CHECKOUT = Path(__file__).parents[2]
 FILES = [CHECKOUT / "Dockerfile", *sorted((CHECKOUT / "images").glob("*/Dockerfile"))]
@@ -117,17 +120,37 @@ def test_the_largest_layer_comes_first_and_the_code_last(file):
         assert installs[-1].endswith("--no-deps /own/*.whl")
 
 
+def test_the_robots_image_is_the_gateway():
+    (command,) = stages(CHECKOUT / "images" / "robot" / "Dockerfile")[-1].all("CMD")
+    group, name, *options = json.loads(command)[1:]
+    known = [option for one in get_command(app).commands[group].commands[name].params for option in one.opts]
+    assert set(options[1::2]) <= set(known) and "/cell/cell.yaml" in options
+
+
 @every_image
 def test_it_brings_a_smoke_of_its_own(file):
     compile((file.parent / "smoke.py").read_text(), str(file.parent / "smoke.py"), "exec")
+
+
+def extras(image: str) -> list[str]:
+    """That it is built with, unless somebody wishes others."""
+    (wish,) = [
+        one
+        for stage in stages(CHECKOUT / "images" / image / "Dockerfile")
+        for one in stage.all("ARG")
+        if "EXTRAS" in one
+    ]
+    return wish.partition("=")[2].strip('"').split()
 
 
 def test_an_image_holds_what_its_extras_ask_for():
     from runpy import run_path
 
     requirements = run_path(str(CHECKOUT / "images" / "requirements.py"))["requirements"]
-    everything = requirements(PROJECT, ["cluster"])
+    everything, optional = requirements(PROJECT, extras("train")), PROJECT["optional-dependencies"]
     assert set(PROJECT["dependencies"]) < set(everything) and "prometheus-client" in everything
-    assert requirements(PROJECT, ["only", "franka"]) == PROJECT["optional-dependencies"]["franka"]
+    assert set(optional["serving"]) <= set(everything), "the policy server runs in it"
+    beside = requirements(PROJECT, ["only", *extras("robot")])
+    assert beside == [*optional["franka"], *optional["cameras"]] and not [one for one in beside if "torch" in one]
     with pytest.raises(KeyError):
         requirements(PROJECT, ["nonesuch"])
