@@ -11,9 +11,14 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from typer.main import get_command
 
 from components.platform import keys
 from components.platform.services_env import SERVICES, VARIABLES, names_of
+from components.serving.policy.gate import OPEN
+from components.serving.policy.keys import ADMINS, BLINDED, CALLERS
+from components.serving.policy.server import FINISH_SECONDS
+from pipelines.cli.app import app
 from pipelines.runner.resources import CACHE, MODELS
 from pipelines.runner.submit import ACCOUNT
 from wovr_core.settings import Settings
@@ -24,13 +29,19 @@ CUSTOM = json.loads((Path(__file__).parent / "custom_resources.json").read_text(
 KUBERNETES = "1.31"
 EXTERNAL = {"s3": {"mode": "external", "endpoint": "https://s3.example.org", "makeKeys": False}}
 WATCHED = {"serviceMonitor": True, "rules": True, "dashboard": True, "labels": {"release": "prometheus"}}
+POLICIES = {"enabled": True, "policies": ["models:/tabletop-policy@champion", "models:/tabletop-policy/3"]}
 SETS: dict[str, dict[str, Any]] = {
     "default": {},
     "external": EXTERNAL
     | {"mlflow": {"enabled": False, "url": "https://mlflow.example.org"}, "triton": {"enabled": False}},
     "database": EXTERNAL | {"mlflow": {"enabled": True, "database": {"existingSecret": "mlflow-db"}}},
     "scaled": {"triton": {"enabled": True, "gpus": 1, "autoscaling": {"enabled": True, "min": 2, "max": 8}}},
-    "watched": {"monitoring": WATCHED},
+    "watched": {
+        "monitoring": WATCHED,
+        "policyServer": POLICIES | {"blinding": False, "autoscaling": {"enabled": True}},
+    },
+    "robots": EXTERNAL
+    | {"policyServer": POLICIES | {"allowFrom": {"namespaces": ["ingress"], "cidrs": ["10.0.0.7/32"]}}},
     "scheduled": {
         "schedule": {
             "enabled": True,
@@ -154,6 +165,58 @@ def test_each_pod_gets_variables_of_the_list_and_the_doctor_gets_all_that_it_ask
     }
 
 
+def policy_server(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What there is of it, by kind."""
+    documents = rendered({"policyServer": POLICIES | values})
+    return {d["kind"]: d for d in documents if d["metadata"]["name"] == "rel-policy-server"}
+
+
+def test_blinded_trials_have_one_policy_server_that_keeps_its_tokens():
+    server = policy_server({})
+    assert set(server) == {"Service", "PersistentVolumeClaim", "Deployment", "PodDisruptionBudget", "NetworkPolicy"}
+    spec = server["Deployment"]["spec"]
+    assert spec["replicas"] == 1 and spec["strategy"] == {"type": "Recreate"}
+    (container,) = spec["template"]["spec"]["containers"]
+    keys_of = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container["env"] if "POLICY" in one["name"]}
+    assert keys_of["WOVR_POLICY_ADMIN_KEYS"]["key"] in names_of(secret=True), "it opens to the tasks that mint"
+    assert {name for name in keys_of if not keys_of[name].get("optional")} == {BLINDED, ADMINS}
+    (state,) = [one for one in spec["template"]["spec"]["volumes"] if one["name"] == "state"]
+    assert state["persistentVolumeClaim"]["claimName"] == server["PersistentVolumeClaim"]["metadata"]["name"]
+
+
+def test_without_tokens_there_are_any_number_of_them_and_none_has_a_key_that_mints():
+    server = policy_server({"blinding": False, "autoscaling": {"enabled": True}})
+    assert "HorizontalPodAutoscaler" in server and "PersistentVolumeClaim" not in server
+    spec = server["Deployment"]["spec"]
+    assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0 and "replicas" not in spec
+    (container,) = spec["template"]["spec"]["containers"]
+    required = [one["name"] for one in container["env"] if "POLICY" in one["name"]]
+    assert required == [CALLERS] and not container["env"][-1]["valueFrom"]["secretKeyRef"]["optional"]
+
+
+def test_a_policy_server_is_started_as_its_command_line_reads_it_and_has_the_time_to_finish():
+    pod = policy_server({})["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    known = get_command(app).commands["serve-policy"]
+    context = known.make_context("serve-policy", [*container["command"][2:], *container["args"]])
+    assert context.params["policies"] == POLICIES["policies"] and context.params["state"] == Path("/state")
+    assert {container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")} <= set(OPEN)
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > waits + FINISH_SECONDS + 5
+
+
+def test_only_pods_of_wovr_prometheus_and_whoever_is_named_reach_the_policy_server():
+    named = policy_server({"allowFrom": {"namespaces": ["ingress"], "cidrs": ["10.0.0.7/32"]}})["NetworkPolicy"]
+    (rule,) = named["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+    assert rule["from"] == [
+        {"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "wovr"}}},
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}},
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+        {"ipBlock": {"cidr": "10.0.0.7/32"}},
+    ]
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -195,11 +258,11 @@ def told_metrics() -> set[str]:
         f"wovr_gain_{b}_ratio" for b in ("difference", "low", "high")
     }
     tritons = {"nv_inference_request_duration_us", "nv_inference_request_success", "nv_inference_queue_duration_us"}
-    return ours | tritons | {"up"}
+    return ours | tritons | {"up", "wovr_policy_ready"}
 
 
 def test_dashboard_and_alerts_ask_for_metrics_that_are_told():
-    documents = rendered({"monitoring": WATCHED})
+    documents = rendered(SETS["watched"])
     (rules,) = [d for d in documents if d["kind"] == "PrometheusRule"]
     alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
     (board,) = [d for d in documents if d["metadata"]["name"] == "rel-dashboard"]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.charts.cluster_double import Double, cluster, live
-from tests.charts.test_chart import CHART, SETS
+from tests.charts.test_chart import CHART, POLICIES, SETS
 
 
 def claim(name: str, size: str, *, release: str = "wovr", storage_class: str = "standard") -> dict[str, Any]:
@@ -16,11 +16,11 @@ def claim(name: str, size: str, *, release: str = "wovr", storage_class: str = "
     return live("PersistentVolumeClaim", name, release=release, spec=spec)
 
 
-def triton(replicas: int, manager: str, subresource: str = "") -> dict[str, Any]:
-    """Triton's Deployment, whose number of replicas was set last by this program."""
+def triton(replicas: int, manager: str, subresource: str = "", name: str = "triton") -> dict[str, Any]:
+    """Triton's Deployment (or another), whose number of replicas was set last by this program."""
     owner = {"manager": manager, "subresource": subresource, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
     return live(
-        "Deployment", "wovr-triton", release="wovr", metadata={"managedFields": [owner]}, spec={"replicas": replicas}
+        "Deployment", f"wovr-{name}", release="wovr", metadata={"managedFields": [owner]}, spec={"replicas": replicas}
     )
 
 
@@ -86,6 +86,16 @@ REFUSED = {
         [triton(4, "kube-controller-manager", "scale")],
         {},
         ["runs 4", "delete hpa wovr-triton"],
+    ),
+    "a policy server scaled by hand": (
+        [triton(5, "kubectl", "scale", name="policy-server")],
+        {"policyServer": POLICIES},
+        ["policyServer.replicas is 1", "runs 5", "scale deployment wovr-policy-server --replicas=1"],
+    ),
+    "more room for tokens": (
+        [claim("wovr-policy-server", "1Gi")],
+        {"policyServer": POLICIES | {"state": {"storage": "2Gi"}}},
+        ["policyServer.state.storage is 2Gi", "patch pvc wovr-policy-server"],
     ),
     "a second release": (
         [live("ConfigMap", "wovr-services", release="first")],

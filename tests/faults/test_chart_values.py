@@ -15,7 +15,7 @@ import yaml
 from components.platform.cluster import ClusterError
 from pipelines.catalogue import PIPELINES
 from pipelines.runner.submit import six_fields
-from tests.charts.test_chart import CHART, CUSTOM, EXTERNAL, KUBERNETES, SETS
+from tests.charts.test_chart import CHART, CUSTOM, EXTERNAL, KUBERNETES, POLICIES, SETS
 from tests.faults.harness import FUZZ
 from wovr_core.settings import Settings
 
@@ -25,6 +25,7 @@ FACTORS = {"": 1, "m": 1e-3, "M": 1e6, "G": 1e9, "T": 1e12, "Mi": 2**20, "Gi": 2
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 EVERYTHING = {  # so that every template renders
     "triton": {"autoscaling": {"enabled": True}},
+    "policyServer": SETS["robots"]["policyServer"] | SETS["watched"]["policyServer"],
     "monitoring": SETS["watched"]["monitoring"],
     "schedule": {**SETS["scheduled"]["schedule"]},
 }
@@ -319,6 +320,24 @@ WRONG = {
     "--set image.pullSecrets=mine": (helm.parse_set_string("image.pullSecrets=mine"), "pullSecrets"),
     "--set s3.minio=null": (helm.parse_set_string("s3.minio=null"), "minio"),
     "--set triton.enabled=off": (helm.parse_set_string("triton.enabled=off"), "enabled"),
+    "a server of no policy": ({"policyServer": {"enabled": True}}, "policies"),
+    "a policy at no address": ({"policyServer": {"enabled": True, "policies": ["tabletop-policy"]}}, "policies"),
+    "a folder of somebody's machine": ({"policyServer": {"enabled": True, "policies": ["/srv/policy"]}}, "policies"),
+    "an address beyond 255": ({"policyServer": {"allowFrom": {"cidrs": ["10.0.0.256/32"]}}}, "cidrs"),
+    "an address without its length": ({"policyServer": {"allowFrom": {"cidrs": ["10.0.0.7"]}}}, "cidrs"),
+    "tokens that another replica does not know": (
+        {"policyServer": {**POLICIES, "replicas": 2}},
+        "policyServer.blinding: tokens live in one replica",
+        "policyServer.replicas to 1",
+    ),
+    "tokens and an autoscaler": (
+        {"policyServer": {**POLICIES, "autoscaling": {"enabled": True}}},
+        "policyServer.blinding: tokens live in one replica",
+    ),
+    "fewer policy servers at most than at least": (
+        {"policyServer": {**POLICIES, "blinding": False, "autoscaling": {"enabled": True, "min": 5}}},
+        "policyServer.autoscaling.min is 5, above max 4",
+    ),
     "fewer at most than at least": ({"triton": {"autoscaling": {"enabled": True, "min": 5}}}, "autoscaling.min"),
 }
 
@@ -365,6 +384,12 @@ def test_wovr_schedule_refuses_the_same_crons(text):
 
 
 RIGHT: dict[str, dict[str, Any]] = {
+    "policies of all kinds": {
+        "policyServer": {
+            "policies": ["models:/a_b-c@x.y", "models:/p/12", f"s3://wovr/trials/candidate/{64 * 'a'}"],
+            "allowFrom": {"cidrs": ["0.0.0.0/0", "fd00::/8", "192.168.1.0/24"], "namespaces": ["1"]},
+        }
+    },
     "cores and a half": {"mlflow": block(cpu="1.5", cpu_limit="2")},
     "cores as a number": {"mlflow": block(cpu=1.5, cpu_limit=2)},
     "as much asked as allowed": {"mlflow": block(cpu="1500m", memory="8192Mi", cpu_limit="1.5")},
