@@ -201,4 +201,17 @@ LIBERO = Embodiment(
     options=LiberoOptions,
 )
 
-_registered = {TABLETOP.name: TABLETOP, LIBERO.name: LIBERO}
+FRANKA = Embodiment(
+    name="franka",
+    action=("dx", "dy", "dz", "roll", "pitch", "yaw", "gripper"),
+    pose=("x", "y", "z", "roll", "pitch", "yaw", "grip"),  # m, of the arm's base frame; rad and m as LIBERO's
+    fps=10,
+    motion_unit="0.05 m",
+    turn_unit="0.5 rad",
+    cameras=("agentview", "wrist"),
+    horizon=200,
+    open="wovr_core.envs.franka:open_franka",
+    check_installed="wovr_core.envs.franka:refuse",
+)
+
+_registered = {found.name: found for found in (TABLETOP, LIBERO, FRANKA)}

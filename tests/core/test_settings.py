@@ -42,7 +42,10 @@ def test_there_are_shipped_configs():
         ({"gpro": {}}, ["gpro", "did you mean grpo?"]),
         ({"task": {"zzz": 1}}, ["task.zzz", "unknown setting; known:", "horizon"]),
         ({"task": {"horizon": 50}}, ["task.horizon is 50", "the 8 actions", "use 48 or 56"]),
-        ({"task": {"environment": "tabeltop"}}, ["task.environment", "Known are libero, tabletop", "To add one"]),
+        (
+            {"task": {"environment": "tabeltop"}},
+            ["task.environment", "Known are franka, libero, tabletop", "To add one"],
+        ),
         ({"world_model": {"architecture": {"prediction": "velocity"}}}, ["keep_gates", "prediction: sample"]),
         (LIBERO | {"world_model": {"pretrained": "none"}}, ["pose_map", "set it to false"]),
         (

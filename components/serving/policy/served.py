@@ -1,7 +1,8 @@
 """A policy that is loaded: what it wants to see, and its answer to a batch. The one file of the server with torch.
 
-Another kind of policy is served once `wovr_core.store.policies.open_policy` opens it: it answers `act` (the protocol
-`Policy`) and has a `shape` that says how many cameras of which size it looks through and how long its chunks are.
+Another kind of policy is served once `wovr_core.store.policies.open_any_policy` opens it: it answers `act` (the
+protocol `Policy`) and has a `shape` that says how many cameras of which size it looks through and how long its chunks
+are.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from wovr_core.artifacts import ArtifactError, Kind, read_manifest
 from wovr_core.embodiment import Embodiment
 from wovr_core.protocols import Policy
 from wovr_core.settings import TaskSettings
-from wovr_core.store.policies import open_policy
+from wovr_core.store.policies import open_any_policy
 from wovr_core.trajectory import Observation
 
 
@@ -62,7 +63,7 @@ def open_served(path: Path, *, version: str | None = None) -> ServedPolicy:
     """The policy of an artifact, tried once with a grey picture. Raises `ArtifactError`."""
     manifest = read_manifest(path, Kind.POLICY)
     task = manifest.branch("task", TaskSettings, path)
-    policy = open_policy(path, task)
+    policy = open_any_policy(path, task)
     metadata = describe(policy, task, version=version, digest=manifest.digest)
     served = ServedPolicy(policy=policy, metadata=metadata, pose_dim=task.embodiment.pose_dim)
     grey = np.zeros((metadata.image_size, metadata.image_size * len(metadata.cameras), 3), np.uint8)
