@@ -1,13 +1,17 @@
 """The cameras of the simulated cell: a process that renders the scene as it stands whenever it is asked.
 
 A request is a line of JSON, {"camera": name}; the answer a line {"height", "width", "sequence", "time"} and then
-height x width x 3 bytes, red, green and blue. Pictures carry a little noise, as a real sensor's do. $MUJOCO_GL says how
-MuJoCo renders: osmesa (any CPU) unless it is set.
+height x width x 3 bytes, red, green and blue. Any number of clients may ask; one thread draws for all. Pictures carry a
+little noise, as a real sensor's do. $MUJOCO_GL says how MuJoCo renders: osmesa (any CPU) unless it is set.
 """
 
+import itertools
 import json
 import os
+import queue
 import socketserver
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,7 @@ def serve_cameras(xml: str, scene: Any, time: Any, frozen: Any, port: Any, size:
     model.light_castshadow[:] = 0
     data, renderer, rng = mujoco.MjData(model), mujoco.Renderer(model, size, size), np.random.default_rng(0)
     held: dict[str, np.ndarray] = {}
-    count = 0
+    asked: queue.Queue[tuple[str, Future]] = queue.Queue()
 
     def picture(camera: str) -> np.ndarray:
         if frozen.value and camera in held:
@@ -40,13 +44,20 @@ def serve_cameras(xml: str, scene: Any, time: Any, frozen: Any, port: Any, size:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            nonlocal count
             for line in self.rfile:
-                count += 1
-                image = picture(json.loads(line)["camera"])
-                header = {"height": size, "width": size, "sequence": count, "time": time.value}
+                answer: Future = Future()
+                asked.put((json.loads(line)["camera"], answer))
+                image, sequence = answer.result()
+                header = {"height": size, "width": size, "sequence": sequence, "time": time.value}
                 self.wfile.write(json.dumps(header).encode() + b"\n" + image.tobytes())
 
-    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:  # one client at a time
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
         port.value = server.server_address[1]
-        server.serve_forever()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for sequence in itertools.count(1):  # OpenGL draws in the thread that opened it, and in no other
+            camera, answer = asked.get()
+            try:
+                answer.set_result((picture(camera), sequence))
+            except ValueError as error:  # there is no such camera
+                answer.set_exception(error)
