@@ -24,6 +24,8 @@ class ArchitectureSettings(Section):
     prediction: Literal["velocity", "sample"] = "sample"  # Wan predicts velocity
     keep_gates: bool = True  # the future = a * memory + b * reference + what is drawn anew; tiny profile only
     pose_map: bool = True  # tell each token where in the picture the gripper will be; tiny profile only
+    action_channels: Literal["wovr", "rlinf"] = "wovr"  # how actions enter; RLinf's fine-tunes bring theirs
+    context_sees_future: bool = False  # full attention, as Wan itself and RLinf's: nothing is kept between steps
 
     @model_validator(mode="after")
     def _numbers_go_together(self) -> Self:
@@ -50,7 +52,14 @@ class ArchitectureSettings(Section):
 
         `image_size` in pixels, of one camera's picture; `hand_in_picture` says that a pose is a place in the frame.
         """
-        latents, patch = image_size // 8, self.patch
+        stride, patch = 16 if self.codec == "wan" else 8, self.patch
+        latents = image_size // stride
+        if self.codec == "wan" and image_size % (stride * patch):
+            raise SettingsError(
+                f"task.image_size is {image_size}, but Wan's codec makes one latent of {stride} x {stride} pixels, and "
+                f"world_model.architecture.patch {patch} joins {patch} x {patch} of them: use a multiple of "
+                f"{stride * patch}"
+            )
         if latents % patch:
             raise SettingsError(
                 f"world_model.architecture.patch is {patch}, but a picture of task.image_size {image_size} "

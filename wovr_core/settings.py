@@ -64,7 +64,8 @@ class CollectSettings(Section):
 class WorldModelSettings(Section):
     """The video world model, and how it is fitted to real episodes."""
 
-    pretrained: str = "tabletop-play"  # the backbone shipped with the package; "none" starts from noise
+    pretrained: str = "tabletop-play"  # a backbone of the package, or a checkpoint's folder; "none" starts from noise
+    codec_from: str = ""  # folder of Wan's video VAE; "": the folder vae in `pretrained`
     architecture: Architecture | None = None  # None: the backbone's own, from its architecture.json
     steps: Count = 20  # few: fitted longer, the shipped backbone forgets contact (docs/log/tabletop.md)
     batch: Count = 32

@@ -6,7 +6,6 @@ and `config check` begin with it. `check_machine` asks whether it can be run her
 
 import os
 import tempfile
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from math import prod
@@ -146,13 +145,10 @@ def _memory(settings: Settings) -> None:
 
 def _parameters(settings: Settings) -> int:
     """How many weights the world model has; it is built without any memory for them, and takes its backbone."""
-    import torch
 
-    from wovr_core.store.world_models import new_world_model
+    from wovr_core.store.world_models import count_weights
 
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that nothing is copied to weights that are not there
-        return sum(weight.numel() for weight in new_world_model(settings.world_model, settings.task).parameters())
+    return count_weights(settings.world_model, settings.task)
 
 
 def _nameable(folder: Path) -> None:

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from tests.core.wan_checkpoints import shaken, small_vae, wan, wan_vae
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.settings import Settings, WorldModelSettings
 from wovr_core.trajectory import InitState
@@ -27,47 +27,6 @@ ADDED = {  # the two action channels
     *(f"action_tokens.net.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")),
     "action_tokens.place",
 }
-
-
-def wan(**kwargs) -> WanTransformer3DModel:
-    """Wan2.2-TI2V-5B's transformer as diffusers has it (METHOD section 9), or smaller."""
-    published = {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 24,
-        "attention_head_dim": 128,
-        "in_channels": 48,
-        "out_channels": 48,
-        "text_dim": 4096,
-        "freq_dim": 256,
-        "ffn_dim": 14336,
-        "num_layers": 30,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": 1e-6,
-        "rope_max_seq_len": 1024,
-    }
-    return WanTransformer3DModel(**published | kwargs)
-
-
-def wan_vae(**kwargs) -> AutoencoderKLWan:
-    published = {
-        "base_dim": 160,
-        "decoder_base_dim": 256,
-        "z_dim": 48,
-        "dim_mult": [1, 2, 4, 4],
-        "num_res_blocks": 2,
-        "attn_scales": [],
-        "temperal_downsample": [False, True, True],
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-        "scale_factor_temporal": 4,
-        "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * 48,
-        "latents_std": [1.0] * 48,
-    }
-    return AutoencoderKLWan(**published | kwargs)
 
 
 def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -108,27 +67,11 @@ SMALL = ArchitectureSettings(
 )
 
 
-def shaken(module: torch.nn.Module) -> torch.nn.Module:
-    """No weight at a special value: zeros hide mistakes."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return module
-
-
 def small_world(**kwargs) -> DiffusionWorldModel:
+    vae = small_vae()
     torch.manual_seed(0)
-    vae = wan_vae(
-        base_dim=4,
-        decoder_base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.1, -0.1, 0.2, 0.0],
-        latents_std=[0.5, 1.0, 2.0, 1.5],
-    )
     cfg = WorldModelSettings(architecture=SMALL, pretrained="none", rollout_dtype="float32", **kwargs)
-    return shaken(DiffusionWorldModel(cfg, WanAutoencoder(vae).eval(), action_dim=7)).eval()
+    return shaken(DiffusionWorldModel(cfg, WanAutoencoder(vae), action_dim=7)).eval()
 
 
 def some_episodes(episodes: int = 2) -> EpisodeBatch:

@@ -22,10 +22,10 @@ def wovr(*words: str):
 
 @pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_config_that_is_shipped_can_be_run(config):
-    """Where its simulator is; but the paper's is an architecture, and says so."""
+    """Where its simulator is; the paper's where its weights are."""
     settings = Settings.load(CONFIGS / f"{config}.yaml")
     if config == "paper-scale":
-        with pytest.raises(SettingsError, match=r"^world_model.architecture.codec is wan, .*Take a backbone .*$"):
+        with pytest.raises(SettingsError, match=r"^there is no folder /models/Wan2.2-TI2V-5B-Diffusers: name the one"):
             check_settings(settings)
     else:
         check_settings(settings)
@@ -35,7 +35,7 @@ def test_every_config_that_is_shipped_can_be_run(config):
 def test_the_papers_world_model_is_refused_before_anything_is_done(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = wovr(*words, "paper-scale")
-    assert answer.exit_code == 2 and "world_model.architecture.codec is wan" in answer.stderr
+    assert answer.exit_code == 2 and "there is no folder /models/Wan2.2-TI2V-5B" in answer.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -58,7 +58,8 @@ def module_of(weights: Mapping[str, Tensor], build: Callable[[], M], where: Path
     if fault := misfit(weights, wanted):
         raise ArtifactError(f"the weights in {where} do not fit the model described there: {fault}; make it again")
     module = build()
-    module.load_state_dict(weights)
+    hollow = any(parameter.is_meta for parameter in module.parameters())  # whose weights lie nowhere yet
+    module.load_state_dict(weights, assign=hollow)
     return module
 
 

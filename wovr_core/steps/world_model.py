@@ -12,7 +12,14 @@ from wovr_core.imagination.replay import replay
 from wovr_core.protocols import Tracker
 from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.store.episodes import named, open_episodes
-from wovr_core.store.world_models import LearnedWorldModel, for_dreaming, new_world_model, provenance, save_world_model
+from wovr_core.store.world_models import (
+    LearnedWorldModel,
+    fit_statistics,
+    for_dreaming,
+    new_world_model,
+    provenance,
+    save_world_model,
+)
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.distributed import full_tensor, process_group, shard
 from wovr_core.training.loop import TrainingError, tell_loss, train
@@ -34,8 +41,7 @@ def train_world_model(
     settings = {"world_model": model.cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=named(episodes)) as draft:
         training = EpisodeBatch.of(data.training)
-        if cfg.pretrained == "none":
-            model.statistics.fit(training)
+        fit_statistics(model, training)
         fit_world_model(
             model, training, steps=cfg.steps, name="world model", seed=task.seed, data=episodes, tracker=tracker
         )

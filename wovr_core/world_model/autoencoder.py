@@ -11,9 +11,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wovr_core.architecture import ArchitectureSettings
-from wovr_core.artifacts import ArtifactError
-
 FRAMES_PER_LATENT = 4
 
 
@@ -107,17 +104,6 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
-
-
-def tiny_autoencoder(architecture: ArchitectureSettings) -> Autoencoder:
-    """The tiny profile's codec, not fitted yet; raises `ArtifactError` for Wan's, which nothing opens yet."""
-    if architecture.codec == "wan":
-        raise ArtifactError(
-            "world_model.architecture.codec is wan, but Wan's codec and weights do not come with this package, and "
-            "nothing opens them yet: such settings describe the paper's world model and cannot be run. Take a backbone "
-            "that is shipped, as tabletop does"
-        )
-    return PatchAutoencoder(channels=architecture.latent_channels)
 
 
 class WanAutoencoder(Autoencoder):

@@ -51,6 +51,25 @@ class ActionTokens(nn.Module):
         return self.net(actions) + self.place
 
 
+class RlinfModulation(ActionModulation):
+    """The same channel as RLinf's fine-tunes of Wan have it: four times as wide in between (their wan_video_dit.py)."""
+
+    def __init__(self, action_dim: int, width: int) -> None:
+        super().__init__(action_dim, width)
+        self.net = nn.Sequential(nn.Linear(4 * action_dim, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+
+class RlinfTokens(nn.Module):
+    """One token per action as RLinf's fine-tunes have it: GELU in between, and nothing that says which action it is."""
+
+    def __init__(self, action_dim: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(action_dim, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, actions: Float[Tensor, "b 13 a"]) -> Float[Tensor, "b 13 d"]:
+        return self.net(actions)
+
+
 class PoseMap(nn.Module):
     """Where the gripper is at each frame, seen from each token: Fourier features of the offset, added to the token.
 

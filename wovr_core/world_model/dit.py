@@ -1,21 +1,36 @@
 """The video diffusion transformer: diffusers' Wan blocks and weights, conditioned on actions instead of text.
 
 The reference and memory latents are clean context: they attend to each other only, so their keys and values are
-computed once per chunk and reused at every denoising step. The future attends to them and to itself.
+computed once per chunk and reused at every denoising step. The future attends to them and to itself. Where the
+architecture says `context_sees_future`, everything attends to everything, as in Wan's own forward, and the whole window
+is computed at every step.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.architecture import ArchitectureSettings
-from wovr_core.world_model.conditioning import CONTEXT, LATENTS, ActionModulation, ActionTokens, Conditions, PoseMap
+from wovr_core.world_model.conditioning import (
+    CONTEXT,
+    LATENTS,
+    ActionModulation,
+    ActionTokens,
+    Conditions,
+    PoseMap,
+    RlinfModulation,
+    RlinfTokens,
+)
 
+POSITIONS = 1024  # of tokens, each way, that rotary embeddings are computed for
 WORDS = 64  # width of the text embeddings that Wan's blocks would be fed, before their embedder is dropped
 Heads = tuple[Tensor, Tensor]  # keys and values, (b, heads, tokens, head_dim)
 
@@ -26,10 +41,11 @@ class Context:
 
     reference: Tensor  # (b, c, y, x)
     last: Tensor  # (b, c, y, x), the memory latent
-    self_attention: list[Heads]  # per block, of the context tokens
+    level: Tensor  # (b, 2), the noise level of both
+    self_attention: list[Heads]  # per block, of the context tokens; none where the context sees the future
     cross_attention: list[Heads]  # per block, of the action tokens
     modulation: Tensor  # (b, 4, d), from actions
-    poses: Tensor | None  # (b, 2, tokens, d), of the future
+    poses: Tensor | None  # (b, 4, tokens, d)
 
     @property
     def batch(self) -> int:
@@ -39,28 +55,33 @@ class Context:
 class WorldModelTransformer(nn.Module):
     """Predicts the flow velocity of the future latents of a window."""
 
-    def __init__(self, cfg: ArchitectureSettings, *, action_dim: int, pose_dim: int = 2) -> None:
+    def __init__(self, cfg: ArchitectureSettings, *, action_dim: int, pose_dim: int = 2, hollow: bool = False) -> None:
+        """With `hollow`, the backbone has no memory yet: weights of a checkpoint are put there (`wan.fill`)."""
         super().__init__()
         self.cfg = cfg
-        width = cfg.heads * cfg.head_dim
-        self.backbone = WanTransformer3DModel(
-            patch_size=(1, cfg.patch, cfg.patch),
-            num_attention_heads=cfg.heads,
-            attention_head_dim=cfg.head_dim,
-            in_channels=cfg.latent_channels,
-            out_channels=cfg.latent_channels,
-            text_dim=WORDS,
-            freq_dim=cfg.freq_dim,
-            ffn_dim=cfg.ffn_dim,
-            num_layers=cfg.layers,
-            cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-            eps=1e-6,
-            rope_max_seq_len=1024,
-        )
+        width, patch = cfg.heads * cfg.head_dim, (1, cfg.patch, cfg.patch)
+        with torch.device("meta") if hollow else nullcontext():
+            self.backbone = WanTransformer3DModel(
+                patch_size=patch,
+                num_attention_heads=cfg.heads,
+                attention_head_dim=cfg.head_dim,
+                in_channels=cfg.latent_channels,
+                out_channels=cfg.latent_channels,
+                text_dim=WORDS,
+                freq_dim=cfg.freq_dim,
+                ffn_dim=cfg.ffn_dim,
+                num_layers=cfg.layers,
+                cross_attn_norm=True,
+                qk_norm="rms_norm_across_heads",
+                eps=1e-6,
+                rope_max_seq_len=POSITIONS,
+            )
+        if hollow:  # what no checkpoint holds is computed
+            self.backbone.rope = WanRotaryPosEmbed(cfg.head_dim, patch, POSITIONS)
         del self.backbone.condition_embedder.text_embedder  # actions take the place of words
-        self.action_modulation = ActionModulation(action_dim, width)
-        self.action_tokens = ActionTokens(action_dim, width)
+        rlinf = cfg.action_channels == "rlinf"
+        self.action_modulation = (RlinfModulation if rlinf else ActionModulation)(action_dim, width)
+        self.action_tokens = (RlinfTokens if rlinf else ActionTokens)(action_dim, width)
         self.pose_map = PoseMap(pose_dim, width) if cfg.pose_map else None
         self.keep_gates = nn.Linear(width, 2 * cfg.patch**2) if cfg.keep_gates else None
         if self.keep_gates is not None:
@@ -88,6 +109,8 @@ class WorldModelTransformer(nn.Module):
         cross = [self._keys_values(block.attn2, tokens) for block in self.backbone.blocks]
 
         level = torch.stack([torch.zeros_like(memory_noise), memory_noise], 1)
+        if self.cfg.context_sees_future:
+            return Context(reference, memory, level, [], cross, modulation, poses)
         x = self._embed(torch.stack([reference, memory], 2), None if poses is None else poses[:, :CONTEXT])
         modulate = self._modulations(level, modulation[:, :CONTEXT])[0]
         rope = self._rope(memory, slice(0, CONTEXT))
@@ -96,20 +119,24 @@ class WorldModelTransformer(nn.Module):
             last_block = i + 1 == len(cross)
             x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
             cache.append(own)
-        future_poses = None if poses is None else poses[:, CONTEXT:]
-        return Context(reference, memory, cache, cross, modulation, future_poses)
+        return Context(reference, memory, level, cache, cross, modulation, poses)
 
     def forward(
         self, noisy: Float[Tensor, "b c 2 y x"], noise_level: Float[Tensor, " b"], context: Context
     ) -> Float[Tensor, "b c 2 y x"]:
         """The velocity `noise - future` at `noisy = (1 - s) future + s noise`, with s the noise level in (0, 1]."""
-        x = self._embed(noisy, context.poses)
         level = noise_level[:, None].expand(-1, LATENTS - CONTEXT)
-        modulate, temb = self._modulations(level, context.modulation[:, CONTEXT:])
-        rope = self._rope(noisy[:, :, 0], slice(CONTEXT, LATENTS))
-        blocks = zip(self.backbone.blocks, context.self_attention, context.cross_attention, strict=True)
-        for block, context_kv, actions_kv in blocks:
+        latents, first = noisy, CONTEXT
+        before: Sequence[Heads | None] = context.self_attention
+        if self.cfg.context_sees_future:
+            latents = torch.cat([context.reference[:, :, None], context.last[:, :, None], noisy], 2)
+            level, first, before = torch.cat([context.level, level], 1), 0, [None] * len(self.backbone.blocks)
+        x = self._embed(latents, None if context.poses is None else context.poses[:, first:])
+        modulate, temb = self._modulations(level, context.modulation[:, first:])
+        rope = self._rope(noisy[:, :, 0], slice(first, LATENTS))
+        for block, context_kv, actions_kv in zip(self.backbone.blocks, before, context.cross_attention, strict=True):
             x, _ = self._block(block, x, modulate, rope, context_kv, actions_kv)
+        x, temb = x[:, CONTEXT - first :], temb[:, CONTEXT - first :]
         shift, scale = (self.backbone.scale_shift_table[:, None] + temb[:, :, None]).chunk(
             2, dim=2
         )  # (b, latent, 1, d)

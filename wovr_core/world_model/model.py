@@ -28,14 +28,21 @@ class DiffusionWorldModel(nn.Module):
     noise_latents = 2  # of the chance that is in a chunk
 
     def __init__(
-        self, cfg: WorldModelSettings, autoencoder: Autoencoder, *, action_dim: int, pose_dim: int = 2
+        self,
+        cfg: WorldModelSettings,
+        autoencoder: Autoencoder,
+        *,
+        action_dim: int,
+        pose_dim: int = 2,
+        hollow: bool = False,
     ) -> None:
+        """With `hollow`, the transformer's backbone waits for the weights of a checkpoint (`wan.fill`)."""
         super().__init__()
         architecture = cfg.architecture
         assert isinstance(architecture, ArchitectureSettings), "ask the backbone first: `new_world_model` does"
         self.cfg = cfg
         self.autoencoder = autoencoder.requires_grad_(False)
-        self.transformer = WorldModelTransformer(architecture, action_dim=action_dim, pose_dim=pose_dim)
+        self.transformer = WorldModelTransformer(architecture, action_dim=action_dim, pose_dim=pose_dim, hollow=hollow)
         self.statistics = ActionStatistics(action_dim, pose_dim)
 
     @property
