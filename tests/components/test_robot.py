@@ -50,6 +50,7 @@ class Gateway:
 
     server: PolicyServer
     success: dict[str, float] = field(default_factory=dict)  # by digest
+    unsafe: dict[str, float] = field(default_factory=dict)  # by digest, how often its command breaks a limit
     state: str = "running"
     plans: list[TrialPlan] = field(default_factory=list)
     records: list[TrialRecord] = field(default_factory=list)
@@ -81,12 +82,16 @@ class Gateway:
         plan = self.plans[-1]
         chance = random.Random(len(self.records))
         for _ in range(2):
-            number = len([one for one in self.records if not one.invalid])
+            number = len([one for one in self.records if one.counts])
             if self.ended or number == len(plan.trials):
                 self.state = "done"
                 return
             first = number == 3 and all(not one.invalid for one in self.records)
-            success = chance.random() < self.success[self.server.policies[plan.trials[number].token]]
+            digest = self.server.policies[plan.trials[number].token]
+            success = chance.random() < self.success[digest]
+            if not first and chance.random() < self.unsafe.get(digest, 0.0):
+                self.records.append(unsafe_record(number, attempt=int(number == 3)))
+                continue
             self.records.append(
                 TrialRecord(
                     trial=number,
@@ -100,6 +105,23 @@ class Gateway:
                     cause="camera" if first else "",
                 )
             )
+
+
+def unsafe_record(trial: int, attempt: int) -> TrialRecord:
+    return TrialRecord(
+        trial=trial,
+        attempt=attempt,
+        began="2026-11-30T12:00:00Z",
+        seconds=1,
+        steps=8,
+        ended="fault",
+        invalid="step 4: z is 0.611 m, 21.0 mm outside [0.030, 0.590]",
+        cause="policy",
+        limit="box",
+        step=11,
+        figure=0.611,
+        bound=0.59,
+    )
 
 
 @pytest.fixture
@@ -134,8 +156,9 @@ def robot(stack: Stack, monkeypatch, tmp_path) -> Iterator[SimpleNamespace]:
         )
 
 
-def tried(robot, **changes):
-    return try_on_robot(robot.cfg.model_copy(update=changes), **robot.policies, out=robot.out, every=0.01)
+def tried(robot, reward=None, **changes):
+    cfg = robot.cfg.model_copy(update=changes)
+    return try_on_robot(cfg, **robot.policies, out=robot.out, reward=reward, every=0.01)
 
 
 def verdict_of(robot) -> VerdictFacts:
@@ -164,6 +187,22 @@ def test_two_equal_policies_end_for_futility_and_nobody_is_promoted(robot):
     assert facts["decision"] == "futile"
     assert facts["pairs"] < 40
     assert not verdict_of(robot).promote
+
+
+def test_a_reckless_policy_loses_and_has_no_second_tries(robot):
+    """It would win if its unsafe commands did not count: it succeeds wherever it is safe, in two of five trials."""
+    robot.gateway.success = {robot.digests["candidate"]: 1.0, robot.digests["baseline"]: 0.9}
+    robot.gateway.unsafe = {robot.digests["candidate"]: 0.6}
+    made = tried(robot, reward=robot.policies["candidate"])
+    facts = made.summary["robot"]
+    assert facts["decision"] in ("futile", "worse")
+    assert facts["lost"] > facts["gained"] == 0
+    assert list(facts["unsafe"]) == ["candidate"] and facts["unsafe"]["candidate"]["box"] >= facts["lost"]
+    attempts = load_table(robot.out, "attempts", TrialRecord)
+    assert all(one.attempt == 0 for one in attempts if one.unsafe)
+    assert made.summary["candidate"]["n"] == facts["pairs"]  # each of its trials is in the rate
+    assert not verdict_of(robot).promote
+    assert "does not fit these policies" in facts["reward_reason"]  # a policy is no reward model
 
 
 def test_the_gateway_cannot_tell_the_policies_apart(robot):

@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 import requests
 
+from components.platform.robot_footage import RecordedFootage
 from components.serving.robot.executor import RobotObservation
 from components.serving.robot.operators import COOKIE
 from components.serving.robot.trials_folder import CUT
 from tests.components.trials_bench import GatewayProcess, OperatorClient
 from tests.components.trials_process import OPERATOR, Policies, a_plan
 from tests.listening import listening
-from wovr_core.franka.ledger import digest_of
+from wovr_core.franka.ledger import TrialRecord, digest_of
 from wovr_core.franka.limits import SafetyLimits
+from wovr_core.steps.robot_reward import FootageError
 
 
 @pytest.fixture
@@ -157,6 +159,24 @@ def test_a_recording_is_whole_and_its_digest_stands_in_the_ledger(gateway, opera
         frames = sum(1 for _ in video.decode(video=0))
     assert frames == len(fetch("frames.jsonl").splitlines()) >= 2
     assert fetch("start.png")[:4] == b"\x89PNG"
+    the_job_sees_the_last_pictures_and_no_others(fetch, TrialRecord.model_validate(record))
+
+
+def the_job_sees_the_last_pictures_and_no_others(fetch, record: TrialRecord) -> None:
+    """As a reward model gets them: by camera, squares; and none that the ledger does not vouch for."""
+    footage = RecordedFootage(lambda name: fetch(name.rpartition("/")[2]))
+    shots = footage(record, [0.1, 0.0], 240)
+    assert [list(shot) for shot in shots] == [["table", "wrist"]] * 2
+    table = shots[-1]["table"].astype(int)
+    assert table.shape == (240, 240, 3)
+    block = table[155:175, 115:140].mean((0, 1))  # (226, 168, 40) was at pixels 150 to 184 of 320, 40 of them cut off
+    assert np.abs(block - (226, 168, 40)).max() < 12, block
+    for name in ("SHA256SUMS", "video.mp4"):
+        changed = RecordedFootage(lambda path, name=name: fetch(path.rpartition("/")[2]) + b" " * path.endswith(name))
+        with pytest.raises(FootageError, match="it was changed"):
+            changed(record, [0.0], 240)
+    with pytest.raises(FootageError, match="has no recording"):
+        footage(record.model_copy(update={"recording_digest": ""}), [0.0], 240)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,24 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from wovr_core.artifacts import Kind, writing
 from wovr_core.evaluation.sequential import StopRule
 from wovr_core.franka.ledger import Ledger, LedgerError, TrialRecord, unblinded
 from wovr_core.franka.plan import PlannedTrial, TrialPlan, plan_trials
+from wovr_core.policy.tiny_vla import Shape
+from wovr_core.reward.calibrate import Agreement
+from wovr_core.reward.classifier import SuccessClassifier
+from wovr_core.settings import TaskSettings
+from wovr_core.steps.robot_reward import FootageError, cohens_kappa, opinion_on
+from wovr_core.store.rewards import save_reward
+from wovr_core.success_rule import SuccessRule
 
 
 def planned(pairs: int = 12, **changes):
@@ -219,3 +229,98 @@ def test_after_unblinding_a_success_is_the_right_policys():
 def test_a_planned_trial_takes_no_further_word():
     with pytest.raises(ValidationError, match="role"):
         PlannedTrial(number=0, pair=0, instruction="go", token="0123456789abcdef", role="candidate")
+
+
+# ---------------------------------------------------------------------------------------------------- the reward model
+
+TASK = TaskSettings.model_validate({"environment": "libero", "image_size": 32})
+
+
+def a_reward(out, *, task: TaskSettings = TASK) -> SuccessClassifier:
+    """One that looks at the last two of every fourth picture, and calls about half of them a success."""
+    torch.manual_seed(0)
+    shape = Shape(vocabulary=("cube", "up"), words=4, image_size=32, cameras=2, features=8, keypoints=4, hidden=32)
+    rule = SuccessRule(threshold=0.5, stride=4, hysteresis=2)
+    model = SuccessClassifier(shape, success_rule=rule).requires_grad_(False)
+    colours = 2 * torch.rand(64, 3, 1, 1).expand(-1, -1, 32, 64) - 1
+    model.head[-1].bias.sub_(model.logits(colours, ["pick up the cube"] * 64).median())
+    with writing(out, Kind.REWARD_MODEL, settings={"task": task.model_dump(mode="json")}) as draft:
+        save_reward(draft.folder, model)
+    return model
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Labelled trials, one unsafe and one without a video; the pictures of each; and what the model says of them."""
+    plan, blinding = planned(8, control_every=4)
+    with writing(tmp_path / "policy", Kind.POLICY, settings={"task": TASK.model_dump(mode="json")}):
+        pass
+    model = a_reward(tmp_path / "reward")
+    chance = np.random.default_rng(0)
+    records = [record(n, success=bool(chance.integers(2))) for n in range(len(plan.trials))]
+    records[5] = record(5, success=None, invalid="NaN", cause="policy", limit="finite")
+    shots = {
+        one.trial: [dict.fromkeys(TASK.cameras, np.full((32, 32, 3), colour, np.uint8)) for colour in colours]
+        for one, colours in zip(records, chance.integers(0, 256, (len(records), 2, 3)), strict=True)
+    }
+
+    def footage(one: TrialRecord, seconds, side):
+        assert (list(seconds), side) == ([4 / TASK.embodiment.fps, 0.0], 32)
+        if one.trial == 3:
+            raise FootageError("trial 3 has no video.mp4")
+        return shots[one.trial]
+
+    def opinion(**more):
+        options = {"policy": tmp_path / "policy", "reward": tmp_path / "reward", "footage": footage} | more
+        return opinion_on(records, plan, blinding, **options)
+
+    return plan, blinding, model, shots, opinion
+
+
+def test_the_reward_models_opinion_stands_beside_each_label_and_its_errors_are_counted(judged):
+    plan, blinding, model, shots, opinion = judged
+    found = opinion()
+    both = [one for one in found.records if one.classified is not None]
+    assert {one.trial for one in found.records} - {one.trial for one in both} == {3, 5}
+    for one in both:
+        frames = np.stack([np.concatenate([shot[name] for name in TASK.cameras], 1) for shot in shots[one.trial]])
+        words = [plan.trials[one.trial].instruction] * 2
+        scores = model.probability(torch.from_numpy(frames).permute(0, 3, 1, 2), words)
+        assert one.classified == pytest.approx(float(scores.min()), abs=1e-6)
+    failures = [one for one in both if not one.success]
+    wrong = [one for one in failures if one.classified >= 0.5]
+    assert 0 < len(wrong) < len(failures)
+    facts = found.facts
+    assert (facts.false_positives.successes, facts.false_positives.n) == (len(wrong), len(failures))
+    assert facts.false_positives.low < len(wrong) / len(failures) < facts.false_positives.high
+    assert sum(rate.n for rate in facts.false_positives_by_role.values()) == len(failures)
+    candidates = facts.false_positives_by_role["candidate"]
+    assert candidates.successes == sum(blinding.roles[one.trial] == "candidate" for one in wrong)
+    assert (facts.unseen, facts.unseen_reason) == (1, "trial 3 has no video.mp4")
+
+
+def test_where_no_reward_model_is_at_hand_that_is_said_and_nothing_is_lost(judged, tmp_path):
+    *_, opinion = judged
+    a_reward(tmp_path / "tabletop", task=TaskSettings())
+
+    def none(one, seconds, side):
+        raise FootageError("the gateway is gone")
+
+    for more, words in (
+        ({"reward": None}, "no reward model was given"),
+        ({"reward": tmp_path / "tabletop"}, "learnt in tabletop, but task.environment is libero"),
+        ({"footage": none}, "the gateway is gone"),
+    ):
+        found = opinion(**more)
+        assert words in found.reason and found.facts is None
+        assert all(one.classified is None for one in found.records)
+
+
+@pytest.mark.parametrize(
+    ("counts", "kappa"),
+    [((20, 5, 10, 15), 0.4), ((10, 0, 0, 10), 1.0), ((0, 5, 5, 0), -1.0), ((9, 0, 0, 0), None), ((5, 5, 5, 5), 0.0)],
+    ids=str,
+)
+def test_kappa_is_agreement_beyond_chance(counts, kappa):
+    """The first is Wikipedia's example; where all is one and the same there is no chance to be beyond."""
+    assert cohens_kappa(Agreement(*counts)) == (kappa if kappa is None else pytest.approx(kappa))
