@@ -190,17 +190,16 @@ def test_two_equal_policies_end_for_futility_and_nobody_is_promoted(robot):
 
 
 def test_a_reckless_policy_loses_and_has_no_second_tries(robot):
-    """It would win if its unsafe commands did not count: it succeeds wherever it is safe, in two of five trials."""
     robot.gateway.success = {robot.digests["candidate"]: 1.0, robot.digests["baseline"]: 0.9}
-    robot.gateway.unsafe = {robot.digests["candidate"]: 0.6}
+    robot.gateway.unsafe = {robot.digests["candidate"]: 1.0}
     made = tried(robot, reward=robot.policies["candidate"])
     facts = made.summary["robot"]
     assert facts["decision"] in ("futile", "worse")
     assert facts["lost"] > facts["gained"] == 0
-    assert list(facts["unsafe"]) == ["candidate"] and facts["unsafe"]["candidate"]["box"] >= facts["lost"]
+    assert list(facts["unsafe"]) == ["candidate"] and facts["unsafe"]["candidate"]["box"] >= facts["pairs"]
     attempts = load_table(robot.out, "attempts", TrialRecord)
     assert all(one.attempt == 0 for one in attempts if one.unsafe)
-    assert made.summary["candidate"]["n"] == facts["pairs"]  # each of its trials is in the rate
+    assert (made.summary["candidate"]["successes"], made.summary["baseline"]["successes"] > 0) == (0, True)
     assert not verdict_of(robot).promote
     assert "does not fit these policies" in facts["reward_reason"]  # a policy is no reward model
 
