@@ -97,6 +97,7 @@ def serve(
     server = uvicorn.Server(config)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # uvicorn raises what it caught once more
-            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     on_start()
     server.run()
