@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from wovr_core.evaluation.success import Rate, success_rate
@@ -27,6 +27,23 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 def render(story: Story) -> str:
     """The page. Everything that came from an artifact is escaped."""
+    return template("report.html.j2").render(
+        s=story,
+        c=story.comparison,
+        headline=headline(story),
+        figures=figures(story),
+        rounds=by_round(story),
+        uninformative=[share_uninformative(phase) for phase in story.phases],
+        rules=gallery(story),
+        names=[phase_name(phase.round) for phase in story.phases],
+        collections=[(phase.collected, phase.held_out) for phase in story.phases[:1]]
+        + [(rate, row.held_out) for rate, row in zip(story.tried, story.decisions, strict=True)],
+        imagined_frames=sum(phase.imagined_frames for phase in story.phases),
+    )
+
+
+def template(name: str) -> Template:
+    """One of the pages of this folder, with the words that all of them use."""
     room = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -40,22 +57,11 @@ def render(story: Story) -> str:
         "points": points,
         "sentence": sentence,
         "chance": chance,
+        "four": "{:.4g}".format,
         "time": duration,
         "count": "{:,}".format,
     }
-    return room.get_template("report.html.j2").render(
-        s=story,
-        c=story.comparison,
-        headline=headline(story),
-        figures=figures(story),
-        rounds=by_round(story),
-        uninformative=[share_uninformative(phase) for phase in story.phases],
-        rules=gallery(story),
-        names=[phase_name(phase.round) for phase in story.phases],
-        collections=[(phase.collected, phase.held_out) for phase in story.phases[:1]]
-        + [(rate, row.held_out) for rate, row in zip(story.tried, story.decisions, strict=True)],
-        imagined_frames=sum(phase.imagined_frames for phase in story.phases),
-    )
+    return room.get_template(name)
 
 
 def headline(story: Story) -> tuple[str, str]:
