@@ -2,7 +2,7 @@
 
 A request is a line of JSON, {"camera": name}; the answer a line {"height", "width", "sequence", "time"} and then
 height x width x 3 bytes, red, green and blue. Any number of clients may ask; one thread draws for all. Pictures carry a
-little noise, as a real sensor's do. $MUJOCO_GL says how MuJoCo renders: osmesa (any CPU) unless it is set.
+little noise, as a real sensor's do. $MUJOCO_GL says how MuJoCo renders: egl unless it is set.
 """
 
 import itertools
@@ -21,7 +21,8 @@ NOISE = 2  # largest change of a value by noise
 
 def serve_cameras(xml: str, scene: Any, time: Any, frozen: Any, port: Any, size: int) -> None:
     """Answer until the process ends. `scene` holds qpos, `time` robot seconds, `frozen` a flag; all shared memory."""
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ["LP_NUM_THREADS"] = "0"  # where a CPU draws: no threads of the renderer's own
     import mujoco
 
     model = mujoco.MjModel.from_xml_string(xml)
