@@ -1,4 +1,9 @@
-"""What the method asks of its parts. Whoever answers these calls can take part: a toy, a remote server, a 5B model."""
+"""What the method asks of its parts. Whoever answers these calls can take part: a toy, a remote server, a 5B model.
+
+Data rests on the CPU. A model takes what it is asked to the device of its weights, and what it answers lies where the
+question lay. A DreamState alone stays where its world model computes. Chance is drawn on the CPU and taken along, so
+that a seed means the same on every device.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -70,8 +70,8 @@ def replay(
             for chunk in range(count):
                 at = start + chunk * CHUNK
                 state = world_model.imagine(state, done[:, at : at + CHUNK], generator=generator)
-                pictures.append(world_model.look(state, list(frames)))
-                path.append(state.pose[:, -MEMORY:])
+                pictures.append(world_model.look(state, list(frames)).cpu())
+                path.append(state.pose[:, -MEMORY:].cpu())
             imagined.append(torch.cat(pictures, 1))
             pose.append(torch.stack(path, 1))
     decoded = [start + chunk * CHUNK + frame + 1 for chunk in range(count) for frame in frames]

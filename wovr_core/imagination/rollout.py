@@ -134,7 +134,9 @@ def _dream(
             break
         alive, state, sees = alive[going], state[going], sees[going]
         now = [starts[row] for row in alive.tolist()]
-        seen = Observation(frames=sees, instructions=tuple(start.instruction for start in now), pose=state.pose[:, -1])
+        seen = Observation(
+            frames=sees, instructions=tuple(start.instruction for start in now), pose=state.pose[:, -1].cpu()
+        )
         decided = policy.act(seen, temperature=temperature, generator=generator)
         counted = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
         state, readout, whole = _answer(simulator, state, decided.actions, now, judged, generator)
@@ -203,6 +205,6 @@ def _whole(state: DreamState, readout: Readout, n: int, judged: int) -> Bool[Ten
     answers = [readout.success] if readout.score is None else [readout.success, readout.score]
     if len(state) != n or readout.frames.shape[:2] != (n, judged) or any(p.shape != (n, judged) for p in answers):
         raise BrokenDreamError(f"asked for {n} dreams and {judged} frames of each, got something else")
-    dreamt = [values.isfinite().flatten(1).all(1) for values in (state.memory, state.future, state.pose)]
+    dreamt = [values.isfinite().flatten(1).all(1).cpu() for values in (state.memory, state.future, state.pose)]
     believed = [((p >= 0) & (p <= 1)).all(1) for p in answers]  # false for NaN
     return torch.stack(dreamt + believed).all(0)

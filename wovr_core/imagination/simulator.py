@@ -50,12 +50,15 @@ class LearnedSimulator:
         references: UInt8[Tensor, "b c h w"],
         frames: Sequence[int],
     ) -> Readout:
-        """The chosen frames of the chunk just dreamt, judged; one instruction and one true first frame per dream."""
+        """The chosen frames of the chunk just dreamt, judged; one instruction and one true first frame per dream.
+
+        They are judged where they were dreamt, and answered on the CPU.
+        """
         pictures = self.world_model.look(state, frames)
         flat, shape = pictures.flatten(0, 1), (-1, len(frames))
         words = [instruction for instruction in instructions for _ in frames]
         success = self.reward.probability(flat, words).unflatten(0, shape)
         score = None
         if self.detector is not None:
-            score = self.detector.score(flat, references.repeat_interleave(len(frames), 0)).unflatten(0, shape)
-        return Readout(frames=pictures, success=success, score=score)
+            score = self.detector.score(flat, references.repeat_interleave(len(frames), 0)).unflatten(0, shape).cpu()
+        return Readout(frames=pictures.cpu(), success=success.cpu(), score=score)

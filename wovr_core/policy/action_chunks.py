@@ -16,4 +16,4 @@ def to_tokens(actions: Float[Tensor, "*b a"]) -> Int[Tensor, "*b a"]:
 
 def from_tokens(tokens: Int[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
     """The centre of every chosen bin; the gripper is -1 or 1."""
-    return torch.cat([CENTRES[tokens[..., :-1]], tokens[..., -1:].float() * 2 - 1], -1)
+    return torch.cat([CENTRES.to(tokens.device)[tokens[..., :-1]], tokens[..., -1:].float() * 2 - 1], -1)

@@ -110,7 +110,7 @@ def clone(
         mirror = in_turn(mirrors, step)
         frames = mirror_frames(jitter(to_unit(frames), generator=generator), mirror)
         motion, gripper = policy(frames, instructions, mirror_pose(pose, mirror))
-        target = to_tokens(mirror_actions(actions, mirror))
+        target = to_tokens(mirror_actions(actions, mirror)).to(policy.device)
         motion_loss = F.cross_entropy(motion.flatten(0, 2), target[..., :-1].flatten())
         return 2 * motion_loss + F.cross_entropy(gripper.flatten(0, 1), target[..., -1].flatten())
 

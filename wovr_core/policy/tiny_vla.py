@@ -78,7 +78,8 @@ class LanguageKeypoints(nn.Module):
         for instruction in set(instructions):
             ids = [self.words.get(word, unknown) for word in instruction.lower().split()][: self.shape.words]
             known[instruction] = ids + [unknown] * (self.shape.words - len(ids))
-        return torch.tensor([known[instruction] for instruction in instructions])
+        every = torch.tensor([known[instruction] for instruction in instructions])
+        return every.to(self.embedding.weight.device)
 
     def forward(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, "b width"]:
         b, cameras, keypoints = len(frames), self.shape.cameras, self.shape.keypoints
@@ -129,6 +130,11 @@ class TinyVLA(nn.Module):
             nn.Linear(shape.hidden, shape.chunk * (2 * motions + 1)),
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.trunk.places.device
+
     def standardise(self, pose: Float[Tensor, "n p"]) -> None:
         """Read poses in units of how these, of the demonstrations, are spread."""
         if self.shape.pose_dim:
@@ -140,20 +146,20 @@ class TinyVLA(nn.Module):
         self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str], pose: Float[Tensor, "b p"]
     ) -> tuple[Float[Tensor, "b chunk motions bins"], Float[Tensor, "b chunk 2"]]:
         """Logits of every motion's bins, and of the gripper opening or closing."""
-        known = self.trunk(frames, instructions)
+        known = self.trunk(frames.to(self.device), instructions)
         if self.shape.pose_dim:
-            known = torch.cat([known, (pose - self.pose_mean) / self.pose_std], -1)
+            known = torch.cat([known, (pose.to(self.device) - self.pose_mean) / self.pose_std], -1)
         output = self.head(known).unflatten(-1, (self.shape.chunk, -1))
         motions = self.shape.action_dim - 1
         middle, width, gripper = output.split([motions, motions, 1], -1)
         width = F.softplus(width - 0.5) + 0.08
-        logits = -((CENTRES - middle[..., None]) ** 2) / (2 * width[..., None] ** 2)
+        logits = -((CENTRES.to(self.device) - middle[..., None]) ** 2) / (2 * width[..., None] ** 2)
         return logits, torch.cat([torch.zeros_like(gripper), 2 * gripper], -1)
 
     def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
         """Draw a chunk; temperature 0 takes the likeliest choices (with log-probabilities at temperature 1)."""
         with torch.no_grad():
-            motion, gripper = self(to_unit(observation.frames), observation.instructions, observation.pose)
+            motion, gripper = self._look(observation)
             likeliest = torch.cat([motion.argmax(-1), gripper.argmax(-1, keepdim=True)], -1)
             if temperature == 0:
                 tokens = likeliest
@@ -164,7 +170,9 @@ class TinyVLA(nn.Module):
                 )
                 tokens[..., self._undrawn] = likeliest[..., self._undrawn]
             log_prob = self._chosen(motion, gripper, tokens, temperature or 1.0)
-        return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob)
+        asked = observation.frames.device
+        tokens = tokens.to(asked)
+        return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob.to(asked))
 
     def mirrored(self, tokens: Int[Tensor, "*b a"], signs: Float[Tensor, " a"]) -> Int[Tensor, "*b a"]:
         """The tokens of the same actions in a mirror."""
@@ -174,8 +182,11 @@ class TinyVLA(nn.Module):
         self, observation: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
     ) -> Float[Tensor, "b chunk a"]:
         """Exact log-probability of each choice; 0 of what is never drawn."""
-        motion, gripper = self(to_unit(observation.frames), observation.instructions, observation.pose)
-        return self._chosen(motion, gripper, tokens, temperature)
+        motion, gripper = self._look(observation)
+        return self._chosen(motion, gripper, tokens.to(self.device), temperature).to(observation.frames.device)
+
+    def _look(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        return self(to_unit(observation.frames.to(self.device)), observation.instructions, observation.pose)
 
     @property
     def _undrawn(self) -> list[int]:
@@ -190,12 +201,12 @@ class TinyVLA(nn.Module):
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(logits.shape, generator=generator).clamp(min=1e-9)
+    uniform = torch.rand(logits.shape, generator=generator).clamp(min=1e-9).to(logits.device)
     return (logits - torch.log(-torch.log(uniform))).argmax(-1)  # Gumbel: one draw of a categorical
 
 
 def _draw_alike(logits: Float[Tensor, "b chunk *motions options"], generator: torch.Generator) -> Tensor:
     """One quantile for all steps of a chunk."""
     share = logits.softmax(-1).cumsum(-1)
-    quantile = torch.rand(len(logits), 1, *logits.shape[2:-1], 1, generator=generator)
+    quantile = torch.rand(len(logits), 1, *logits.shape[2:-1], 1, generator=generator).to(logits.device)
     return (share < quantile).sum(-1).clamp(max=logits.shape[-1] - 1)

@@ -30,11 +30,16 @@ class SuccessClassifier(nn.Module):
             nn.Linear(shape.hidden, 1),
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.trunk.places.device
+
     def logits(self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:
-        with autocast(self.dtype, frames.device):
-            return self.head(self.trunk(frames, instructions))[:, 0].float()
+        with autocast(self.dtype, self.device):
+            return self.head(self.trunk(frames.to(self.device), instructions))[:, 0].float()
 
     def probability(self, frames: UInt8[Tensor, "b c h w"], instructions: Sequence[str]) -> Float[Tensor, " b"]:
         """How likely each frame shows its instruction fulfilled, in [0, 1]."""
         with torch.no_grad():
-            return self.logits(to_unit(frames), instructions).sigmoid()
+            return self.logits(to_unit(frames.to(self.device)), instructions).sigmoid().to(frames.device)

@@ -38,6 +38,11 @@ class FrameErrorClassifier(nn.Module):
             nn.Conv2d(48, 1, 3, 1, 1),
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
+
     def forward(self, frames: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Logits: the strongest evidence anywhere in the frame."""
         with autocast(self.dtype, frames.device):
@@ -47,7 +52,8 @@ class FrameErrorClassifier(nn.Module):
     def score(self, frames: UInt8[Tensor, "b 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """How likely each frame is wrong somewhere, in [0, 1]."""
         with torch.no_grad():
-            return self(to_unit(frames), to_unit(references)).sigmoid()
+            here = [pictures.to(self.device) for pictures in (frames, references)]
+            return self(*map(to_unit, here)).sigmoid().to(frames.device)
 
     def scores(self, frames: UInt8[Tensor, "b t 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b t"]:
         """The scores of sequences of frames, one reference a sequence."""
@@ -87,7 +93,8 @@ def fit_detector(
         )
         pairs = torch.cat([to_unit(imagined[at[:, 0], at[:, 1]]), to_unit(references[at[:, 0]])])
         frames, first = mirror_frames(pairs, in_turn(mirrors, step)).chunk(2)
-        return F.binary_cross_entropy_with_logits(detector(frames, first), label[at[:, 0], at[:, 1]].float())
+        logits = detector(frames.to(detector.device), first.to(detector.device))
+        return F.binary_cross_entropy_with_logits(logits, label[at[:, 0], at[:, 1]].float().to(detector.device))
 
     return train(
         detector,

@@ -106,7 +106,7 @@ def fit(
         instructions = [words for _, spoken, _ in drawn for words in spoken]
         label = torch.cat([label for _, _, label in drawn])
         logits = classifier.logits(frames, instructions)
-        return F.binary_cross_entropy_with_logits(logits, (0.96 * label + 0.02).expand_as(logits))
+        return F.binary_cross_entropy_with_logits(logits, (0.96 * label + 0.02).expand_as(logits).to(logits.device))
 
     return train(
         classifier,

@@ -1,5 +1,8 @@
 """In which precision is computed: bfloat16 only where the processor has it."""
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 
 
@@ -12,6 +15,6 @@ def computed_in(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" and not slow else torch.float32
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Compute what follows in this precision, as far as `computed_in` lets it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=computed_in(precision, device) is torch.bfloat16)

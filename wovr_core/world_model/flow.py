@@ -35,22 +35,24 @@ def dream_noise(
     Whoever draws it knows the dream: the same noise, here or on a server, is the same dream.
     """
     b, c, y, x = memory.shape
-    return torch.randn(b, c, latents, y, x, generator=generator)
+    return torch.randn(b, c, latents, y, x, generator=generator).to(memory.device)
 
 
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of a training step, for some rows of a batch.
 
-    They are drawn for the whole batch, so processes that share one draw what a single process would.
+    They are drawn for the whole batch, so processes that share one draw what a single process would; and on the CPU, so
+    that a seed means the same on every device.
     """
 
     generator: torch.Generator
     batch: int
     rows: slice = field(default_factory=lambda: slice(None))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def uniform(self) -> Float[Tensor, " b"]:
-        return torch.rand(self.batch, generator=self.generator)[self.rows]
+        return torch.rand(self.batch, generator=self.generator)[self.rows].to(self.device)
 
     def normal(self, like: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
-        return torch.randn(self.batch, *like.shape[1:], generator=self.generator)[self.rows]
+        return torch.randn(self.batch, *like.shape[1:], generator=self.generator)[self.rows].to(self.device)

@@ -50,6 +50,11 @@ class DiffusionWorldModel(nn.Module):
         """What `loss` trains, and what dreams in `rollout_dtype`."""
         return self.transformer
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.statistics.q01.device
+
     # ---------------------------------------------------------------------------------------------- learning
 
     def lessons(
@@ -71,12 +76,12 @@ class DiffusionWorldModel(nn.Module):
         With `rows`, the error of these windows alone. What is drawn at random does not depend on them.
         """
         chosen = window[rows]
-        return self.learn(self.encode(chosen), chosen, draws=Draws(generator, len(window), rows))[0]
+        return self.learn(self.encode(chosen), chosen, draws=Draws(generator, len(window), rows, self.device))[0]
 
     @torch.no_grad()
     def encode(self, window: Window) -> Float[Tensor, "b c 4 y x"]:
         """The latents of windows."""
-        return self.autoencoder.encode(to_unit(window.frames))
+        return self.autoencoder.encode(to_unit(window.frames.to(self.device)))
 
     def learn(
         self,
@@ -94,7 +99,7 @@ class DiffusionWorldModel(nn.Module):
         """
         reference, memory, future = latents[:, :, 0], latents[:, :, 1], latents[:, :, 2:]
         if dreamt is not None and own is not None:
-            memory = torch.where(own.view(-1, 1, 1, 1), dreamt, memory)
+            memory = torch.where(own.to(memory.device).view(-1, 1, 1, 1), dreamt, memory)
         memory_level = self.cfg.memory_noise * draws.uniform()
         memory = flow.noised(memory, draws.normal(memory), memory_level)
         u = self.cfg.lowest_noise + (1 - self.cfg.lowest_noise) * (1 - draws.uniform())
@@ -109,6 +114,7 @@ class DiffusionWorldModel(nn.Module):
         return (velocity - (noise - future)).square().mean(), predicted[:, :, 1]
 
     def _conditions(self, actions: Float[Tensor, "b 13 a"], pose: Float[Tensor, "b 13 p"]) -> Conditions:
+        actions, pose = actions.to(self.device), pose.to(self.device)
         acts = (actions != 0).any(-1, keepdim=True)  # null actions stay null when normalised
         return Conditions(self.statistics.normalise(actions) * acts, self.statistics.in_picture(pose))
 
@@ -123,15 +129,15 @@ class DiffusionWorldModel(nn.Module):
         self, frames: UInt8[Tensor, "b 5 c h w"], actions: Float[Tensor, "b 4 a"], pose: Float[Tensor, "b 5 p"]
     ) -> DreamState:
         """The same, from the true first frame and the four remembered ones, their poses, and the actions between."""
-        latents = self.autoencoder.encode(to_unit(frames))
+        latents = self.autoencoder.encode(to_unit(frames.to(self.device)))
         memory = latents[:, :, 1].contiguous()  # as it is in a state that was sent: the last bits depend on the layout
         return DreamState(
             reference=latents[:, :, 0].contiguous(),
             memory=memory,
             before=memory,
             future=latents[:, :, 1:1],
-            actions=actions,
-            pose=pose,
+            actions=actions.to(self.device),
+            pose=pose.to(self.device),
         )
 
     def imagine(self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator) -> DreamState:
@@ -148,16 +154,17 @@ class DiffusionWorldModel(nn.Module):
         cached: bool = True,
     ) -> DreamState:
         """A dream without chance: `noise` is what `flow.dream_noise` drew. `cached` is for the test."""
+        noise, actions = noise.to(self.device), actions.to(self.device)
         path = self.statistics.integrate(state.pose[:, -1], actions)
         every_action = torch.cat([torch.zeros_like(actions[:, :1]), state.actions, actions], 1)
         conditions = self._conditions(every_action, torch.cat([state.pose, path], 1))
-        no_noise = torch.zeros(len(state))
+        no_noise = torch.zeros(len(state), device=self.device)
 
         def context() -> Context:
             return self.transformer.context(state.reference, state.memory, conditions, memory_noise=no_noise)
 
         future, cache = noise, context()
-        for now, after in pairwise(flow.schedule(self.cfg.num_inference_steps)):
+        for now, after in pairwise(flow.schedule(self.cfg.num_inference_steps).to(self.device)):
             velocity = self.transformer(future, now.expand(len(state)), cache if cached else context())
             future = future + (after - now) * velocity
         return DreamState(

@@ -108,6 +108,11 @@ class NextFrameModel(nn.Module):
     def trained(self) -> nn.Module:
         return self.network
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.statistics.q01.device
+
     def predict(
         self,
         frames: Float[Tensor, "b 3 h w"],
@@ -165,22 +170,26 @@ class NextFrameModel(nn.Module):
 
         Pixels that really change count `MOVED` times more: an arm and what it holds are few of them.
         """
-        first = to_unit(episodes.frames[episode, 0])
-        frames, pose = to_unit(episodes.frames[episode, at]), episodes.pose[episode, at]
+        first, frames = self._seen(episodes, episode, 0 * at), self._seen(episodes, episode, at)
+        pose = episodes.pose[episode, at].to(self.device)
         total = frames.new_zeros(())
         for chunk in range(chunks):
             begin, end = at + chunk * CHUNK, at + (chunk + 1) * CHUNK
             actions = episodes.actions[episode[:, None], begin[:, None] + torch.arange(CHUNK)]
-            true, was = to_unit(episodes.frames[episode, end]), to_unit(episodes.frames[episode, begin])
+            true, was = self._seen(episodes, episode, end), self._seen(episodes, episode, begin)
             noise = NOISE * torch.randint(2, (len(at), 1, 1, 1), generator=generator)
-            seen = frames + noise * torch.randn(frames.shape, generator=generator)
-            frames, pose = self.predict(seen, first, pose, actions, dtype=self.cfg.train_dtype)
+            noise = noise * torch.randn(frames.shape, generator=generator)
+            seen = frames + noise.to(self.device)
+            frames, pose = self.predict(seen, first, pose, actions.to(self.device), dtype=self.cfg.train_dtype)
             weight = 1 + MOVED * ((true - was).abs().amax(1, keepdim=True) > CHANGED)
             off = (F.smooth_l1_loss(frames, true, beta=0.1, reduction="none") * weight).mean()
-            scaled, wanted = (self.statistics.share(p) for p in (pose, episodes.pose[episode, end]))
+            scaled, wanted = (self.statistics.share(p) for p in (pose, episodes.pose[episode, end].to(self.device)))
             total = total + 5 * off + F.smooth_l1_loss(2 * scaled, 2 * wanted, beta=0.1)
             frames, pose = frames.detach().clamp(-1, 1), pose.detach()
         return total / chunks
+
+    def _seen(self, episodes: EpisodeBatch, episode: Tensor, step: Tensor) -> Float[Tensor, "b 3 h w"]:
+        return to_unit(episodes.frames[episode, step].to(self.device))
 
     # ---------------------------------------------------------------------------------------------- dreaming
 
@@ -192,14 +201,14 @@ class NextFrameModel(nn.Module):
         self, frames: UInt8[Tensor, "b 5 c h w"], actions: Float[Tensor, "b 4 a"], pose: Float[Tensor, "b 5 p"]
     ) -> DreamState:
         """The same, from the true first frame and the four remembered ones, of which the last counts."""
-        memory = to_unit(frames[:, -1])
+        memory = to_unit(frames[:, -1].to(self.device))
         return DreamState(
-            reference=to_unit(frames[:, 0]),
+            reference=to_unit(frames[:, 0].to(self.device)),
             memory=memory,
             before=memory,
             future=memory[:, :, None][:, :, :0],
-            actions=actions,
-            pose=pose,
+            actions=actions.to(self.device),
+            pose=pose.to(self.device),
         )
 
     def imagine(self, state: DreamState, actions: Float[Tensor, "b 8 a"], *, generator: torch.Generator) -> DreamState:
@@ -211,7 +220,7 @@ class NextFrameModel(nn.Module):
         self, noise: Float[Tensor, "b c 0 y x"], state: DreamState, actions: Float[Tensor, "b 8 a"]
     ) -> DreamState:
         """The same, as a server is asked."""
-        dtype = self.cfg.rollout_dtype
+        dtype, actions = self.cfg.rollout_dtype, actions.to(self.device)
         after, pose = self.predict(state.memory, state.reference, state.pose[:, -1], actions, dtype=dtype)
         after = to_unit(to_pixels(after))  # a frame has 256 shades, here as on a server
         return DreamState(
