@@ -36,10 +36,11 @@ libero: $(READY)  ## add LIBERO (MuJoCo, 400 MB of meshes) and try its four suit
 	@bash tools/libero.sh
 	$(BIN)/python -m pytest tests/core/test_libero.py
 
-franka: $(READY)  ## add a simulated Franka cell (libfranka's protocol, MuJoCo, Chromium) and try gateway, faults and page
+franka: $(READY)  ## add a simulated Franka cell (libfranka's protocol, MuJoCo, Chromium); try faults, page, blind trials
 	@bash tools/franka.sh
 	$(BIN)/python -m pytest tests/components/test_robot_arm.py tests/components/test_robot_gateway.py \
-		tests/components/test_robot_trials.py tests/components/test_robot_page.py
+		tests/components/test_robot_trials.py tests/components/test_robot_page.py \
+		tests/components/test_robot_end_to_end.py tests/components/test_robot_cell_trials.py
 
 quickstart: $(READY)  ## run the whole loop on the tabletop profile: verdict and report (2 cores, some minutes)
 	$(BIN)/wovr run tabletop
