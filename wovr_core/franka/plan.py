@@ -48,7 +48,7 @@ class TrialPlan(BaseModel):
     milestones: Annotated[tuple[Milestone, ...], Field(max_length=9)] = (
         MILESTONES  # in order: `progress` is their share
     )
-    trials: tuple[PlannedTrial, ...]
+    trials: Annotated[tuple[PlannedTrial, ...], Field(min_length=2)]
 
     @model_validator(mode="after")
     def _numbered(self) -> Self:

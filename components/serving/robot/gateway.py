@@ -12,8 +12,11 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, SecretStr
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Match, Route
 
 from components.serving.robot.arm import ArmError, ConnectionLostError, GripperError, ReflexError, UserStopError
 from components.serving.robot.cameras import CameraError
@@ -23,6 +26,7 @@ from components.serving.robot.service import RobotService, UnknownCameraError
 
 KEY = "WOVR_ROBOT_KEY"  # the environment variable that holds the key
 SHORTEST = 16  # characters of a key
+FAULTS, LONGEST = 20, 200  # of a request, that are named; characters of each
 STATUS: dict[type[Exception], int] = {
     NotArmedError: 409,
     LeaseHeldError: 409,
@@ -93,7 +97,7 @@ def check_lease(request: Request, x_lease: Annotated[str, Header()] = "") -> str
 
 Service = Annotated[RobotService, Depends(service_of)]
 LeaseToken = Annotated[str, Depends(check_lease)]
-ANSWERS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (401, 403, 404, 409, 503)}
+ANSWERS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 503)}
 router = APIRouter(prefix="/v1", dependencies=[Depends(check_key)], responses=ANSWERS)
 open_router = APIRouter()
 
@@ -204,9 +208,37 @@ def create_app(service: RobotService, key: SecretStr, *routers: APIRouter) -> Fa
         app.include_router(one)
     for kind in STATUS:
         app.add_exception_handler(kind, _explain)
+    app.add_exception_handler(RequestValidationError, _misread)
+    app.add_exception_handler(StarletteHTTPException, _otherwise)
     return app
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     return JSONResponse({"detail": str(error), "kind": type(error).__name__}, status)
+
+
+async def _misread(_: Request, error: Exception) -> JSONResponse:
+    """What is wrong where; what was sent is not repeated, as it may be secret, or no text that JSON can carry."""
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        {"loc": [_readable(part) for part in fault["loc"]], "msg": _readable(fault["msg"]), "type": fault["type"]}
+        for fault in error.errors()[:FAULTS]
+    ]
+    return JSONResponse({"detail": faults}, 422)
+
+
+def _readable(part: Any) -> Any:
+    return part.encode("ascii", "backslashreplace").decode()[:LONGEST] if isinstance(part, str) else part
+
+
+async def _otherwise(request: Request, error: Exception) -> JSONResponse:
+    """No such path, or no such method of it."""
+    assert isinstance(error, StarletteHTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # Starlette names the methods of one route only
+        scope = {"type": "http", "method": "", "path": request.url.path, "root_path": "", "headers": []}
+        routes = [one for one in request.app.router.routes if isinstance(one, Route)]
+        allowed = {name for one in routes if one.matches(scope)[0] is not Match.NONE for name in one.methods or ()}
+        headers["Allow"] = ", ".join(sorted(allowed))
+    return JSONResponse({"detail": str(error.detail), "kind": "HTTPException"}, error.status_code, headers)

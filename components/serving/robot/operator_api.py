@@ -30,7 +30,7 @@ Reason = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class OperatorRequest(_Form):
