@@ -23,7 +23,8 @@ def posttrain(settings: Settings) -> BaseComponent:
     """The pipeline, with the branches of `settings` as its parameters' defaults.
 
     A pipeline's shape is fixed when it is built, so there are at most as many PACE rounds, and as many pods that
-    collect side by side, as `settings` has; and co-training on imagined frames only where `grpo.cotrain_steps` is set.
+    collect side by side, as `settings` has; co-training on imagined frames only where `grpo.cotrain_steps` is set; and
+    trials on a robot only where `promote.requires` names it.
     """
     default: dict[str, dict[str, Any]] = settings.parameters()
     rounds = settings.pace.rounds
@@ -57,6 +58,7 @@ def posttrain(settings: Settings) -> BaseComponent:
             "pace": pace,
             "evaluate": evaluate,
             "promote": promote,
+            "franka": default["franka"] if "robot" in settings.promote.requires else None,
         }
         with dsl.ExitHandler(finish().set_caching_options(False), name="run"):
             cloned = clone_base_policy(task=task, policy=policy).outputs
@@ -195,6 +197,7 @@ def end(branches: dict[str, Any], first: First, candidate: Any, since: dict[str,
         **{name: branches[name] for name in ("task", "evaluate", "promote")},
         candidate=candidate,
         tried_beside={"baseline": first.base, "champion": to_beat.outputs["policy"], "first": first.policy, **last},
+        franka=branches["franka"],
         learnt_in={**learnt_in, "episodes": first.episodes},
         reported={
             **learnt_in,

@@ -56,7 +56,11 @@ def retrain(settings: Settings) -> BaseComponent:
                     newest,
                     task=task,
                     learning={"reward": reward, "serve": serve, "keyframes": keyframes, "grpo": grpo, "pace": pace},
-                    judging={"evaluate": evaluate, "promote": promote},
+                    judging={
+                        "evaluate": evaluate,
+                        "promote": promote,
+                        "franka": default["franka"] if "robot" in settings.promote.requires else None,
+                    },
                 )
 
     return pipeline

@@ -76,6 +76,18 @@ def _gateway(text: str) -> str:
 
 
 Gateway = Annotated[str, AfterValidator(_gateway)]
+
+
+def _simulation_first(requires: tuple[str, ...]) -> tuple[str, ...]:
+    if "simulation" not in requires or len(set(requires)) < len(requires):
+        raise ValueError(
+            f"promote.requires is {list(requires)}, but a robot is asked only about what is better in simulation: "
+            f"use [simulation] or [simulation, robot]"
+        )
+    return requires
+
+
+Requires = Annotated[tuple[Literal["simulation", "robot"], ...], AfterValidator(_simulation_first)]
 ModelName = Annotated[str, AfterValidator(model_name)]
 AliasName = Annotated[str, AfterValidator(alias_name)]
 

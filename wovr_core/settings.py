@@ -29,6 +29,7 @@ from wovr_core.setting_types import (
     Gateway,
     LearningRate,
     ModelName,
+    Requires,
     RuleName,
     Share,
     Temperature,
@@ -251,6 +252,7 @@ class PromoteSettings(Section):
     model: ModelName = "tabletop-policy"
     alias: AliasName = "champion"
     minimum_gain: Share = 0.0  # the lower bound of the paired interval must exceed it
+    requires: Requires = ("simulation",)  # who must say that it is better; the robot is asked last
 
 
 class Settings(Section):

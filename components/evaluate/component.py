@@ -63,8 +63,9 @@ def judge(
     verdict: Output[VerdictArtifact],
     success: Output[dsl.Metrics],
     summary: Output[dsl.Markdown],
-):
-    """Promote or hold. Holding is a result, not a failure.
+    robot: Input[EvaluationArtifact] | None = None,
+) -> bool:
+    """Promote or hold. Holding is a result, not a failure. Says whether a robot is to be asked too.
 
     Args:
         promote: Settings branch.
@@ -72,6 +73,7 @@ def judge(
         verdict: Verdict; metadata: `promote`, `reason`.
         success: Metrics: success of each with intervals and n, and the difference.
         summary: Markdown: the verdict in a sentence.
+        robot: Trials of the same candidate on a robot, where `promote.requires` names it.
     """
     from pathlib import Path
 
@@ -79,7 +81,10 @@ def judge(
     from wovr_core.steps.evaluate import judge as step
 
     manifest = step(
-        settings.PromoteSettings.model_validate(promote), evaluation=Path(evaluation.path), out=Path(verdict.path)
+        settings.PromoteSettings.model_validate(promote),
+        evaluation=Path(evaluation.path),
+        robot=Path(robot.path) if robot else None,
+        out=Path(verdict.path),
     )
     verdict.metadata.update(manifest.summary)
     facts = manifest.summary
@@ -90,6 +95,7 @@ def judge(
     success.log_metric("difference", facts["difference"])
     Path(success.path).write_text(str(success.metadata))  # a file, or kfp's local cache takes the task for unfinished
     Path(summary.path).write_text(f"**{'Promote' if facts['promote'] else 'Hold'}.** {facts['reason']}\n")
+    return facts["awaits_robot"]
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)

@@ -42,7 +42,7 @@ def check_settings(settings: Settings, pipeline: str = "posttrain", *, version: 
         looks.append(lambda: _world_model(settings))
     if pipeline == "retrain":
         looks.append(lambda: _retraining(settings))
-    if pipeline == "franka":
+    if pipeline == "franka" or (pipeline in ("posttrain", "retrain") and "robot" in settings.promote.requires):
         looks.append(settings.franka.check_addresses)
     if wrong := _complaints(looks, (SettingsError, ArtifactError)):
         raise SettingsError("\n".join(wrong))

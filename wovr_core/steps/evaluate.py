@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from wovr_core.artifacts import (
 )
 from wovr_core.envs.splits import SPLIT_SIZE, Split
 from wovr_core.evaluation.success import Rate, TrialResults, policy_decides, run_trials, success_rate
-from wovr_core.evaluation.verdict import Comparison, compare, decide
+from wovr_core.evaluation.verdict import Comparison, Verdict, compare, decide
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import Env
 from wovr_core.settings import EvaluateSettings, PromoteSettings, TaskSettings
@@ -172,8 +174,34 @@ def _update_of(snapshot: Path) -> int:
     return int(number)
 
 
-def judge(cfg: PromoteSettings, *, evaluation: Path, out: Path) -> Manifest:
-    """Promote or hold. Holding is a result, not a failure."""
+def judge(cfg: PromoteSettings, *, evaluation: Path, out: Path, robot: Path | None = None) -> Manifest:
+    """Promote or hold. Holding is a result, not a failure.
+
+    Where `cfg.requires` names the robot, what is better in simulation is held until the trials of a `robot` say so too.
+    """
+    verdict, comparison, facts = _verdict_of(cfg, evaluation)
+    made_from = {"evaluation": evaluation}
+    awaits_robot = verdict.promote and "robot" in cfg.requires and not _is_of_robot(evaluation)
+    if robot is not None:
+        _refuse_other_policies(evaluation, robot)
+        made_from["robot"] = robot
+    if robot is not None and verdict.promote:
+        there, _, _ = _verdict_of(cfg, robot)
+        verdict = replace(there, reason=f"in simulation: {verdict.reason}. On the robot: {there.reason}")
+    elif awaits_robot:
+        reason = f"{verdict.reason}. But promote.requires names the robot, which was not asked: try it there"
+        verdict = replace(verdict, promote=False, reason=reason)
+    with writing(out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from=made_from) as draft:
+        summary = VerdictSummary(
+            **vars(verdict), **vars(comparison), **facts, awaits_robot=awaits_robot and robot is None
+        )
+        draft.summary |= summary.model_dump(mode="json", exclude_none=True)
+        save_json(draft.folder, "verdict", draft.summary)
+    return draft.manifest
+
+
+def _verdict_of(cfg: PromoteSettings, evaluation: Path) -> tuple[Verdict, Comparison, dict[str, Any]]:
+    """What one evaluation says: the verdict, candidate against baseline, and what else is told of it."""
     manifest = read_manifest(evaluation, Kind.EVALUATION)
     rows = load_table(evaluation, "trials", Trial)
     _check_trials(rows, evaluation)
@@ -186,19 +214,28 @@ def judge(cfg: PromoteSettings, *, evaluation: Path, out: Path) -> Manifest:
     robot = manifest.summarised(RobotEvaluationFacts, evaluation).robot
     looked = None if robot is None else robot.evidence
     verdict = decide(comparison, minimum_gain=cfg.minimum_gain, imagined=imagined, champion=over, looked=looked)
-    with writing(
-        out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from={"evaluation": evaluation}
-    ) as draft:
-        facts = VerdictSummary(
-            **vars(verdict),
-            **vars(comparison),
-            champion=None if over is None else over.baseline,
-            over_champion=None if over is None else paired_facts(over),
-            imagined_success=imagined,
+    told_too = {
+        "champion": None if over is None else over.baseline,
+        "over_champion": None if over is None else paired_facts(over),
+        "imagined_success": imagined,
+    }
+    return verdict, comparison, told_too
+
+
+def _is_of_robot(evaluation: Path) -> bool:
+    manifest = read_manifest(evaluation, Kind.EVALUATION)
+    return manifest.summarised(RobotEvaluationFacts, evaluation).robot is not None
+
+
+def _refuse_other_policies(evaluation: Path, robot: Path) -> None:
+    """Both must be of the same candidate, and the second one of a robot."""
+    if not _is_of_robot(robot):
+        raise ArtifactError(f"{robot} holds no trials of a robot: give what the franka pipeline or its step wrote")
+    tried = [read_manifest(path, Kind.EVALUATION).made_from.get("candidate") for path in (evaluation, robot)]
+    if tried[0] != tried[1]:
+        raise ArtifactError(
+            f"{robot} tried the candidate {tried[1]}, and {evaluation} tried {tried[0]}: give trials of the same policy"
         )
-        draft.summary |= facts.model_dump(mode="json", exclude_none=True)
-        save_json(draft.folder, "verdict", draft.summary)
-    return draft.manifest
 
 
 def paired_facts(comparison: Comparison) -> PairedFacts:

@@ -252,3 +252,4 @@ class VerdictSummary(VerdictFacts, PairedFacts, ChampionFacts, ImaginedFacts):
     """Of a Verdict artifact, and its verdict.json: all that is written. Its readers ask for parts of it."""
 
     exploited: bool
+    awaits_robot: bool = False  # better in simulation, and a robot is to be asked too
