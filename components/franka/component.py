@@ -2,7 +2,7 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import EvaluationArtifact, PolicyArtifact
+from components.artifacts import EvaluationArtifact, PolicyArtifact, RewardModelArtifact
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
@@ -11,6 +11,7 @@ def try_on_robot(
     candidate: Input[PolicyArtifact],
     baseline: Input[PolicyArtifact],
     evaluation: Output[EvaluationArtifact],
+    reward: Input[RewardModelArtifact] = None,
 ):
     """Ask for trials of two policies on the real arm, and wait: its operator says go, or no.
 
@@ -19,6 +20,7 @@ def try_on_robot(
         candidate: The policy that may be promoted.
         baseline: The policy to beat.
         evaluation: Evaluation of these two, as `evaluate` writes it.
+        reward: What judged the candidate's dreams, if it is at hand: its opinion is put beside the operator's.
     """
     from pathlib import Path
 
@@ -30,5 +32,6 @@ def try_on_robot(
         candidate=Path(candidate.path),
         baseline=Path(baseline.path),
         out=Path(evaluation.path),
+        reward=Path(reward.path) if reward else None,
     )
     evaluation.metadata.update(manifest.summary)
