@@ -42,7 +42,9 @@ def conclude(
     if franka is None:
         return settle(judged.outputs["verdict"])
     with dsl.If(judged.outputs["Output"] == True, name="on-the-robot"):  # noqa: E712
-        trials = try_on_robot(franka=franka, candidate=candidate, baseline=tried_beside["baseline"])
+        trials = try_on_robot(
+            franka=franka, candidate=candidate, baseline=tried_beside["baseline"], reward=learnt_in["reward"]
+        )
         trials.set_caching_options(False)
         settle(judge(promote=promote, evaluation=evaluation, robot=trials.outputs["evaluation"]).outputs["verdict"])
     with dsl.Else(name="held"):
