@@ -5,7 +5,7 @@ from typing import Any
 from kfp import dsl
 
 from components.evaluate.component import evaluate_policies, judge, write_report
-from components.franka.component import try_on_robot
+from components.franka.component import report_trials, try_on_robot
 from components.promote.component import promote_policy
 
 
@@ -46,6 +46,8 @@ def conclude(
             franka=franka, candidate=candidate, baseline=tried_beside["baseline"], reward=learnt_in["reward"]
         )
         trials.set_caching_options(False)
-        settle(judge(promote=promote, evaluation=evaluation, robot=trials.outputs["evaluation"]).outputs["verdict"])
+        there = trials.outputs["evaluation"]
+        report_trials(evaluation=there, verdict=judge(promote=promote, evaluation=there).outputs["verdict"])
+        settle(judge(promote=promote, evaluation=evaluation, robot=there).outputs["verdict"])
     with dsl.Else(name="held"):
         settle(judged.outputs["verdict"])

@@ -7,7 +7,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from components.evaluate.component import judge
 from components.finish.component import finish
-from components.franka.component import try_on_robot
+from components.franka.component import report_trials, try_on_robot
 from components.retrain.component import fetch_policy
 from wovr_core.settings import Settings
 
@@ -22,6 +22,7 @@ def franka(settings: Settings) -> BaseComponent:
             candidate = fetch_policy(promote=promote, version=version).set_caching_options(False).outputs["policy"]
             champion = fetch_policy(promote=promote, version="").set_caching_options(False).outputs["policy"]
             trials = try_on_robot(franka=franka, candidate=candidate, baseline=champion).set_caching_options(False)
-            judge(promote=promote, evaluation=trials.outputs["evaluation"])
+            verdict = judge(promote=promote, evaluation=trials.outputs["evaluation"]).outputs["verdict"]
+            report_trials(evaluation=trials.outputs["evaluation"], verdict=verdict)
 
     return pipeline

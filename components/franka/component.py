@@ -2,7 +2,13 @@ from kfp import dsl
 from kfp.dsl import Input, Output
 
 from components import images
-from components.artifacts import EvaluationArtifact, PolicyArtifact, RewardModelArtifact
+from components.artifacts import (
+    EvaluationArtifact,
+    PolicyArtifact,
+    ReportArtifact,
+    RewardModelArtifact,
+    VerdictArtifact,
+)
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
@@ -35,3 +41,28 @@ def try_on_robot(
         reward=Path(reward.path) if reward else None,
     )
     evaluation.metadata.update(manifest.summary)
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def report_trials(
+    evaluation: Input[EvaluationArtifact],
+    verdict: Input[VerdictArtifact],
+    report: Output[ReportArtifact],
+    page: Output[dsl.HTML],
+):
+    """Tell people what the trials on the robot showed, how sure that is, and what could mislead.
+
+    Args:
+        evaluation: The trials on the robot.
+        verdict: What was decided by them.
+        report: With `report.html`.
+        page: The same page as HTML, for the KFP UI.
+    """
+    import shutil
+    from pathlib import Path
+
+    from wovr_core.steps.robot_report import write_robot_report as step
+
+    manifest = step(evaluation=Path(evaluation.path), verdict=Path(verdict.path), out=Path(report.path))
+    report.metadata.update(manifest.summary)
+    shutil.copyfile(Path(report.path) / "report.html", page.path)

@@ -50,7 +50,7 @@ def test_a_carrier_takes_only_its_own_branches(word):
         parameters = signature(carrier.python_func).parameters.values()
         branches = {p.name for p in parameters if p.annotation is dict}
         assert branches <= set(Settings.model_fields), name
-        assert branches or word == "finish"
+        assert branches or word == "finish" or name == "report_trials", "which tell and decide nothing"
 
 
 @pytest.mark.parametrize("word", WORDS)

@@ -22,11 +22,16 @@ def wovr(*words: str):
 
 @pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_config_that_is_shipped_can_be_run(config):
-    """Where its simulator is; the paper's where its weights are."""
+    """Where its simulator is; the paper's where its weights are, and the robot's where a robot is."""
     settings = Settings.load(CONFIGS / f"{config}.yaml")
     if config == "paper-scale":
         with pytest.raises(SettingsError, match=r"^there is no folder /models/Wan2.2-TI2V-5B-Diffusers: name the one"):
             check_settings(settings)
+    elif config == "franka-pick":
+        with pytest.raises(SettingsError, match=r"^franka.gateway names no robot"):
+            check_settings(settings, "franka")
+        here = settings.franka.model_copy(update=dict.fromkeys(("gateway", "policy_server"), "http://robot.example"))
+        check_settings(settings.model_copy(update={"franka": here}), "franka")
     else:
         check_settings(settings)
 
