@@ -323,6 +323,23 @@ def test_a_lost_arm_is_connected_anew_and_sent_home(bench: Bench):
     assert bench.arm.state().pose[6] == pytest.approx(0.08, abs=0.005)
 
 
+def test_an_arm_that_is_sent_where_it_stands_stays_there_and_goes_on_afterwards(bench: Bench):
+    """As when a policy waits for its fingers: from a standstill to the same place no motion can be planned."""
+    there = bench.arm.state().pose
+    lower = there - np.array([0, 0, 0.03, 0, 0, 0, 0])
+    for _ in range(12):
+        bench.arm.servo(lower)
+        bench.later(0.1)
+    np.testing.assert_allclose(bench.arm.state().pose[:3], lower[:3], atol=2e-3)
+    bench.arm.servo(there)
+    bench.later(1.0)
+    np.testing.assert_allclose(bench.arm.state().pose[:3], there[:3], atol=2e-3)
+    bench.arm.stop()
+    bench.arm.servo(there)  # a stop has ended what it held
+    bench.later(0.3)
+    assert bench.arm.state().mode == "moving"
+
+
 @pytest.mark.long
 def test_a_cube_is_picked_up(bench: Bench):
     """The whole way: look, chunk, targets, libfranka, fingers. The policy is told where the cube is."""

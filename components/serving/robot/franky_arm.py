@@ -76,6 +76,7 @@ class FrankyArm:
         self._robot: Any = None
         self._gripper: FrankyGripper | None = None
         self._person_needed = False  # a user stop was seen: latched until a person confirms
+        self._going: Array | None = None  # the pose of the servo motion under way
         self._clock = (0.0, time.monotonic())  # of the arm, and when it was read for the first time
         self._connect()
 
@@ -101,14 +102,19 @@ class FrankyArm:
             self._hand.wish(bool(target[6] < self.cfg.gripper_open / 2))
             goal = franky.Affine(target[:3], (Rotation.from_rotvec(target[3:6]) * DOWN).as_quat())
             try:
-                self._robot.join_motion(0.0)  # raises what ended the motion before
+                ended = self._robot.join_motion(0.0)  # raises what ended the motion before
+                if not ended and self._going is not None and np.array_equal(target[:6], self._going):
+                    return  # it goes there, or holds it; from a standstill to where it stands no motion can be planned
                 self._robot.move(franky.CartesianMotion(goal, return_when_finished=False), asynchronous=True)
             except Exception as error:
+                self._going = None
                 raise self._sorted(error) from error
+            self._going = target[:6].copy()
 
     def stop(self) -> None:
         franky = self._franky
         with self._lock:
+            self._going = None
             try:
                 kind = self._robot.current_control_signal_type
                 if kind == franky.ControlSignalType.CartesianPose:
