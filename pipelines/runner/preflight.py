@@ -145,7 +145,6 @@ def _memory(settings: Settings) -> None:
 
 def _parameters(settings: Settings) -> int:
     """How many weights the world model has; it is built without any memory for them, and takes its backbone."""
-
     from wovr_core.store.world_models import count_weights
 
     return count_weights(settings.world_model, settings.task)

@@ -258,6 +258,10 @@ def test_another_model_is_told_by_its_names(tmp_path):
     save_file({"time_embedding.0.weight": torch.ones(2, 2)}, folder / "a.safetensors")
     with pytest.raises(ArtifactError, match="names of wan's layout, but no patch_embedding"):
         open_checkpoint(folder)
+    names = ("patch_embedding", "blocks.0.ffn.0", "time_embedding.0")
+    save_file({f"{name}.weight": torch.ones(2, 2) for name in names}, folder / "a.safetensors")
+    with pytest.raises(ArtifactError, match=r"patch_embedding.weight has 2 dimensions, which Wan's has not"):
+        open_checkpoint(folder)
     with pytest.raises(ArtifactError, match="there is no folder"):
         open_checkpoint(folder / "nowhere")
 

@@ -63,7 +63,7 @@ class Checkpoint:
             patch=patch,
             heads=width // head_dim,
             head_dim=head_dim,
-            layers=1 + max(int(name.split(".")[2]) for name in self.tensors if name.startswith("backbone.blocks.")),
+            layers=len({name.split(".")[2] for name in self.tensors if name.startswith("backbone.blocks.")}),
             ffn_dim=self.tensors["backbone.blocks.0.ffn.net.0.proj.weight"].shape[0],
             freq_dim=self.tensors["backbone.condition_embedder.time_embedder.linear_1.weight"].shape[1],
             prediction="velocity",
@@ -106,6 +106,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if lacking := [name for name in needed if f"backbone.{name}" not in tensors]:
         raise ArtifactError(
             f"{where} has the names of {layout.value}'s layout, but no {lacking[0]}: a part of it is missing"
+        )
+    dims = {name: len(tensors[f"backbone.{name}"].shape) for name in needed}
+    if wrong := [name for name, wanted in zip(needed, (5, 2, 2), strict=True) if dims[name] != wanted]:
+        raise ArtifactError(
+            f"{where}: {wrong[0]} has {dims[wrong[0]]} dimensions, which Wan's has not: it is another model's"
         )
     return Checkpoint(where, layout, tensors)
 
