@@ -27,7 +27,7 @@ from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder, WanAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.next_frame import NextFrameModel
-from wovr_core.world_model.wan import check_fit, check_vae, fill, open_checkpoint, open_vae, wan_codec
+from wovr_core.world_model.wan import Checkpoint, check_fit, check_vae, fill, open_checkpoint, open_vae, wan_codec
 from wovr_core.world_model.windows import EpisodeBatch
 
 LearnedWorldModel = DiffusionWorldModel | NextFrameModel
@@ -41,7 +41,7 @@ def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> LearnedWorld
     """
     cfg = cfg.model_copy(update={"architecture": architecture_of(cfg)})
     if is_checkpoint(cfg):
-        checkpoint = open_checkpoint(Path(cfg.pretrained))
+        checkpoint = _checkpoint(cfg)
         model = _around(cfg, task, open_vae(_vae(cfg), _wan(cfg).latent_channels))
         fill(model.transformer, checkpoint)
         return model
@@ -69,7 +69,7 @@ def count_weights(cfg: WorldModelSettings, task: TaskSettings) -> int:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that nothing is copied to weights that are not there
         if is_checkpoint(cfg):
-            checkpoint = open_checkpoint(Path(cfg.pretrained))
+            checkpoint = _checkpoint(cfg)
             model: LearnedWorldModel = _around(cfg, task, check_vae(_vae(cfg), _wan(cfg).latent_channels))
             check_fit(model.trained, checkpoint)
         else:
@@ -99,8 +99,18 @@ def is_checkpoint(cfg: WorldModelSettings) -> bool:
 def architecture_of(cfg: WorldModelSettings) -> Architecture:
     """The architecture that settings give, or their backbone's own."""
     if is_checkpoint(cfg):
-        return cfg.architecture or open_checkpoint(Path(cfg.pretrained)).architecture()
+        return cfg.architecture or _checkpoint(cfg).architecture()
     return cfg.architecture or load_json(_backbone(cfg), "architecture", ArchitectureSettings)
+
+
+def _checkpoint(cfg: WorldModelSettings) -> Checkpoint:
+    folder = Path(cfg.pretrained)
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"world_model.pretrained is {cfg.pretrained!r}, but there is no such folder here: name the one that holds "
+            f"the checkpoint's safetensors files"
+        )
+    return open_checkpoint(folder)
 
 
 def _around(cfg: WorldModelSettings, task: TaskSettings, codec: WanAutoencoder) -> DiffusionWorldModel:
@@ -170,7 +180,7 @@ def _empty(cfg: WorldModelSettings, sizes: Sizes, vae: Mapping[str, object] | No
 def provenance(cfg: WorldModelSettings) -> dict[str, object]:
     """What the backbone was trained on, and at what cost, or which files it was read from; empty when there is none."""
     if is_checkpoint(cfg):
-        return open_checkpoint(Path(cfg.pretrained)).provenance()
+        return _checkpoint(cfg).provenance()
     folder = PRETRAINED / cfg.pretrained
     return load_json(folder, "provenance", dict) if (folder / "provenance.json").exists() else {}
 
