@@ -17,7 +17,7 @@ def try_on_robot(
     candidate: Input[PolicyArtifact],
     baseline: Input[PolicyArtifact],
     evaluation: Output[EvaluationArtifact],
-    reward: Input[RewardModelArtifact] = None,
+    reward: Input[RewardModelArtifact] | None = None,
 ):
     """Ask for trials of two policies on the real arm, and wait: its operator says go, or no.
 

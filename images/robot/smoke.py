@@ -31,14 +31,14 @@ for _ in range(300):
         assert gateway.poll() is None, "the gateway ended by itself"
         time.sleep(0.2)
 assert '"mode":"idle"' in answer, answer
-shown = subprocess.run(
+printed = subprocess.run(
     ["wovr", "robot", "trials", "--gateway", "http://127.0.0.1:8123"],
     env=os.environ | keys,
     capture_output=True,
     text=True,
     check=True,
 ).stdout
-assert "no trials" in shown, shown
+assert "no trials" in printed, printed
 gateway.send_signal(signal.SIGTERM)
 assert gateway.wait(30) == 0
 print(f"franky {version('franky-control')}, OpenCV {cv2.__version__}; the gateway answered and stopped; no torch")

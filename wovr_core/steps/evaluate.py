@@ -181,20 +181,18 @@ def judge(cfg: PromoteSettings, *, evaluation: Path, out: Path, robot: Path | No
     """
     verdict, comparison, facts = _verdict_of(cfg, evaluation)
     made_from = {"evaluation": evaluation}
-    awaits_robot = verdict.promote and "robot" in cfg.requires and not _is_of_robot(evaluation)
+    awaits_robot = False
     if robot is not None:
         _refuse_other_policies(evaluation, robot)
         made_from["robot"] = robot
-    if robot is not None and verdict.promote:
-        there, _, _ = _verdict_of(cfg, robot)
-        verdict = replace(there, reason=f"in simulation: {verdict.reason}. On the robot: {there.reason}")
-    elif awaits_robot:
+        if verdict.promote:
+            there, _, _ = _verdict_of(cfg, robot)
+            verdict = replace(there, reason=f"in simulation: {verdict.reason}. On the robot: {there.reason}")
+    elif awaits_robot := verdict.promote and "robot" in cfg.requires and not _is_of_robot(evaluation):
         reason = f"{verdict.reason}. But promote.requires names the robot, which was not asked: try it there"
         verdict = replace(verdict, promote=False, reason=reason)
     with writing(out, Kind.VERDICT, settings={"promote": cfg.model_dump()}, made_from=made_from) as draft:
-        summary = VerdictSummary(
-            **vars(verdict), **vars(comparison), **facts, awaits_robot=awaits_robot and robot is None
-        )
+        summary = VerdictSummary(**vars(verdict), **vars(comparison), **facts, awaits_robot=awaits_robot)
         draft.summary |= summary.model_dump(mode="json", exclude_none=True)
         save_json(draft.folder, "verdict", draft.summary)
     return draft.manifest

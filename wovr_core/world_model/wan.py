@@ -6,7 +6,7 @@ model whose weights lie nowhere yet (`WorldModelTransformer(hollow=True)`), so t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import file_digest
@@ -309,7 +309,7 @@ def _sha256(file: Path) -> str:
         return file_digest(opened, "sha256").hexdigest()
 
 
-def _few(names: object) -> str:
-    """Some of many names."""
-    every = sorted(map(str, names))  # type: ignore[call-overload]
+def _few(names: Iterable[str]) -> str:
+    """The first three of many names."""
+    every = sorted(names)
     return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
