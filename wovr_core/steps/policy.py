@@ -16,6 +16,7 @@ from wovr_core.settings import PolicySettings, TaskSettings
 from wovr_core.store.environments import demonstrator, open_environment
 from wovr_core.store.policies import save_policy
 from wovr_core.training.checkpoint import scratch
+from wovr_core.training.device import compute_device
 from wovr_core.training.loop import TrainingError
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import Episode
@@ -56,7 +57,7 @@ def clone_base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path, dem
         turns=embodiment.turns,
         pose_dim=embodiment.pose_dim if cfg.proprioception else 0,
     )
-    policy = TinyVLA(shape)
+    policy = TinyVLA(shape).to(compute_device())
     with (
         writing(out, Kind.POLICY, settings=settings, made_from={"demonstrations": demonstrations}) as draft,
         scratch("base policy", json.dumps(settings), *draft.made_from.values()) as checkpoints,

@@ -25,6 +25,7 @@ from wovr_core.store.episodes import named, open_episodes
 from wovr_core.store.rewards import open_reward, save_detector, save_reward
 from wovr_core.store.world_models import open_world_model
 from wovr_core.success_rule import SuccessRule
+from wovr_core.training.device import compute_device
 from wovr_core.training.loop import TrainingError, tell_loss
 from wovr_core.trajectory import Episode
 
@@ -126,14 +127,14 @@ def new_classifier(
         keypoints=12,
         kernel=3,
     )
-    return SuccessClassifier(shape, success_rule=rule, dtype=cfg.dtype)
+    return SuccessClassifier(shape, success_rule=rule, dtype=cfg.dtype).to(compute_device())
 
 
 def learn_detector(
     cfg: RewardSettings, task: TaskSettings, replays: Replay, *, generator: torch.Generator, tracker: Tracker | None
 ) -> FrameErrorClassifier:
     """A hallucination detector fitted to replays of training episodes; its threshold is yet to be set."""
-    detector = FrameErrorClassifier(threshold=1.0, dtype=cfg.dtype)
+    detector = FrameErrorClassifier(threshold=1.0, dtype=cfg.dtype).to(compute_device())
     label = frame_errors(replays.imagined, replays.real)
     fit_detector(
         detector,

@@ -21,6 +21,7 @@ from wovr_core.store.world_models import (
     save_world_model,
 )
 from wovr_core.training.checkpoint import scratch
+from wovr_core.training.device import compute_device
 from wovr_core.training.distributed import full_tensor, process_group, shard
 from wovr_core.training.loop import TrainingError, tell_loss, train
 from wovr_core.trajectory import Episode
@@ -37,7 +38,7 @@ def train_world_model(
     data = open_episodes(episodes, task)
     data.need_both()
     torch.manual_seed(task.seed)
-    model = new_world_model(cfg, task)
+    model = new_world_model(cfg, task).to(compute_device())
     settings = {"world_model": model.cfg.model_dump(), "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=named(episodes)) as draft:
         training = EpisodeBatch.of(data.training)

@@ -21,6 +21,7 @@ from wovr_core.policy.scripted_pick import PickShape, ScriptedPick
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.settings import TaskSettings
 from wovr_core.store.checks import answers, grey, refuse_misfit
+from wovr_core.training.device import compute_device
 
 TINY_VLA, SCRIPTED_PICK = "tiny_vla", "scripted_pick"
 
@@ -44,7 +45,7 @@ def open_policy(path: Path, task: TaskSettings | None = None, *, weights: str = 
         raise ArtifactError(f"the policy at {path} is a {kind}, which does not learn: give one that was cloned")
     shape = load_json(path, "policy", Shape)
     _refuse_misfit(path, shape, task)
-    policy = module_of(load_weights(path, weights), lambda: TinyVLA(shape), path)
+    policy = module_of(load_weights(path, weights), lambda: TinyVLA(shape), path).to(compute_device())
     pose = torch.zeros(1, shape.pose_dim)
     answers("policy", path, lambda: policy(grey(shape), ("",), pose)[0])
     return policy

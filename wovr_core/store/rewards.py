@@ -19,6 +19,7 @@ from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import TaskSettings
 from wovr_core.store.checks import answers, grey, refuse_misfit
 from wovr_core.store.facts import Calibration, DetectorCalibration
+from wovr_core.training.device import compute_device
 
 
 def save_reward(folder: Path, reward: SuccessClassifier) -> None:
@@ -43,7 +44,7 @@ def open_reward(path: Path, task: TaskSettings | None = None) -> SuccessClassifi
     def build() -> SuccessClassifier:
         return SuccessClassifier(shape, success_rule=calibration.success_rule, dtype=calibration.dtype)
 
-    classifier = module_of(load_weights(path, "reward"), build, path).requires_grad_(False)
+    classifier = module_of(load_weights(path, "reward"), build, path).to(compute_device()).requires_grad_(False)
     answers("reward model", path, lambda: classifier.logits(grey(shape), ("",)))
     return classifier
 
@@ -66,4 +67,4 @@ def open_detector(path: Path) -> FrameErrorClassifier:
     def build() -> FrameErrorClassifier:
         return FrameErrorClassifier(threshold=facts.threshold, dtype=facts.dtype)
 
-    return module_of(load_weights(path, "detector"), build, path).requires_grad_(False)
+    return module_of(load_weights(path, "detector"), build, path).to(compute_device()).requires_grad_(False)

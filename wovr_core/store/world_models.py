@@ -23,6 +23,7 @@ from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.store.checks import refuse_misfit
 from wovr_core.store.rewards import open_detector, open_reward
+from wovr_core.training.device import compute_device
 from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder, WanAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -205,7 +206,7 @@ def open_world_model(path: Path, task: TaskSettings | None = None, *, dreaming: 
     )
     refuse_misfit("world model", path, sizes._asdict(), task)
     vae: dict[str, object] | None = load_json(path, "vae", dict) if (path / "vae.json").exists() else None
-    model = module_of(weights, lambda: _empty(cfg, sizes, vae), path)
+    model = module_of(weights, lambda: _empty(cfg, sizes, vae), path).to(compute_device())
     return for_dreaming(model) if dreaming else model
 
 
