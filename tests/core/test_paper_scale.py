@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.core.wan_checkpoints import shaken, small_vae, wan, wan_vae
@@ -141,8 +142,45 @@ def test_our_block_computes_what_wans_block_does():
         per_token = modulate.repeat_interleave(4, 1)
         theirs = block(x.flatten(1, 2), words, per_token, rope)
         turn = model._rope(torch.empty(2, 4, 4, 4), slice(0, 4))
-        ours, _ = model._block(block, x, modulate, turn, None, model._keys_values(block.attn2, words))
+        ours, _, _ = block.see(x, modulate, turn, None, words)
     assert torch.allclose(ours.flatten(1, 2), theirs, atol=1e-5)
+
+
+def velocity(model: WorldModelTransformer) -> torch.Tensor:
+    g = torch.Generator().manual_seed(4)
+    latents, actions = torch.randn(2, 4, 4, 4, 4, generator=g), torch.rand(2, 13, 7, generator=g)
+    conditions = Conditions(actions, torch.zeros(2, 13, 2))
+    context = model.context(latents[:, :, 0], latents[:, :, 1], conditions, memory_noise=torch.tensor([0.1, 0.3]))
+    return model(latents[:, :, 2:], torch.tensor([0.6, 0.9]), context)
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["cached", "full"])
+def test_blocks_that_are_computed_twice_teach_the_same(everything):
+    model = shaken(WorldModelTransformer(SMALL.model_copy(update={"context_sees_future": everything}), action_dim=7))
+    saved, gradients = [], []
+    for model.recompute in (False, True):
+        model.zero_grad()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t):
+            velocity(model).square().mean().backward()
+        saved.append(sum(sizes))
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(torch.equal(gradients[0][name], again) for name, again in gradients[1].items())
+    assert saved[1] < 0.5 * saved[0]
+
+
+def test_a_context_that_does_not_see_the_future_is_another_network():
+    """How far the cached mode is from Wan's own attention with the same weights, here random ones."""
+    far = []
+    for layers in (1, 2, 8):
+        wide = SMALL.model_copy(update={"layers": layers})
+        model = shaken(WorldModelTransformer(wide, action_dim=7)).eval()
+        with torch.no_grad():
+            cached = velocity(model)
+            model.cfg = wide.model_copy(update={"context_sees_future": True})
+            full = velocity(model)
+        far.append(float((cached - full).norm() / full.norm()))
+    assert far[0] < 1e-5 < 0.01 < far[1] < far[2] < 1
 
 
 def test_one_layer_of_our_transformer_is_wans_own_forward():

@@ -6,17 +6,16 @@ architecture says `context_sees_future`, everything attends to everything, as in
 is computed at every step.
 """
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.world_model.conditioning import (
@@ -59,6 +58,7 @@ class WorldModelTransformer(nn.Module):
         """With `hollow`, the backbone has no memory yet: weights of a checkpoint are put there (`wan.fill`)."""
         super().__init__()
         self.cfg = cfg
+        self.recompute = False  # blocks anew in the backward pass, instead of keeping what they computed
         width, patch = cfg.heads * cfg.head_dim, (1, cfg.patch, cfg.patch)
         with torch.device("meta") if hollow else nullcontext():
             self.backbone = WanTransformer3DModel(
@@ -79,6 +79,8 @@ class WorldModelTransformer(nn.Module):
         if hollow:  # what no checkpoint holds is computed
             self.backbone.rope = WanRotaryPosEmbed(cfg.head_dim, patch, POSITIONS)
         del self.backbone.condition_embedder.text_embedder  # actions take the place of words
+        for block in self.backbone.blocks:
+            block.__class__ = ContextBlock
         rlinf = cfg.action_channels == "rlinf"
         self.action_modulation = (RlinfModulation if rlinf else ActionModulation)(action_dim, width)
         self.action_tokens = (RlinfTokens if rlinf else ActionTokens)(action_dim, width)
@@ -106,19 +108,19 @@ class WorldModelTransformer(nn.Module):
             grid = (memory.shape[-2] // self.cfg.patch, memory.shape[-1] // self.cfg.patch)
             poses = self.pose_map(conditions.pose.to(self.dtype), actions[..., -1], grid)
         tokens = self.action_tokens(actions)
-        cross = [self._keys_values(block.attn2, tokens) for block in self.backbone.blocks]
-
+        blocks = self.blocks
         level = torch.stack([torch.zeros_like(memory_noise), memory_noise], 1)
         if self.cfg.context_sees_future:
+            cross = [block.action_heads(tokens) for block in blocks]
             return Context(reference, memory, level, [], cross, modulation, poses)
         x = self._embed(torch.stack([reference, memory], 2), None if poses is None else poses[:, :CONTEXT])
         modulate = self._modulations(level, modulation[:, :CONTEXT])[0]
         rope = self._rope(memory, slice(0, CONTEXT))
-        cache: list[Heads] = []
-        for i, (block, actions_kv) in enumerate(zip(self.backbone.blocks, cross, strict=True)):
-            last_block = i + 1 == len(cross)
-            x, own = self._block(block, x, modulate, rope, None, actions_kv, keys_only=last_block)
+        cache, cross = [], []
+        for i, block in enumerate(blocks):
+            x, own, read = self._run(block, x, modulate, rope, None, tokens, i + 1 == len(blocks))
             cache.append(own)
+            cross.append(read)
         return Context(reference, memory, level, cache, cross, modulation, poses)
 
     def forward(
@@ -127,15 +129,15 @@ class WorldModelTransformer(nn.Module):
         """The velocity `noise - future` at `noisy = (1 - s) future + s noise`, with s the noise level in (0, 1]."""
         level = noise_level[:, None].expand(-1, LATENTS - CONTEXT)
         latents, first = noisy, CONTEXT
-        before: Sequence[Heads | None] = context.self_attention
+        before: list[Heads | None] = [*context.self_attention]
         if self.cfg.context_sees_future:
             latents = torch.cat([context.reference[:, :, None], context.last[:, :, None], noisy], 2)
-            level, first, before = torch.cat([context.level, level], 1), 0, [None] * len(self.backbone.blocks)
+            level, first, before = torch.cat([context.level, level], 1), 0, [None] * len(self.blocks)
         x = self._embed(latents, None if context.poses is None else context.poses[:, first:])
         modulate, temb = self._modulations(level, context.modulation[:, first:])
         rope = self._rope(noisy[:, :, 0], slice(first, LATENTS))
-        for block, context_kv, actions_kv in zip(self.backbone.blocks, before, context.cross_attention, strict=True):
-            x, _ = self._block(block, x, modulate, rope, context_kv, actions_kv)
+        for block, context_kv, actions_kv in zip(self.blocks, before, context.cross_attention, strict=True):
+            x, _, _ = self._run(block, x, modulate, rope, context_kv, actions_kv)
         x, temb = x[:, CONTEXT - first :], temb[:, CONTEXT - first :]
         shift, scale = (self.backbone.scale_shift_table[:, None] + temb[:, :, None]).chunk(
             2, dim=2
@@ -148,6 +150,11 @@ class WorldModelTransformer(nn.Module):
             gates = self._unpatch(self.keep_gates(x), noisy).float().sigmoid()  # (b, 2, latent, y, x)
             output = output + gates[:, :1] * context.last[:, :, None] + gates[:, 1:] * context.reference[:, :, None]
         return (noisy.float() - output) / noise_level.float().view(-1, 1, 1, 1, 1)
+
+    @property
+    def blocks(self) -> list["ContextBlock"]:
+        """The transformer's blocks, first to last."""
+        return [block for block in self.backbone.blocks if isinstance(block, ContextBlock)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -180,40 +187,74 @@ class WorldModelTransformer(nn.Module):
         turn = torch.complex(cos[:, tokens, :, 0::2].float(), sin[:, tokens, :, 1::2].float())
         return turn.transpose(1, 2)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.cfg.heads, self.cfg.head_dim)).transpose(1, 2)
-
-    def _keys_values(self, attention: Any, tokens: Tensor) -> Heads:
-        return self._heads(attention.norm_k(attention.to_k(tokens))), self._heads(attention.to_v(tokens))
-
-    def _block(
+    def _run(
         self,
-        block: Any,
+        block: "ContextBlock",
         x: Tensor,
         modulate: Tensor,
         rope: Tensor,
         context: Heads | None,
-        actions: Heads,
+        actions: Tensor | Heads,
         keys_only: bool = False,
-    ) -> tuple[Tensor, Heads]:
-        """One Wan block over tokens (b, latent, token, d); returns them and this block's own keys and values."""
-        table = (block.scale_shift_table[:, None] + modulate)[..., None, :]  # (b, latent, 6, 1, d)
+    ) -> tuple[Tensor, Heads, Heads]:
+        """`block.see`, computed once more in the backward pass where `recompute` says so."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(
+                block.see, x, modulate, rope, context, actions, keys_only, use_reentrant=False, preserve_rng_state=False
+            )
+        return block.see(x, modulate, rope, context, actions, keys_only)
+
+
+class ContextBlock(WanTransformerBlock):  # type: ignore[misc]
+    """Wan's block, which can be asked for the keys and values of what it sees.
+
+    Blocks become one by their class alone, so names and shapes of weights are diffusers'. All that a block computes is
+    in its methods: a block can be sharded, recomputed and cast by itself.
+    """
+
+    def see(
+        self,
+        x: Float[Tensor, "b latent token d"],
+        modulate: Float[Tensor, "b latent 6 d"],
+        rope: Tensor,
+        context: Heads | None,
+        actions: Tensor | Heads,
+        keys_only: bool = False,
+    ) -> tuple[Tensor, Heads, Heads]:
+        """The tokens after this block, their keys and values in it, and those of the actions.
+
+        `context` is what the tokens attend to beside themselves. `actions` are tokens (b, 13, d), or the keys and
+        values that an earlier call made of them. With `keys_only` the tokens stay as they are.
+        """
+        read = self._read(actions) if isinstance(actions, Tensor) else actions
+        table = (self.scale_shift_table[:, None] + modulate)[..., None, :]  # (b, latent, 6, 1, d)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
         h = torch.addcmul(shift, _normalise(x), 1 + scale).flatten(1, 2)
-        attention = block.attn1
+        attention = self.attn1
         own = (_rotate(self._heads(attention.norm_k(attention.to_k(h))), rope), self._heads(attention.to_v(h)))
         if keys_only:
-            return x, own
+            return x, own, read
         query = _rotate(self._heads(attention.norm_q(attention.to_q(h))), rope)
         keys, values = own if context is None else [torch.cat(both, 2) for both in zip(context, own, strict=True)]
         y = attend(query, keys, values).transpose(1, 2).flatten(2)
         x = torch.addcmul(x, attention.to_out[0](y).view_as(x), gate)
-        cross = block.attn2
-        query = self._heads(cross.norm_q(cross.to_q(block.norm2(x).flatten(1, 2))))
-        y = attend(query, *actions).transpose(1, 2).flatten(2)
+        cross = self.attn2
+        query = self._heads(cross.norm_q(cross.to_q(self.norm2(x).flatten(1, 2))))
+        y = attend(query, *read).transpose(1, 2).flatten(2)
         x = x + cross.to_out[0](y).view_as(x)
         h = torch.addcmul(ffn_shift, _normalise(x), 1 + ffn_scale)
-        return torch.addcmul(x, block.ffn(h), ffn_gate), own
+        return torch.addcmul(x, self.ffn(h), ffn_gate), own, read
+
+    def action_heads(self, tokens: Float[Tensor, "b action d"]) -> Heads:
+        """Keys and values of action tokens."""
+        return self._read(tokens)
+
+    def _read(self, tokens: Tensor) -> Heads:
+        attention = self.attn2
+        return self._heads(attention.norm_k(attention.to_k(tokens))), self._heads(attention.to_v(tokens))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.attn1.heads, -1)).transpose(1, 2)
 
 
 class _Shape:
