@@ -67,11 +67,6 @@ class TrainJobs(Section):
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ClusterError(f"$WOVR_TRAINJOB cannot be used: {faults}") from error
-        if wished and wished.gpus_per_node:
-            raise ClusterError(
-                f"$WOVR_TRAINJOB asks for gpus_per_node: {wished.gpus_per_node}, and no step computes on a GPU yet. "
-                f"Leave it out, and set processes_per_node"
-            )
         if wished and not wished.namespace:
             own = POD.read_text().strip() if POD.exists() else "kubeflow"
             wished = wished.model_copy(update={"namespace": own})
@@ -114,7 +109,10 @@ def train_job(jobs: TrainJobs, name: str, command: list[str], settings: Mapping[
     resources = {"cpu": jobs.cpu, "memory": jobs.memory}
     if jobs.gpus_per_node:
         resources["nvidia.com/gpu"] = str(jobs.gpus_per_node)
-    env: list[dict[str, Any]] = [{"name": "WOVR_SETTINGS", "value": json.dumps(dict(settings))}]
+    env: list[dict[str, Any]] = [
+        {"name": "WOVR_SETTINGS", "value": json.dumps(dict(settings))},
+        {"name": "WOVR_DEVICE", "value": "cuda" if jobs.gpus_per_node else "cpu"},
+    ]
     passed_on = (*names_of(secret=False), "WOVR_RUN")
     env += [{"name": name, "value": os.environ[name]} for name in passed_on if os.environ.get(name)]
     for key in (variable for variable in VARIABLES if variable.secret):

@@ -110,11 +110,11 @@ def compile_(
 
         from pipelines.catalogue import pipeline_named
         from pipelines.runner.preflight import check_settings
-        from pipelines.runner.resources import equip, offered_profile, stamp
+        from pipelines.runner.resources import check_profile, equip, stamp
 
         check_settings(settings, pipeline)
         if profile:
-            offered_profile(profile)
+            check_profile(profile, settings.compute)
         built = stamp(pipeline_named(pipeline)(settings))
         if profile:
             equip(built, profile)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import docker
 from docker.errors import DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest
 from requests.exceptions import RequestException
 
 from components import images
@@ -22,6 +23,7 @@ from components.platform.deadline import DeadlineError, within
 
 ANSWER = 15.0  # seconds for its first answer
 PATIENCE = 120  # seconds for a container that only says which code it holds
+GPUS = [DeviceRequest(count=-1, capabilities=[["gpu"]])]  # all of them
 RUN = "wovr.run"  # the label that says to which run's folder a container belongs
 # waits for the end of the run, that is of its own input, and removes what the run could not
 REAPER = """
@@ -69,6 +71,7 @@ class Containers:
                 tty=terminal is not None,
                 network_mode="host",
                 volumes={str(path): {"bind": str(path), "mode": mode} for path, mode in mounts.items()},
+                device_requests=GPUS if environment.get("WOVR_DEVICE") == "cuda" else None,
                 **confined(),
             )
             try:

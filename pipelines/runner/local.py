@@ -102,13 +102,14 @@ def run_pipeline(
             workspace_root=str(folder / ".workspace"),  # which nobody uses; by default one is made in /tmp
             enable_caching=True,
         )
-        attendant = Attendant(folder, Console(file=sys.stdout), storage, containers)
+        environment = _environment(folder, settings.compute.device)
+        attendant = Attendant(folder, Console(file=sys.stdout), environment, storage, containers)
         if attendant.before.tasks and not (folder / ".finished").exists():
             attendant.tell_mended(
                 "↻", f"{folder} lacks the hidden folder .finished, so all runs again: if this is a copy, copy it, too"
             )
         cache = RunCache(folder, _cache_of(folder, keep=keep), attendant.is_whole)
-        get_ready(_environment(folder))
+        get_ready(environment)
         with attendant.in_place_of_kfp(cache), redirect_stdout(log):
             try:
                 pipeline(**arguments_of(pipeline, settings), **parameters)
@@ -121,9 +122,15 @@ class Attendant:
     """Sees to the tasks of a run: starts each, says how it goes, keeps the record."""
 
     def __init__(
-        self, folder: Path, console: Console, storage: Storage | None = None, containers: "Containers | None" = None
+        self,
+        folder: Path,
+        console: Console,
+        environment: dict[str, str],
+        storage: Storage | None = None,
+        containers: "Containers | None" = None,
     ) -> None:
-        self.run, self.console, self.storage, self.containers = Run(folder), console, storage, containers
+        self.run, self.console, self.environment = Run(folder), console, environment
+        self.storage, self.containers = storage, containers
         self.before = self._recalled("run.json", Run.read) or Run(folder)
         self.stored = self._recalled("stored.json", stored_at) or {}
         self.complaint = ""  # of the first task that failed
@@ -225,7 +232,7 @@ class Attendant:
     def spawn(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Stands in for kfp's start of a process; `full_command` is a shell's, and carries the task's source."""
         _, _, _, source, *arguments = full_command
-        environment = {**self._inherited(), **_environment(self.run.folder), **(env_vars or {})}
+        environment = {**self._inherited(), **self.environment, **(env_vars or {})}
         with self._watched() as log:
             module = log.with_suffix(".py")
             module.write_text(source)
@@ -239,7 +246,7 @@ class Attendant:
     def contain(self, client: Any, image: str, command: list[str], volumes: Any, **options: Any) -> int:
         """Stands in for kfp's start of a container, which takes a container that is gone for one that succeeded."""
         _, _, _, source, *arguments = command
-        environment = _in_container(self._inherited() | _environment(self.run.folder))
+        environment = _in_container(self._inherited() | self.environment)
         with self._watched() as log:
             code = self.containers.run(
                 ["python", "-c", CONTAINED, source, *arguments],
@@ -278,8 +285,8 @@ def run_name(folder: Path) -> str:
     return re.sub(r"[^a-zA-Z0-9_.-]", "-", chosen)
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """What every task of the run finds in its environment."""
+def _environment(folder: Path, device: str) -> dict[str, str]:
+    """What every task of the run finds in its environment; a device that the settings name is the device."""
     wishes = {
         "MLFLOW_TRACKING_URI": sqlite_uri(folder.parent / "mlflow.db"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -289,6 +296,7 @@ def _environment(folder: Path) -> dict[str, str]:
     environment = {name: os.environ.get(name) or wish for name, wish in wishes.items()}
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     environment["WOVR_RUN"] = run_name(folder)
+    environment["WOVR_DEVICE"] = os.environ.get("WOVR_DEVICE", device) if device == "auto" else device
     return environment | {"PYTHONPATH": path, "WOVR_SCRATCH": str(folder / "scratch"), "_KFP_RUNTIME": "true"}
 
 

@@ -60,10 +60,23 @@ def check_machine(settings: Settings, folder: Path, pipeline: str = "posttrain",
         looks.append(lambda: _memory(settings))
     if pipeline == "franka":
         looks.append(lambda: Storage.from_env() and None)
+    if not contained:
+        looks.append(lambda: _device(settings))
     if pipeline in TRYING and not contained:
         looks.append(settings.task.embodiment.check)
     if wrong := _complaints(looks, (PreflightError, TrackingError, StorageError, EmbodimentError)):
         raise PreflightError("\n".join(wrong))
+
+
+def _device(settings: Settings) -> None:
+    """The GPU that is asked for is there."""
+    if settings.compute.device == "cuda":
+        from wovr_core.training.device import missing_gpu
+
+        if missing := missing_gpu():
+            raise PreflightError(
+                f"compute.device is cuda, but {missing}. Or leave it auto, which takes a GPU where there is one"
+            )
 
 
 def _registry(settings: Settings, uri: str, pipeline: str) -> None:

@@ -29,6 +29,7 @@ from components.artifacts import (
 )
 from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
+from wovr_core.compute import ComputeSettings
 from wovr_core.setting_errors import SettingsError
 
 CACHE = "wovr-cache"  # a volume claim: what a task that was killed has already learnt
@@ -107,15 +108,18 @@ def profile_named(name: str) -> Profile:
     return PROFILES[name]
 
 
-def offered_profile(name: str) -> Profile:
-    """The profile of this name; `SettingsError` for one whose GPUs nothing would use."""
+def check_profile(name: str, compute: ComputeSettings) -> None:
+    """Raise `SettingsError` where the profile has no GPU and one is asked for, or has some that nothing would use."""
     profile = profile_named(name)
-    if profile.learns.gpus:
+    if profile.learns.gpus and compute.device == "cpu":
         raise SettingsError(
-            f"the profile {name} takes GPUs from the cluster, and no step computes on a GPU yet: they would lie idle "
-            f"for up to {profile.learns.hours:g} hours. Choose the profile cpu"
+            f"the profile {name} takes GPUs from the cluster, but compute.device is cpu: they would lie idle for up to "
+            f"{profile.learns.hours:g} hours. Set compute.device to auto, or choose the profile cpu"
         )
-    return profile
+    if not profile.learns.gpus and compute.device == "cuda":
+        raise SettingsError(
+            f"compute.device is cuda, but the profile {name} asks the cluster for no GPU. Choose the profile gpu"
+        )
 
 
 def stamp(pipeline: BaseComponent) -> BaseComponent:
@@ -152,7 +156,12 @@ def equip(pipeline: BaseComponent, profile: str) -> BaseComponent:
             gpu = container.resources.accelerator
             gpu.type = gpu.resource_type = kind.accelerator
             gpu.count, gpu.resource_count = needs.gpus, str(needs.gpus)
-        for name, value in (("OMP_NUM_THREADS", str(max(1, int(needs.cpu)))), ("WOVR_SCRATCH", "/cache/scratch")):
+        variables = {
+            "OMP_NUM_THREADS": str(max(1, int(needs.cpu))),
+            "WOVR_DEVICE": "cuda" if needs.gpus else "cpu",  # a GPU that cannot be used ends the task at once
+            "WOVR_SCRATCH": "/cache/scratch",
+        }
+        for name, value in variables.items():
             container.env.add(name=name, value=value)
         if (jobs := kind.train_jobs) and task in HANDED_OVER:
             container.env.add(name="WOVR_TRAINJOB", value=jobs.model_dump_json())

@@ -24,7 +24,7 @@ class Check(NamedTuple):
 
 
 def examine(folder: Path) -> list[Check]:
-    """Python, disk, memory, threads, the shipped backbone, packages."""
+    """Python, disk, memory, threads, GPUs, the shipped backbone, packages."""
     release, free, memory = sys.version.split()[0], shutil.disk_usage(folder).free / 1e9, available_memory()
     cores, threads = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
     old, crowded = sys.version_info < (3, 11), threads.isdigit() and int(threads) > cores
@@ -37,6 +37,7 @@ def examine(folder: Path) -> list[Check]:
         Check("disk", f"{free:.1f} GB free", room if free < DISK else ""),
         Check("memory", f"{memory:.1f} GB available", spare if memory < MEMORY else ""),
         Check("threads", at_work, fewer if crowded else ""),
+        gpus(),
         *backbones(),
         *map(package, PACKAGES),
     ]
@@ -50,6 +51,21 @@ def available_memory() -> float:
     if limit.exists() and (most := limit.read_text().strip()).isdigit():
         free = min(free, int(most) - int(used.read_text()))
     return free / 1e9
+
+
+def gpus() -> Check:
+    """Which GPUs a step would compute on; none is no fault, unless $WOVR_DEVICE asks for one."""
+    try:
+        torch = import_module("torch")
+        missing = import_module("wovr_core.training.device").missing_gpu()
+    except Exception as error:  # as below
+        return Check("GPU", f"torch cannot be imported ({error})", "make setup")
+    wanted = "$WOVR_DEVICE is cuda: mend it, or unset that" if os.environ.get("WOVR_DEVICE") == "cuda" else ""
+    if missing:
+        return Check("GPU", f"none used: {missing}", wanted)
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    each = ", ".join(f"{card.name} with {card.total_memory / 1e9:.0f} GB" for card in cards)
+    return Check("GPU", f"{each}; torch {torch.__version__}, CUDA {torch.version.cuda}")
 
 
 def package(name: str) -> Check:

@@ -98,10 +98,12 @@ def test_a_wish_that_makes_no_sense_is_told_by_its_name(monkeypatch):
         TrainJobs.from_env()
 
 
-def test_gpus_that_nothing_would_use_are_not_taken_from_a_cluster(monkeypatch):
-    monkeypatch.setenv("WOVR_TRAINJOB", '{"gpus_per_node": 8}')
-    with pytest.raises(ClusterError, match=r"gpus_per_node: 8, and no step computes on a GPU yet\. Leave it out"):
-        TrainJobs.from_env()
+def test_a_job_computes_on_the_gpus_that_it_takes():
+    devices = {}
+    for gpus in (0, 8):
+        job = train_job(TrainJobs(gpus_per_node=gpus), "wovr-pace-1", command_of("pace", {}, "s3://wovr/out"), {})
+        devices[gpus] = {pair["name"]: pair.get("value") for pair in job["spec"]["trainer"]["env"]}["WOVR_DEVICE"]
+    assert devices == {0: "cpu", 8: "cuda"}
 
 
 def test_asking_twice_makes_one_job_and_a_failed_one_is_tried_again(double, jobs):

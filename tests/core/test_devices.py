@@ -18,6 +18,7 @@ from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.reward.detector import FrameErrorClassifier
 from wovr_core.settings import WorldModelSettings
+from wovr_core.training.device import DeviceError, compute_device
 from wovr_core.trajectory import Observation
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
@@ -139,3 +140,32 @@ def test_pictures_are_judged_where_they_are():
     assert reward.probability(pictures, [WORDS] * 2).device == META
     assert detector.score(pictures, seen().frames).device == META
     assert reward.logits(torch.zeros(2, 3, SIDE, SIDE), [WORDS] * 2).device == META
+
+
+def test_a_step_computes_where_it_is_to(monkeypatch):
+    """With a GPU that is made believe; what a step does there is in benchmarks/gpu."""
+    monkeypatch.delenv("WOVR_DEVICE", raising=False)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert compute_device() == torch.device("cuda", 1) and chosen == [1]
+    monkeypatch.setenv("WOVR_DEVICE", "cpu")
+    assert compute_device() == torch.device("cpu")
+    monkeypatch.setenv("WOVR_DEVICE", "cuda")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match="process 2 of this machine has no GPU .* start 2 processes"):
+        compute_device()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setenv("WOVR_DEVICE", "auto")
+    assert compute_device() == torch.device("cpu")
+    monkeypatch.setenv("WOVR_DEVICE", "cuda")
+    with pytest.raises(DeviceError, match=r"a GPU is asked for .* Or set compute\.device to cpu"):
+        compute_device()
+    monkeypatch.setenv("WOVR_DEVICE", "tpu")
+    with pytest.raises(DeviceError, match="'tpu': use auto, cpu or cuda"):
+        compute_device()

@@ -26,6 +26,7 @@ OTHERS = {  # that our code reads, and that name no service
     *(f"WOVR_POLICY_{kind}KEYS{file}" for kind in ("", "TOKEN_", "ADMIN_") for file in ("", "_FILE")),  # of the server
     "WOVR_ROBOT_OPERATOR_KEY",  # these two of the gateway beside an arm
     "WOVR_ROBOT_POLICY_KEY",
+    "WOVR_DEVICE",
     "WOVR_SCRATCH",
     "WOVR_SETTINGS",
     "WOVR_IMAGE",

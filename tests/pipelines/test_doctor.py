@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.dom import minidom
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from benchmarks.reference_curves import build
@@ -259,3 +260,12 @@ def test_a_machine_that_has_it_all_is_well(monkeypatch):
     answer = doctor()
     assert answer.exit_code == 0, answer.stdout
     assert "backbone tabletop-play" in answer.stdout and "sha256" in answer.stdout
+    assert "✔ GPU" in answer.stdout, "none is no fault"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_missing_is_a_fault(monkeypatch):
+    monkeypatch.setattr(doctor_module, "PACKAGES", ("safetensors",))
+    monkeypatch.setenv("WOVR_DEVICE", "cuda")
+    answer = doctor()
+    assert answer.exit_code == 1 and "✘ GPU: none used: " in answer.stdout

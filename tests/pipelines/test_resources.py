@@ -94,6 +94,13 @@ def test_gpus_go_to_what_learns_or_tries_and_to_nothing_else():
     }
     assert {"train-world-model", "improve-policy", "evaluate-policies"} <= gpus
     assert not [name for name in gpus if name.startswith(("judge", "promote", "finish", "serve", "choose", "fetch"))]
+    computes_on = {
+        label.removeprefix("exec-"): variable["value"]
+        for label, executor in spec["deploymentSpec"]["executors"].items()
+        for variable in executor["container"]["env"]
+        if variable["name"] == "WOVR_DEVICE"
+    }
+    assert {name for name, device in computes_on.items() if device == "cuda"} == gpus
     for name in gpus:
         assert pods[f"exec-{name}"]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
         assert pods[f"exec-{name}"]["tolerations"] and pods[f"exec-{name}"]["nodeSelector"]
@@ -182,11 +189,22 @@ def test_a_profile_nobody_knows_is_refused_with_those_there_are():
         equip(PIPELINES["evaluate"](Settings()), "tpu")
 
 
-@pytest.mark.parametrize("profile", ["gpu", "gpu8"])
+@pytest.mark.parametrize(
+    ("profile", "device", "complaint"),
+    [
+        ("gpu", "cpu", "the profile gpu takes GPUs from the cluster, but compute.device is cpu"),
+        ("gpu8", "cpu", "the profile gpu8 takes GPUs from the cluster, but compute.device is cpu"),
+        ("cpu", "cuda", "the profile cpu asks the cluster for no GPU. Choose the profile gpu"),
+    ],
+)
 @pytest.mark.parametrize("command", ["submit", "schedule --cron '0 3 * * 1'", "compile"])
-def test_gpus_that_nothing_would_use_are_not_asked_for(command, profile, tmp_path, monkeypatch):
+def test_gpus_that_nothing_would_use_and_those_that_are_not_there_are_refused(
+    command, profile, device, complaint, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    answer = CliRunner().invoke(app, [*shlex.split(command), "--profile", profile])
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"compute: {{device: {device}}}\n")
+    answer = CliRunner().invoke(app, [*shlex.split(command), str(config), "--profile", profile])
     assert answer.exit_code == 2
-    assert f"the profile {profile} takes GPUs" in answer.stderr and "Choose the profile cpu" in answer.stderr
-    assert not list(tmp_path.iterdir())
+    assert complaint in " ".join(answer.stderr.split())
+    assert list(tmp_path.iterdir()) == [config]

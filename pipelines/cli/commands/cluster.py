@@ -125,11 +125,11 @@ def _token(text: str, source: str) -> str:
 def _job(path: Path, pipeline: str, profile: str) -> "Job":
     settings = Settings.load(path)
     from pipelines.runner.preflight import check_settings
-    from pipelines.runner.resources import offered_profile
+    from pipelines.runner.resources import check_profile
     from pipelines.runner.submit import Job
 
     job = Job(settings, pipeline, profile)
-    offered_profile(profile)
+    check_profile(profile, settings.compute)
     check_settings(settings, pipeline)
     return job
 
