@@ -155,7 +155,7 @@ def test_a_step_computes_where_it_is_to(monkeypatch):
     assert compute_device() == torch.device("cpu")
     monkeypatch.setenv("WOVR_DEVICE", "cuda")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(DeviceError, match="process 2 of this machine has no GPU .* start 2 processes"):
+    with pytest.raises(DeviceError, match=r"process 2 of this machine has no GPU .* start 2 processes"):
         compute_device()
 
 
