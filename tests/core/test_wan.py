@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from wovr_core.envs.splits import Split
 from wovr_core.imagination.replay import init_state
 from wovr_core.settings import Settings, SettingsError, TaskSettings, WorldModelSettings
 from wovr_core.steps.world_model import train_world_model
-from wovr_core.store.world_models import count_weights, new_world_model, open_world_model
+from wovr_core.store import world_models
+from wovr_core.store.world_models import count_weights, for_dreaming, new_world_model, open_world_model
 from wovr_core.world_model.conditioning import Conditions, per_latent
 from wovr_core.world_model.dit import WorldModelTransformer
 from wovr_core.world_model.wan import Layout, fill, open_checkpoint, open_vae, ours_to_theirs
@@ -128,6 +130,27 @@ def test_with_full_attention_our_forward_is_wans_own_at_every_layer(tmp_path, la
         theirs = model(latents, 1000 * levels.repeat_interleave(16, 1), ours.action_tokens(actions)).sample
     assert torch.allclose(mine, theirs[:, :, 2:], atol=2e-5)
     assert theirs.abs().mean() > 0.1
+
+
+def test_for_dreaming_wan_lies_as_diffusers_lays_it(tmp_path, monkeypatch):
+    """In bfloat16, but tables, norms and the embedding of time in float32; what it computes is near diffusers' own."""
+    monkeypatch.setattr(world_models, "computed_in", lambda precision, device: torch.bfloat16)
+    model = small_wan(num_attention_heads=4, attention_head_dim=32, ffn_dim=256)
+    world = new_world_model(settings_for(write_checkpoint(tmp_path / "wan", model, Layout.WAN)), TASK)
+    reference, ours = deepcopy(world.transformer), for_dreaming(world).trained
+    exact = {name for name, weight in ours.named_parameters() if weight.dtype is torch.float32}
+    assert {name.split(".")[-2] for name in exact} >= {"norm2", "linear_1", "linear_2"}
+    assert sum("scale_shift_table" in name for name in exact) == 4 and not any("attn" in name for name in exact)
+    assert world.autoencoder.vae.dtype is torch.float32
+    latents, actions = torch.randn(2, CHANNELS, 4, 4, 4), torch.rand(2, 13, ACTIONS)
+    conditions, level = Conditions(actions, torch.zeros(2, 13, 2)), torch.tensor([0.6, 0.9])
+    velocities = []
+    for transformer in (reference, ours, deepcopy(reference).bfloat16()):
+        with torch.no_grad():
+            context = transformer.context(latents[:, :, 0], latents[:, :, 1], conditions, memory_noise=torch.zeros(2))
+            velocities.append(transformer(latents[:, :, 2:], level, context))
+    exactly, mixed, coarse = velocities
+    assert 0 < (mixed - exactly).square().mean() < (coarse - exactly).square().mean()
 
 
 def test_rlinfs_action_channels_compute_what_theirs_do(tmp_path):

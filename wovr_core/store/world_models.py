@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from wovr_core.architecture import Architecture, ArchitectureSettings, NextFrameSettings
@@ -227,6 +228,13 @@ def open_simulator(
 
 
 def for_dreaming(model: LearnedWorldModel) -> LearnedWorldModel:
+    """Learns no more, and lies in `rollout_dtype`; of Wan's weights all but those that diffusers keeps in float32."""
     model.requires_grad_(False).eval()
-    model.trained.to(computed_in(model.cfg.rollout_dtype, model.statistics.reach.device))
+    dtype = computed_in(model.cfg.rollout_dtype, model.statistics.reach.device)
+    if not (isinstance(model, DiffusionWorldModel) and isinstance(model.autoencoder, WanAutoencoder)):
+        model.trained.to(dtype)
+        return model
+    exact = set(WanTransformer3DModel._keep_in_fp32_modules)
+    for name, weight in model.trained.named_parameters():
+        weight.data = weight.data.to(torch.float32 if exact & set(name.split(".")) else dtype)
     return model

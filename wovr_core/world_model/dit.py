@@ -142,7 +142,7 @@ class WorldModelTransformer(nn.Module):
         shift, scale = (self.backbone.scale_shift_table[:, None] + temb[:, :, None]).chunk(
             2, dim=2
         )  # (b, latent, 1, d)
-        x = _normalise(x) * (1 + scale) + shift
+        x = (_normalise(x) * (1 + scale) + shift).to(self.dtype)
         output = self._unpatch(self.backbone.proj_out(x), noisy).float()
         if self.cfg.prediction == "velocity":
             return output
@@ -175,8 +175,9 @@ class WorldModelTransformer(nn.Module):
         """Per latent frame: the six vectors every block adds to its own table, and the embedding they come from."""
         embedder = self.backbone.condition_embedder
         frequencies = embedder.timesteps_proj(1000 * level.flatten())
-        temb = embedder.time_embedder(frequencies.to(actions.dtype)).unflatten(0, level.shape) + actions
-        return embedder.time_proj(F.silu(temb)).unflatten(-1, (6, -1)), temb
+        exact = next(embedder.time_embedder.parameters()).dtype
+        temb = embedder.time_embedder(frequencies.to(exact)).unflatten(0, level.shape) + actions
+        return embedder.time_proj(F.silu(temb).to(self.dtype)).unflatten(-1, (6, -1)), temb
 
     def _rope(self, latent: Tensor, frames: slice) -> Tensor:
         """Unit complex numbers (1, 1, token, head_dim / 2) that turn the channels of each token."""
@@ -229,7 +230,7 @@ class ContextBlock(WanTransformerBlock):  # type: ignore[misc]
         read = self._read(actions) if isinstance(actions, Tensor) else actions
         table = (self.scale_shift_table[:, None] + modulate)[..., None, :]  # (b, latent, 6, 1, d)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table.unbind(2)
-        h = torch.addcmul(shift, _normalise(x), 1 + scale).flatten(1, 2)
+        h = torch.addcmul(shift, _normalise(x), 1 + scale).flatten(1, 2).to(self.dtype)
         attention = self.attn1
         own = (_rotate(self._heads(attention.norm_k(attention.to_k(h))), rope), self._heads(attention.to_v(h)))
         if keys_only:
@@ -237,13 +238,18 @@ class ContextBlock(WanTransformerBlock):  # type: ignore[misc]
         query = _rotate(self._heads(attention.norm_q(attention.to_q(h))), rope)
         keys, values = own if context is None else [torch.cat(both, 2) for both in zip(context, own, strict=True)]
         y = attend(query, keys, values).transpose(1, 2).flatten(2)
-        x = torch.addcmul(x, attention.to_out[0](y).view_as(x), gate)
+        x = torch.addcmul(x, attention.to_out[0](y).view_as(x), gate).to(self.dtype)
         cross = self.attn2
         query = self._heads(cross.norm_q(cross.to_q(self.norm2(x).flatten(1, 2))))
         y = attend(query, *read).transpose(1, 2).flatten(2)
         x = x + cross.to_out[0](y).view_as(x)
-        h = torch.addcmul(ffn_shift, _normalise(x), 1 + ffn_scale)
-        return torch.addcmul(x, self.ffn(h), ffn_gate), own, read
+        h = torch.addcmul(ffn_shift, _normalise(x), 1 + ffn_scale).to(self.dtype)
+        return torch.addcmul(x, self.ffn(h), ffn_gate).to(self.dtype), own, read
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its matrices and its tokens; tables and norms may lie in float32 beside them, as in diffusers."""
+        return self.attn1.to_q.weight.dtype
 
     def action_heads(self, tokens: Float[Tensor, "b action d"]) -> Heads:
         """Keys and values of action tokens."""
