@@ -20,6 +20,7 @@ from wovr_core.artifacts import (
     save_json,
     save_weights,
 )
+from wovr_core.artifacts.shards import digests
 from wovr_core.imagination.simulator import LearnedSimulator
 from wovr_core.settings import TaskSettings, WorldModelSettings
 from wovr_core.store.checks import refuse_misfit
@@ -29,7 +30,17 @@ from wovr_core.training.precision import computed_in
 from wovr_core.world_model.autoencoder import Autoencoder, PatchAutoencoder, WanAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.next_frame import NextFrameModel
-from wovr_core.world_model.wan import Checkpoint, check_fit, check_vae, fill, open_checkpoint, open_vae, wan_codec
+from wovr_core.world_model.wan import (
+    Checkpoint,
+    check_fit,
+    check_room,
+    check_vae,
+    fill,
+    fill_vae,
+    open_checkpoint,
+    vae_tensors,
+    wan_codec,
+)
 from wovr_core.world_model.windows import EpisodeBatch
 
 LearnedWorldModel = DiffusionWorldModel | NextFrameModel
@@ -43,8 +54,11 @@ def new_world_model(cfg: WorldModelSettings, task: TaskSettings) -> LearnedWorld
     """
     cfg = cfg.model_copy(update={"architecture": architecture_of(cfg)})
     if is_checkpoint(cfg):
-        checkpoint = _checkpoint(cfg)
-        model = _around(cfg, task, open_vae(_vae(cfg), _wan(cfg).latent_channels))
+        checkpoint, codec = _checkpoint(cfg), check_vae(_vae(cfg), _wan(cfg).latent_channels)
+        model = _around(cfg, task, codec)
+        check_fit(model.transformer, checkpoint)
+        check_room(checkpoint, _vae(cfg))
+        fill_vae(codec, _vae(cfg))
         fill(model.transformer, checkpoint)
         return model
     empty = _empty(cfg, _sizes(task))
@@ -182,7 +196,7 @@ def _empty(cfg: WorldModelSettings, sizes: Sizes, vae: Mapping[str, object] | No
 def provenance(cfg: WorldModelSettings) -> dict[str, object]:
     """What the backbone was trained on, and at what cost, or which files it was read from; empty when there is none."""
     if is_checkpoint(cfg):
-        return _checkpoint(cfg).provenance()
+        return {**_checkpoint(cfg).provenance(), "vae": digests(vae_tensors(_vae(cfg)).values())}
     folder = PRETRAINED / cfg.pretrained
     return load_json(folder, "provenance", dict) if (folder / "provenance.json").exists() else {}
 

@@ -6,27 +6,26 @@ model whose weights lie nowhere yet (`WorldModelTransformer(hollow=True)`), so t
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import file_digest
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts import ArtifactError
+from wovr_core.artifacts.shards import Located, check_memory, digests, few, read_into, refuse_unlike, tensors_in
 from wovr_core.world_model.autoencoder import WanAutoencoder
 
 WORDS = "condition_embedder.text_embedder."  # of diffusers' names; actions take the place of words
 ACTIONS = {"action_mlp1.": "action_tokens.net.", "action_mlp2.": "action_modulation.net."}  # RLinf's names to ours
 HEAD_DIM = 128  # of every published Wan; a config.json beside the weights may say otherwise
-PICKLES = ("*.pth", "*.pt", "*.bin", "*.ckpt")
+FIRST = "action_tokens.net.0.weight"  # what actions meet first, (width, numbers of an action)
+FITS = "world_model.architecture"
 
 
 class Layout(StrEnum):
@@ -35,14 +34,6 @@ class Layout(StrEnum):
     DIFFUSERS = "diffusers"
     WAN = "wan"
     RLINF = "rlinf"  # Wan's, with two action channels and without words
-
-
-class Located(NamedTuple):
-    """A tensor in a file."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -85,8 +76,7 @@ class Checkpoint:
 
     def provenance(self) -> dict[str, object]:
         """Where it came from: its layout, and the SHA-256 of every file."""
-        files = sorted({tensor.file for tensor in self.tensors.values()})
-        return {"layout": self.layout.value, "files": {file.name: _sha256(file) for file in files}}
+        return {"layout": self.layout.value, "files": digests(self.tensors.values())}
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -115,49 +105,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(where, layout, tensors)
 
 
-def tensors_in(folder: Path) -> dict[str, Located]:
-    """Every tensor of a folder's safetensors files. With an index, those that it lists, which must be there."""
-    if not folder.is_dir():
-        raise ArtifactError(f"there is no folder {folder}: name the one that holds the checkpoint's safetensors files")
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if len(indices) > 1:
-        raise ArtifactError(
-            f"{folder} has {len(indices)} indices, {indices[0].name} and {indices[1].name}: leave one there"
-        )
-    files = sorted(folder.glob("*.safetensors"))
-    listed = _index(indices[0]) if indices else None
-    if listed is not None:
-        files = sorted({folder / file for file in listed.values()})
-        if lost := [file.name for file in files if not file.exists()]:
-            raise ArtifactError(
-                f"{indices[0]} lists {lost[0]} and {len(lost) - 1} more files that are not there: download them"
-            )
-    if not files:
-        pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
-        hint = (
-            f" {pickles[0]} is a pickle, and nothing is unpickled here: take the safetensors files." if pickles else ""
-        )
-        raise ArtifactError(
-            f"there are no safetensors files in {folder}.{hint} It holds {_few(p.name for p in folder.iterdir())}"
-        )
-    found: dict[str, Located] = {}
-    for file in files:
-        found |= {name: Located(file, name, shape) for name, shape in shapes_in(file).items()}
-    if listed is not None and (lost := sorted(listed.keys() - found.keys())):
-        raise ArtifactError(f"{indices[0]} lists {_few(lost)}, which no file holds: download {listed[lost[0]]} again")
-    return found
-
-
-def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file, without reading its tensors."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = opened.keys()
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{file} is cut short or no safetensors file ({error}): download it again") from error
-
-
 def layout_of(names: Mapping[str, Located], folder: Path) -> Layout:
     """Whose names these are. Raises `ArtifactError` that says what they look like, where they are nobody's."""
     if "condition_embedder.time_embedder.linear_1.weight" in names:
@@ -169,7 +116,7 @@ def layout_of(names: Mapping[str, Located], folder: Path) -> Layout:
     else:
         what = "of no layout that is known here"
     raise ArtifactError(
-        f"{folder} holds {_few(names)}: {what}. A transformer is Wan2.2's in diffusers' layout (condition_embedder..., "
+        f"{folder} holds {few(names)}: {what}. A transformer is Wan2.2's in diffusers' layout (condition_embedder..., "
         f"blocks.0.attn1...), in Wan's own (time_embedding..., blocks.0.self_attn...), or RLinf's (action_mlp1... too)"
     )
 
@@ -196,7 +143,13 @@ def check_fit(model: nn.Module, checkpoint: Checkpoint) -> None:
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if checkpoint.layout is not Layout.RLINF:
         wanted = {name: shape for name, shape in wanted.items() if name.startswith("backbone.")}
-    _refuse(checkpoint.tensors, wanted, f"the transformer in {checkpoint.folder}")
+    learnt = checkpoint.tensors.get(FIRST)
+    if learnt is not None and learnt.shape[1:] != wanted.get(FIRST, learnt.shape)[1:]:
+        raise ArtifactError(
+            f"the transformer in {checkpoint.folder} learnt from actions of {learnt.shape[-1]} numbers, and an action "
+            f"of task.environment has {wanted[FIRST][-1]}: choose the environment that it is for"
+        )
+    refuse_unlike(checkpoint.tensors, wanted, f"the transformer in {checkpoint.folder}", FITS)
 
 
 def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -206,7 +159,7 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     `check_fit` does; and where a tensor is not finite.
     """
     check_fit(model, checkpoint)
-    _read_into(model, checkpoint.tensors)
+    read_into(model, checkpoint.tensors)
 
 
 def check_vae(folder: Path, channels: int) -> WanAutoencoder:
@@ -231,18 +184,28 @@ def check_vae(folder: Path, channels: int) -> WanAutoencoder:
         )
     codec = wan_codec(config)
     wanted = {name: tuple(value.shape) for name, value in codec.state_dict().items()}
-    _refuse(_vae_tensors(folder), wanted, f"the VAE in {folder}")
+    refuse_unlike(vae_tensors(folder), wanted, f"the VAE in {folder}", FITS)
     return codec
 
 
 def open_vae(folder: Path, channels: int) -> WanAutoencoder:
     """The same, with its weights as float32 and the statistics of its latents."""
     codec = check_vae(folder, channels)
-    _read_into(codec, _vae_tensors(folder))
+    fill_vae(codec, folder)
     return codec
 
 
-def _vae_tensors(folder: Path) -> dict[str, Located]:
+def fill_vae(codec: WanAutoencoder, folder: Path) -> None:
+    """Read the weights of a folder that `check_vae` has passed, as float32."""
+    read_into(codec, vae_tensors(folder))
+
+
+def check_room(checkpoint: Checkpoint, vae: Path) -> None:
+    """Raise `ArtifactError` unless transformer and VAE go into the memory that is free, before either is read."""
+    check_memory([*checkpoint.tensors.values(), *vae_tensors(vae).values()], f"the checkpoint in {checkpoint.folder}")
+
+
+def vae_tensors(folder: Path) -> dict[str, Located]:
     return {f"vae.{name}": tensor for name, tensor in tensors_in(folder).items()}
 
 
@@ -250,33 +213,6 @@ def wan_codec(config: Mapping[str, object]) -> WanAutoencoder:
     """A VAE of this configuration, on the meta device."""
     with torch.device("meta"):
         return WanAutoencoder(AutoencoderKLWan.from_config(dict(config)))
-
-
-def _read_into(model: nn.Module, tensors: Mapping[str, Located]) -> None:
-    by_file: dict[Path, dict[str, str]] = {}
-    for ours, tensor in tensors.items():
-        by_file.setdefault(tensor.file, {})[tensor.name] = ours
-    for file, names in by_file.items():
-        with safe_open(file, framework="pt") as opened:
-            read = {ours: opened.get_tensor(theirs).float() for theirs, ours in names.items()}
-        for ours, value in read.items():
-            if not torch.isfinite(value).all():
-                raise ArtifactError(f"{file}: {ours} is not finite: download it again")
-        model.load_state_dict(read, strict=False, assign=True)
-
-
-def _refuse(found: Mapping[str, Located], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise `ArtifactError` unless these are the tensors that are wanted, one for one."""
-    faults = []
-    if missing := sorted(wanted.keys() - found.keys()):
-        faults.append(f"it lacks {_few(missing)}")
-    if extra := sorted(found.keys() - wanted.keys()):
-        faults.append(f"{_few(extra)} belong to another model")
-    if wrong := [name for name in sorted(wanted.keys() & found.keys()) if found[name].shape != wanted[name]]:
-        name = wrong[0]
-        faults.append(f"{name} is {found[name].shape} and not {wanted[name]}, and so are {len(wrong) - 1} more")
-    if faults:
-        raise ArtifactError(f"{what} does not fit world_model.architecture: {'; '.join(faults)}")
 
 
 def _config(folder: Path) -> dict[str, object]:
@@ -291,25 +227,3 @@ def _config(folder: Path) -> dict[str, object]:
     if not isinstance(config, dict):
         raise ArtifactError(f"{path} is a {type(config).__name__}, not an object: download it again")
     return config
-
-
-def _index(path: Path) -> dict[str, str]:
-    """Which file holds which tensor."""
-    try:
-        listed = json.loads(path.read_bytes())["weight_map"]
-        if not all(isinstance(name, str) and Path(file).name == file for name, file in listed.items()):
-            raise ValueError("a file outside of the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is no index of safetensors files ({error}): download it again") from error
-    return dict(listed)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return file_digest(opened, "sha256").hexdigest()
-
-
-def _few(names: Iterable[str]) -> str:
-    """The first three of many names."""
-    every = sorted(names)
-    return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
