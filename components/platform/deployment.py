@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -36,22 +38,29 @@ def deploy(cfg: ServeSettings, *, url: str, repository: Path, world_model: Path,
     published whole, loaded beside the others, and has to answer a known dream as this process does, before anyone is
     told its name; if it fails it is withdrawn. All but the newest `keep` are unloaded, unless somebody asked them
     within the hour: other runs deploy, too. Each version is a model of Triton's own, for Triton loads all versions of
-    a model again when one is added.
+    a model again when one is added. All that holds of every replica that the address names.
     """
     served = digests(world_model, reward) | {"code": code_that_dreams()}
     name = f"{MODEL}-{sha256(json.dumps(served).encode()).hexdigest()[:12]}"
-    connection = connect(url)
-    _refuse_dead(connection, url)
+    servers = {replica: connect(replica) for replica in replicas(url)}
+    for replica, connection in servers.items():
+        _refuse_dead(connection, replica)
     new = name not in versions(repository)
     changed = _publish(cfg, repository / name, served, {"world_model": world_model, "reward": reward})
-    try:
+
+    def load(connection: grpc.InferenceServerClient) -> None:
         if changed or not connection.is_model_ready(name, client_timeout=SOON_ENOUGH):
             # returns when it is loaded; versions that are loaded serve on meanwhile
             connection.load_model(name, client_timeout=LOADING)
-        _check(cfg, url, name, world_model, reward)
+
+    try:
+        with ThreadPoolExecutor(len(servers)) as side_by_side:
+            list(side_by_side.map(load, servers.values()))
+        for replica in servers:
+            _check(cfg, replica, name, world_model, reward)
     except BaseException as error:
         if new:
-            _withdraw(connection, repository / name)
+            _withdraw(servers.values(), repository / name)
         if not isinstance(error, InferenceServerException | RuntimeError):
             raise
         raise ServingError(
@@ -60,9 +69,24 @@ def deploy(cfg: ServeSettings, *, url: str, repository: Path, world_model: Path,
             else f"{name} does not serve any more: {words_of(error)}"
         ) from error
     for old in versions(repository)[: -cfg.keep]:
-        if _idle(connection, old) > IDLE:
-            _withdraw(connection, repository / old)
+        if min(_idle(connection, old) for connection in servers.values()) > IDLE:
+            _withdraw(servers.values(), repository / old)
     return name
+
+
+def replicas(url: str) -> list[str]:
+    """The servers that an address HOST:PORT names: several where the host is a headless Service of Kubernetes."""
+    host, _, port = url.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return [url]  # whoever connects is told
+    kinds = {family for family, *_ in found}
+    chosen = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6  # localhost is one server, and has both
+    hosts = sorted({str(address[0]) for family, *_, address in found if family == chosen})
+    if len(hosts) == 1:
+        return [url]
+    return [f"{host}:{port}" if chosen == socket.AF_INET else f"[{host}]:{port}" for host in hosts]
 
 
 def digests(world_model: Path, reward: Path) -> dict[str, str]:
@@ -128,10 +152,11 @@ def _publish(cfg: ServeSettings, place: Path, served: dict[str, str], parts: dic
     return True
 
 
-def _withdraw(connection: grpc.InferenceServerClient, place: Path) -> None:
+def _withdraw(connections: Iterable[grpc.InferenceServerClient], place: Path) -> None:
     """What it has begun to answer it still answers."""
-    with suppress(InferenceServerException):
-        connection.unload_model(place.name, client_timeout=LOADING)
+    for connection in connections:
+        with suppress(InferenceServerException):
+            connection.unload_model(place.name, client_timeout=LOADING)
     shutil.rmtree(place, ignore_errors=True)  # another deployment may be at it, too
 
 

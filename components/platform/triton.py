@@ -31,6 +31,7 @@ GONE = 15.0  # seconds after which a version that Triton does not know is taken 
 UNKNOWN, STUB = "Request for unknown model", "stub process"  # what Triton says of a version; of its dead process
 log = logging.getLogger(__name__)
 NO_LIMIT = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+SPREAD = [("grpc.lb_policy_name", "round_robin")]  # over the replicas that a headless Service names
 SOON = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)]
 DEADLINE, PATIENCE = 300.0, 300.0  # seconds that a call may take, and that a server which is away is asked again
 
@@ -174,7 +175,7 @@ class ServedSimulator:
 
 def connect(url: str) -> grpc.InferenceServerClient:
     """A connection to a Triton server, made when first used."""
-    return grpc.InferenceServerClient(url, channel_args=[*NO_LIMIT, *SOON])
+    return grpc.InferenceServerClient(url, channel_args=[*NO_LIMIT, *SPREAD, *SOON])
 
 
 def _input(name: str, value: Any) -> grpc.InferInput:

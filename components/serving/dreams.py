@@ -5,6 +5,7 @@ rollout's own process: the same call gives the same bits on either side.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from wovr_core.artifacts import load_json
 from wovr_core.artifacts.manifest import code_version
 from wovr_core.protocols import DreamState
 from wovr_core.store.world_models import open_simulator
+from wovr_core.training.device import VARIABLE
 
 Rows = dict[str, Any]  # by port: a tensor or a list of words, one row per dream
 
@@ -33,6 +35,7 @@ class Server:
     def __init__(self, version: Path) -> None:
         detector = (version / "reward" / "detector.safetensors").exists()
         self.simulator = open_simulator(version / "world_model", version / "reward", detector=detector)
+        self.device = self.simulator.world_model.device
         self.about_it = load_json(version, "served", dict)
         if (here := code_that_dreams()) != self.about_it["code"]:
             raise RuntimeError(
@@ -47,7 +50,8 @@ class Server:
         }
 
     def imagine(self, request: Rows) -> Rows:
-        state = _state(request) | {"actions": request["past_actions"], "extra": unpack(request["extra"])}
+        extra = {name: value.to(self.device) for name, value in unpack(request["extra"]).items()}
+        state = _state(request) | {"actions": request["past_actions"], "extra": extra}
         after = self.simulator.world_model.imagine_with(
             request["noise"], DreamState(**state, pose=request["pose"]), request["actions"]
         )
@@ -89,8 +93,13 @@ class Server:
             raise ValueError(f"there is no call {call!r}: choose one of {', '.join(CALLS)}")
         if missing := [name for name in CALLS[call][0] if name not in request]:
             raise ValueError(f"the call {call} lacks {', '.join(missing)}: it takes {', '.join(CALLS[call][0])}")
+        stays = ("read", "extra")  # what is read as bytes and as numbers, not computed with
+        here = {
+            name: rows.to(self.device) if isinstance(rows, torch.Tensor) and name not in stays else rows
+            for name, rows in request.items()
+        }
         with torch.no_grad():
-            return self.calls[call](request)
+            return self.calls[call](here)
 
 
 def _state(request: Rows) -> Rows:
@@ -114,6 +123,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         torch.set_num_threads(1)
+        if args["model_instance_kind"] == "GPU":  # Triton says which; this process computes on no other
+            os.environ |= {VARIABLE: "cuda", "LOCAL_RANK": args["model_instance_device_id"]}
         self.server = Server(Path(args["model_repository"]) / args["model_version"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -139,9 +150,9 @@ def _rows(request: Any) -> Rows:
 
 
 def _response(rows: Rows, triton: Any) -> Any:
-    return triton.InferenceResponse(
-        [
-            triton.Tensor(name, np.array([[w] for w in v], dtype=np.object_) if isinstance(v, list) else v.numpy())
-            for name, v in rows.items()
-        ]
-    )
+    def array(value: Any) -> np.ndarray:
+        return (
+            np.array([[word] for word in value], dtype=np.object_) if isinstance(value, list) else value.cpu().numpy()
+        )
+
+    return triton.InferenceResponse([triton.Tensor(name, array(value)) for name, value in rows.items()])

@@ -74,7 +74,10 @@ def unpack(packed: UInt8[Tensor, "b e"]) -> dict[str, Tensor]:
 
 
 def config(model: str, *, instances: int) -> str:
-    """The `config.pbtxt` of the served model. Requests that wait are handed over together."""
+    """The `config.pbtxt` of the served model. Requests that wait are handed over together.
+
+    Instances are on every GPU of the server, or on its CPU where it has none.
+    """
 
     def port(name: str, dtype: str, dims: list[int], optional: str = "") -> str:
         kind = "TYPE_STRING" if dtype == "object" else f"TYPE_{TYPES[dtype]}"
@@ -92,7 +95,7 @@ def config(model: str, *, instances: int) -> str:
         "output [",
         ",\n".join(outputs),
         "]",
-        f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]",
+        f"instance_group [ {{ kind: KIND_AUTO count: {instances} }} ]",
         "dynamic_batching { max_queue_delay_microseconds: 0 }",
         "",
     ]

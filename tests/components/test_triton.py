@@ -5,18 +5,21 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from tritonclient.utils import InferenceServerException
 
 from components.platform import deployment, triton
 from components.platform.deployment import deploy, known_dream, known_starts, versions
@@ -292,6 +295,49 @@ def test_a_hot_swap_under_load_fails_no_request_and_every_answer_is_of_one_versi
     assert meanwhile > 0 and {version for version, _ in told} == set(names)
     assert all(right for _, right in told), "an answer of another version than it was asked"
     print(f"{len(told)} batches of rollouts, {meanwhile} of them while the new version was loaded")
+
+
+@pytest.fixture
+def second_replica(stack, tmp_path):
+    """Another Triton of the same repository and ports, at another address of this machine."""
+    first = Path(f"/proc/{stack.pids('triton')[0]}")
+    words, variables = (
+        [word.decode() for word in (first / file).read_bytes().split(b"\0")[:-1]] for file in ("cmdline", "environ")
+    )
+    elsewhere = {"127.0.0.1": "127.0.0.2", "region-prefix-name=": "region-prefix-name=second-"}
+    for here, there in elsewhere.items():
+        words = [word.replace(here, there) for word in words]
+    log = tmp_path / "second.log"
+    with log.open("w") as file:
+        environment = dict(variable.split("=", 1) for variable in variables)
+        server = subprocess.Popen(words, env=environment, cwd=CHECKOUT, stdout=file, stderr=file)
+    url = stack.env()["WOVR_TRITON_URL"].replace("127.0.0.1", "127.0.0.2")
+    for _ in range(600):
+        with suppress(InferenceServerException):
+            if connect(url).is_server_ready():
+                break
+        assert server.poll() is None, log.read_text()[-2000:]
+        time.sleep(0.1)
+    yield url
+    server.terminate()
+    server.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_version_is_loaded_on_every_replica_that_the_address_names(stack, served, minds, second_replica, monkeypatch):
+    url = stack.env()["WOVR_TRITON_URL"]
+    known = socket.getaddrinfo
+
+    def both(host, *args, **kwargs):
+        hosts = ["127.0.0.1", "127.0.0.2"] if host == "triton.test" else [host]
+        return [found for each in hosts for found in known(each, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    version = deploy(ONE, url=f"triton.test:{url.rpartition(':')[2]}", repository=served, **minds(21))
+    assert all(connect(each).is_model_ready(version) for each in (url, second_replica))
+    one, other = (known_dream(ServedSimulator(each, version), starts()) for each in (url, second_replica))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture
