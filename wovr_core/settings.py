@@ -79,6 +79,11 @@ class WorldModelSettings(Section):
     rollout_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # float32 on a CPU that has no AVX-512, here as below
     static_windows: Share = 0.05  # windows in which nothing moves; none in a refit
     contact_weight: Weight = 5.0  # how much likelier a window with a gripper event is drawn
+    accumulate: Count = 1  # passes to a step: each process learns from so many equal parts of its windows in turn
+    recompute: bool = False  # blocks anew in the backward pass: a third more arithmetic, a fraction of the activations
+    average_on: Literal["device", "cpu", "none"] = "device"  # where the moving average of the weights lies
+    lora: Annotated[int, Field(ge=0, le=4096)] = 0  # rank of adapters that learn in the blocks' place; 0: none
+    validate_every: CountOrZero = 0  # steps; ends when held-out dreams get no better, with the best weights. 0: never
     checkpoint_every: Count = 100
     minimum_psnr_gain: Decibels = 0.0  # gate: dB above holding the last frame, at every depth
 
@@ -86,6 +91,15 @@ class WorldModelSettings(Section):
     @classmethod
     def _of_the_kind_named(cls, branch: Any) -> Any:
         return branch_of(kind_of(branch), branch, "it has none") if isinstance(branch, dict) else branch
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"world_model.batch is {self.batch}, which world_model.accumulate {self.accumulate} does not divide: "
+                f"use a batch of {self.batch - self.batch % self.accumulate + self.accumulate}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +145,7 @@ class KeyframesSettings(Section):
 class ServeSettings(Section):
     """The world model on a Triton server, where there is one ($WOVR_TRITON_URL); without one it dreams in process."""
 
-    instances: Few = 2  # processes that answer; on a CPU as many as cores
+    instances: Few = 2  # processes that answer, on each GPU; on a CPU as many as cores
     keep: Few = 2  # versions: the newest, and those before it that may still be asked
     tolerance: Share = 0.0  # of the known dream, a share of the range: 0 asks for the same bits
 

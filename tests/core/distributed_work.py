@@ -1,5 +1,9 @@
-"""What the processes of test_distributed.py do: fit a small world model. Usage: FOLDER STEPS"""
+"""What the processes of test_distributed.py do: fit a small world model. Usage: FOLDER STEPS
 
+$WOVR_SETS is JSON of further settings of the world model; $WOVR_BFLOAT16 has a group compute in that.
+"""
+
+import dataclasses
 import json
 import os
 import sys
@@ -10,9 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 import wovr_core.steps.world_model as step
+from tests.toys import an_episode
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.settings import WorldModelSettings
-from wovr_core.training.distributed import local_shard
+from wovr_core.training import loop
+from wovr_core.training.distributed import full_tensor, local_shard
+from wovr_core.trajectory import Episode
 from wovr_core.world_model.autoencoder import PatchAutoencoder
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import EpisodeBatch
@@ -32,12 +39,18 @@ class Losses:
             raise KeyboardInterrupt
 
 
+def larger(episode: Episode) -> Episode:
+    frames = episode.frames.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return dataclasses.replace(episode, frames=frames)
+
+
 def main(folder: Path, steps: int) -> None:
     rank = os.environ.get("RANK", "0")
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     torch.manual_seed(0)
     small = ArchitectureSettings(latent_channels=8, heads=2, head_dim=12, layers=2, ffn_dim=32, freq_dim=16)
     cfg = WorldModelSettings(architecture=small, pretrained="none", batch=8, checkpoint_every=2, learning_rate=1e-3)
+    cfg = cfg.model_copy(update=json.loads(os.environ.get("WOVR_SETS", "{}")))
     model = DiffusionWorldModel(cfg, PatchAutoencoder(channels=8, width=8, fine=8), action_dim=3)
     for parameter in model.transformer.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -48,6 +61,7 @@ def main(folder: Path, steps: int) -> None:
         pose=torch.rand(4, 17, 2, generator=g),
     )
     model.statistics.fit(episodes)
+    held_out = [larger(an_episode(steps=16, success_at=12, closes=[9], shade=20 * i)) for i in range(4)]
     step.tell_loss = lambda tracker, metric: Losses(folder)
     shard = step.shard
 
@@ -57,8 +71,20 @@ def main(folder: Path, steps: int) -> None:
         mine = sum(local_shard(p).numel() for p in learner.transformer.parameters())
         (folder / "share.json").write_text(json.dumps(mine / whole))
 
+    clip = loop.nn.utils.clip_grad_norm_
+
+    def and_write_the_first(parameters, limit):
+        if not (folder / "gradients.safetensors").exists():
+            whole = {str(i): full_tensor(p.grad).clone() for i, p in enumerate(parameters) if p.grad is not None}
+            if rank == "0":
+                save_file(whole, folder / "gradients.safetensors")
+        return clip(parameters, limit)
+
+    loop.nn.utils.clip_grad_norm_ = and_write_the_first
     step.shard = and_say_how_much
-    step.fit_world_model(model, episodes, steps=steps, name="small", seed=0, data=[])
+    if "WOVR_BFLOAT16" in os.environ:
+        step.computed_in = lambda *_: torch.bfloat16
+    step.fit_world_model(model, episodes, steps=steps, name="small", seed=0, data=[], held_out=held_out)
     save_file(model.transformer.state_dict(), folder / "weights.safetensors")
 
 

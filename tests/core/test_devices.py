@@ -88,7 +88,7 @@ def test_the_stand_in_refuses_what_a_gpu_would():
 @WORLDS
 def test_a_world_model_learns_where_its_weights_are(build):
     model = build().to(META)
-    lesson = model.lessons(EpisodeBatch.of(episodes()), steps=4, rows=slice(None), generator=torch.Generator())
+    lesson = model.lessons(EpisodeBatch.of(episodes()), steps=4, parts=[slice(None)], generator=torch.Generator())
     for step in range(3):
         loss = lesson(step)
         loss.backward()

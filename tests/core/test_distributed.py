@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from wovr_core.training.distributed import ProcessGroup
 
@@ -37,8 +38,6 @@ def train(folder: Path, *, processes: int, steps: int = 8, wait: bool = True, **
 
 def left(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses by step, and the weights."""
-    from safetensors.torch import load_file
-
     told = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
     return [told[k] for k in range(len(told))], load_file(folder / "weights.safetensors")
 
@@ -56,9 +55,13 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(alone, tmp_path):
-    train(tmp_path, processes=2)
+    """In two passes a step, blocks computed twice and the average elsewhere, as a model too large for one would be."""
+    train(tmp_path, processes=2, WOVR_SETS='{"accumulate": 2, "recompute": true, "average_on": "cpu"}')
     (losses, weights), (ours, our_weights) = left(alone), left(tmp_path)
     assert len(ours) == len(losses) == 8, "told once, by the first process"
+    first, again = (load_file(folder / "gradients.safetensors") for folder in (alone, tmp_path))
+    assert abs(losses[0] - ours[0]) < 1e-6 and close(first, again) < 1e-6
+    assert max(float(gradient.abs().max()) for gradient in first.values()) > 0.01
     assert max(abs(a - b) for a, b in zip(losses, ours, strict=True)) < TOLERANCE
     assert close(weights, our_weights) < TOLERANCE
     assert losses[0] != losses[-1]
@@ -100,3 +103,8 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_those_that_can():
     with pytest.raises(ValueError, match="use 6 or 9"):
         ProcessGroup(0, 3).rows(8)
     assert [ProcessGroup(rank, 2).rows(8) for rank in range(2)] == [slice(0, 4), slice(4, 8)]
+    assert ProcessGroup(1, 2).parts(8, 2) == [slice(4, 6), slice(6, 8)]
+    with pytest.raises(
+        ValueError, match="each of 2 processes learns from 4 of the 8 windows of a batch: use 1, 2 or 4"
+    ):
+        ProcessGroup(1, 2).parts(8, 3)

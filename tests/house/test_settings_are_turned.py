@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from wovr_core.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-MOST = 120
+MOST = 125
 
 
 def settings_of(section: type[BaseModel], above: str = "") -> Iterator[str]:

@@ -57,7 +57,7 @@ def starts_of(episodes: EpisodeBatch) -> list[InitState]:
 def test_it_learns_where_actions_lead_in_both_pictures(generator):
     episodes, model = moving_squares(64, 4, generator), a_model(batch=32)
     model.statistics.fit(episodes)
-    lessons = model.lessons(episodes, steps=150, rows=slice(None), generator=generator)
+    lessons = model.lessons(episodes, steps=150, parts=[slice(None)], generator=generator)
     train(model.trained, lessons, name="test", steps=150, learning_rate=2e-3, generator=generator)
     unseen = moving_squares(16, 2, torch.Generator().manual_seed(9))
     state = model.begin(starts_of(unseen))

@@ -111,6 +111,7 @@ def test_a_refit_that_dreams_worse_is_dropped(shelf, tmp_path, monkeypatch):
         with torch.no_grad():
             for parameter in model.transformer.parameters():
                 parameter.normal_()
+        return {}
 
     monkeypatch.setattr("wovr_core.steps.pace.fit_world_model", spoil)
     ports = {"world_model": shelf / "world_model", "episodes": [shelf / "episodes"] * 2}

@@ -1,7 +1,6 @@
 """pace: keep the evolved policy or roll it back, by what it really does, and refit the world model to it."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -113,18 +112,19 @@ def refit_world_model(
     for part in (older, newest):
         part.need_held_out()
     fitted = read_manifest(world_model, Kind.WORLD_MODEL)
-    model = open_world_model(world_model, task, dreaming=False)
     made_from = named(episodes) | {"world_model": world_model}
     settings = {"pace": cfg.model_dump(), "world_model": fitted.settings.get("world_model"), "task": task.model_dump()}
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=made_from) as draft:
         moved = drift(*(replay_psnr(open_world_model(world_model, task), part, task.seed) for part in (older, newest)))
-        refit, reason = None, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
+        model = open_world_model(world_model, task, dreaming=False)
+        better, reason = False, f"no refit: a drift of {moved.decibels:.2f} dB is not above pace.drift"
         if cfg.drift is None or moved.decibels > cfg.drift:
-            again = open_world_model(world_model, task, dreaming=False)
-            refit, reason = refit_on(again, cfg, data, newest, episodes, moved, task.seed, tracker)
-        if refit is not None:
-            model.load_state_dict(refit.state_dict())
-        save_world_model(draft.folder, model)
+            draft.summary |= refit_on(model, cfg, data, newest, episodes, task.seed, tracker)
+            save_world_model(draft.folder, model)
+            better, reason = is_better(model, newest, moved, task.seed)
+            model = model if better else open_world_model(world_model, task, dreaming=False)
+        if not better:
+            save_world_model(draft.folder, model)
         rows = measure(model, newest.held_out, seed=task.seed)
         good, gate = trustworthy(rows, model.cfg.minimum_psnr_gain)
         draft.summary |= {
@@ -132,7 +132,7 @@ def refit_world_model(
             "reason": gate,
             "fidelity": as_rows(rows),
             "training_episodes": len(data.training),
-            "refit_kept": refit is not None,
+            "refit_kept": better,
             "refit_reason": reason,
             "drift_db": moved.decibels,
             "drift_reason": f"new episodes are dreamt at {moved.new:.1f} dB, older ones at {moved.old:.1f} dB",
@@ -148,29 +148,35 @@ def refit_on(
     data: RealData,
     newest: RealData,
     episodes: Sequence[Path],
-    moved: Drift,
     seed: int,
     tracker: Tracker | None,
-) -> tuple[LearnedWorldModel | None, str]:
-    """The model, fitted on; None where it then dreams the newest held-out episodes worse. And the figures."""
-    model.cfg = model.cfg.model_copy(update={"static_windows": 0.0})
-    fit_world_model(
+) -> dict[str, object]:
+    """Fit the model on, half of it to the newest episodes; what validation found, if any."""
+    before = model.cfg
+    model.cfg = before.model_copy(update={"static_windows": 0.0})
+    validated = fit_world_model(
         model,
         EpisodeBatch.of(data.training),
         steps=cfg.steps,
         name="world model refit",
         seed=seed,
         data=episodes,
+        held_out=newest.held_out,
         share=episode_shares(data.sizes, cfg.new_share),
         tracker=tracker,
     )
-    after = float(replay_psnr(deepcopy(model), newest, seed).mean())
-    better = after >= moved.new
-    reason = (
-        f"the newest held-out episodes are dreamt at {after:.1f} dB, before the refit at {moved.new:.1f}: "
+    model.cfg = before
+    return validated
+
+
+def is_better(model: LearnedWorldModel, newest: RealData, before: Drift, seed: int) -> tuple[bool, str]:
+    """Does a refitted model, which from here on only dreams, dream the newest held-out episodes as well as before?"""
+    after = float(replay_psnr(model, newest, seed).mean())
+    better = after >= before.new
+    return better, (
+        f"the newest held-out episodes are dreamt at {after:.1f} dB, before the refit at {before.new:.1f}: "
         f"{'kept' if better else 'the model stays as it was'}"
     )
-    return model if better else None, reason
 
 
 def replay_psnr(model: LearnedWorldModel, data: RealData, seed: int, limit: int = 64) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """world_model: fit the pretrained video model to real episodes, and say how far it can be trusted."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import torch
 
 from wovr_core.artifacts import Kind, Manifest, digest_at, writing
-from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, trustworthy
+from wovr_core.chunk import CHUNK
+from wovr_core.evaluation.fidelity import Depth, as_rows, by_depth, psnr, trustworthy
 from wovr_core.imagination.replay import replay
 from wovr_core.protocols import Tracker
 from wovr_core.settings import TaskSettings, WorldModelSettings
@@ -20,15 +20,20 @@ from wovr_core.store.world_models import (
     provenance,
     save_world_model,
 )
+from wovr_core.training import lora
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.device import compute_device
-from wovr_core.training.distributed import full_tensor, process_group, shard
+from wovr_core.training.distributed import ProcessGroup, empty, gather, process_group, shard, sharing_weights
 from wovr_core.training.loop import TrainingError, tell_loss, train
+from wovr_core.training.precision import autocast, computed_in
+from wovr_core.training.validation import Validation
 from wovr_core.trajectory import Episode
 from wovr_core.world_model.model import DiffusionWorldModel
 from wovr_core.world_model.windows import EpisodeBatch
 
 EMA = 0.99  # of the weights, a step
+MEASURED = 64  # held-out episodes that say how far a model can be trusted
+WATCHED = 16  # those that say, while it learns, whether it gets better: the last ones
 
 
 def train_world_model(
@@ -43,8 +48,15 @@ def train_world_model(
     with writing(out, Kind.WORLD_MODEL, settings=settings, made_from=named(episodes)) as draft:
         training = EpisodeBatch.of(data.training)
         fit_statistics(model, training)
-        fit_world_model(
-            model, training, steps=cfg.steps, name="world model", seed=task.seed, data=episodes, tracker=tracker
+        validated = fit_world_model(
+            model,
+            training,
+            steps=cfg.steps,
+            name="world model",
+            seed=task.seed,
+            data=episodes,
+            held_out=data.held_out,
+            tracker=tracker,
         )
         save_world_model(draft.folder, model)
         rows = measure(model, data.held_out, seed=task.seed)
@@ -57,6 +69,7 @@ def train_world_model(
             "held_out_episodes": len(data.held_out),
             "steps": cfg.steps,
             "backbone": provenance(cfg),
+            **validated,
         }
     return draft.manifest
 
@@ -69,40 +82,111 @@ def fit_world_model(
     name: str,
     seed: int,
     data: Sequence[Path],
+    held_out: Sequence[Episode],
     share: torch.Tensor | None = None,
     tracker: Tracker | None = None,
-) -> None:
+) -> dict[str, object]:
     """Train in place, resumable: what is already learnt is kept under a key made of the settings and the input.
 
-    Under torchrun the processes share the work, and only the first of them returns.
+    Returns what validation on the held-out episodes found, nothing where there is none. Under torchrun the processes
+    share the work, and only the first of them returns.
     """
     cfg = model.cfg
     generator = torch.Generator().manual_seed(seed)
     with scratch(name, cfg.model_dump_json(), seed, steps, *map(digest_at, data)) as folder, process_group() as group:
-        learner, rows = model, group.rows(cfg.batch)
-        if group.world_size > 1:
-            if not isinstance(model, DiffusionWorldModel):
-                raise TrainingError(f"{name}: a next-frame model is small and learns in one process: start one")
-            learner = deepcopy(model)
-            shard(learner, forward="learn", ignored=[learner.autoencoder])
+        parts, validation = group.parts(cfg.batch, cfg.accumulate), None
+        learner = _learner(model, group, name, seed)
+        if cfg.validate_every:
+            watched = held_out[-WATCHED:]
+            validation = Validation(
+                lambda done: _validation_score(learner, watched, done, seed, group, tracker),
+                every=cfg.validate_every,
+                best_at=folder / "best.safetensors",
+            )
         train(
             learner.trained,
-            learner.lessons(episodes, steps=steps, rows=rows, generator=generator, share=share),
+            learner.lessons(episodes, steps=steps, parts=parts, generator=generator, share=share),
             name=name,
             steps=steps,
             learning_rate=cfg.learning_rate,
-            ema=EMA,
+            accumulate=cfg.accumulate,
+            ema=0.0 if cfg.average_on == "none" else EMA,
+            ema_on_cpu=cfg.average_on == "cpu",
             generator=generator,
             checkpoint=folder / "checkpoint.safetensors",
             checkpoint_every=cfg.checkpoint_every,
+            validation=validation,
             on_step=tell_loss(tracker, "world_model/loss"),
             group=group,
         )
         if learner is not model:
-            model.load_state_dict({key: full_tensor(value) for key, value in learner.state_dict().items()})
+            gather(learner.trained, into=model.trained)
+        if cfg.lora and group.is_main:
+            lora.merge(model.trained)
+        if validation is None:
+            return {}
+        step, score = validation.best(())
+        return {"validation": {"best_step": step, "psnr": score, "scores": validation.scores}}
 
 
-def measure(model: LearnedWorldModel, held_out: Sequence[Episode], *, seed: int, limit: int = 64) -> list[Depth]:
+def _learner(model: LearnedWorldModel, group: ProcessGroup, name: str, seed: int) -> LearnedWorldModel:
+    """What learns: the model itself; in a group, its shards, and the model waits without weights for what they learn.
+
+    Adapters are the model's until they are merged.
+    """
+    cfg = model.cfg
+    if not isinstance(model, DiffusionWorldModel):
+        if group.world_size > 1 or cfg.accumulate > 1 or cfg.lora or cfg.recompute:
+            raise TrainingError(
+                f"{name}: a next-frame model is small and learns whole, in one process and one pass: start one, and "
+                f"leave out world_model.accumulate, recompute and lora"
+            )
+        return model
+    blocks = model.transformer.blocks
+    if cfg.lora:
+        chance = torch.Generator().manual_seed(seed)
+        lora.adapt(model.transformer.backbone, blocks, rank=cfg.lora, generator=chance)
+    if group.world_size == 1:
+        return model
+    learner = sharing_weights(model)
+    shard(
+        learner,
+        methods=("learn", "imagine_with"),
+        blocks=learner.transformer.blocks,
+        block_methods=("see", "action_heads"),
+        dtype=computed_in(cfg.train_dtype, model.device),
+        ignored=[learner.autoencoder],
+    )
+    empty(model.trained)
+    return learner
+
+
+def _validation_score(
+    learner: LearnedWorldModel,
+    episodes: Sequence[Episode],
+    done: int,
+    seed: int,
+    group: ProcessGroup,
+    tracker: Tracker | None,
+) -> float:
+    """Mean PSNR in dB of dreams of held-out episodes from their first frame, over the depths; the same chance always.
+
+    Each process dreams its share of the episodes.
+    """
+    each = max(1, len(episodes) // group.world_size)
+    own = [episodes[(group.rank * each + i) % len(episodes)] for i in range(each)]
+    generator = torch.Generator().manual_seed(seed + group.rank)
+    with autocast(learner.cfg.rollout_dtype, learner.device):
+        replays = replay(learner, own, generator=generator, frames=[CHUNK - 1])
+    depths = psnr(replays.imagined, replays.real).mean(0)  # (chunk,)
+    depths = torch.stack([group.mean(depth) for depth in depths.to(learner.device)])
+    if tracker is not None and group.is_main:
+        rows = {f"world_model/psnr_{CHUNK * (i + 1)}": float(value) for i, value in enumerate(depths)}
+        tracker.log(rows | {"world_model/psnr": float(depths.mean())}, step=done)
+    return float(depths.mean())
+
+
+def measure(model: LearnedWorldModel, held_out: Sequence[Episode], *, seed: int, limit: int = MEASURED) -> list[Depth]:
     """Replay held-out episodes from their first frame, with their own actions and with another's."""
     dreamer = for_dreaming(model)
     episodes = list(held_out[:limit])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wovr_core.artifacts.manifest import code_version
@@ -39,9 +39,10 @@ def save_checkpoint(
     generator: torch.Generator,
     step: int,
 ) -> None:
-    """Everything a training needs to go on as if it had never stopped. `average` is empty where there is no EMA.
+    """Everything a training needs to go on as if it had never stopped: what learns, and nothing else.
 
-    Sharded parameters go into a folder beside `path`, to which each process writes its shards.
+    `average` is empty where there is no EMA. Sharded parameters go into a folder beside `path`, to which each process
+    writes its shards. The checkpoint before is removed when this one is there.
     """
     tensors = {"step": torch.tensor(step), "generator": generator.get_state()}
     tensors |= {f"average.{i}": mean.contiguous() for i, mean in enumerate(average)}
@@ -49,8 +50,28 @@ def save_checkpoint(
         tensors[f"parameter.{i}"] = parameter.detach().contiguous()
         for key, value in optimiser.state[parameter].items():
             tensors[f"optimiser.{i}.{key}"] = value.contiguous()
+    _write(path, tensors, step)
+
+
+def save_best(path: Path, parameters: Sequence[Tensor], step: int, score: float) -> None:
+    """The weights alone, with the step and the score that they were measured at. They replace those before."""
+    tensors = {"step": torch.tensor(step), "score": torch.tensor(score, dtype=torch.float64)}
+    _write(path, tensors | {f"parameter.{i}": p.detach().contiguous() for i, p in enumerate(parameters)}, step)
+
+
+def load_best(path: Path, parameters: Sequence[Tensor] = ()) -> tuple[int, float]:
+    """Their step and score; 0 and nan where none were saved. With `parameters`, these are restored in place."""
+    saved = _saved(path)
+    if not saved:
+        return 0, float("nan")
+    into = {"score": torch.tensor(0.0, dtype=torch.float64)}
+    _read(saved[-1][1], into | {f"parameter.{i}": parameter.detach() for i, parameter in enumerate(parameters)})
+    return saved[-1][0], into["score"].item()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if any(is_sharded(parameter) for parameter in parameters):
+    if any(is_sharded(tensor) for tensor in tensors.values()):
         save_shards(path.with_name(f"{path.stem}-{step:08d}"), tensors)
     else:
         beside = path.with_suffix(".writing")
@@ -75,23 +96,29 @@ def load_checkpoint(
     if not saved:
         return 0
     step, newest = saved[-1]
-    whole = load_file(newest) if newest.is_file() else {}
+    names = saved_names(newest)
     into = {"generator": generator.get_state(), "step": torch.tensor(0)}
     into |= {f"average.{i}": mean for i, mean in enumerate(average)}
     for i, parameter in enumerate(parameters):
         into[f"parameter.{i}"] = parameter.detach()
-        for name in whole or saved_names(newest):
+        for name in names:
             if name.startswith(f"optimiser.{i}."):
                 into[name] = torch.zeros(()) if name.endswith(".step") else torch.zeros_like(parameter)
                 optimiser.state[parameter][name.removeprefix(f"optimiser.{i}.")] = into[name]
-    with torch.no_grad():
-        if whole:
-            for name, tensor in into.items():
-                copy_full(tensor, whole[name])
-        else:
-            load_shards(newest, into)
+    _read(newest, into)
     generator.set_state(into["generator"])
     return step
+
+
+@torch.no_grad()
+def _read(saved: Path, into: dict[str, Tensor]) -> None:
+    """Fill these tensors from a file or a folder, one after the other."""
+    if saved.is_dir():
+        load_shards(saved, into)
+        return
+    with safe_open(saved, framework="pt") as file:
+        for name, tensor in into.items():
+            copy_full(tensor, file.get_tensor(name))
 
 
 def _saved(path: Path) -> list[tuple[int, Path]]:

@@ -1,23 +1,31 @@
 """One training on several processes: FSDP2, started by torchrun, equal to one process up to the order of sums.
 
 Every process draws the random numbers of one process, and learns from its own rows of each batch. Weights at rest,
-optimiser state and EMA are sharded (Rajbhandari et al. 2020; fully sharded data parallel); a step gathers the weights.
-Only the main process, of rank 0, logs and writes.
+gradients, optimiser state and EMA are sharded (Rajbhandari et al. 2020; fully sharded data parallel); a step gathers
+the weights of one block at a time. Only the main process, of rank 0, logs and writes.
 
 What a single process does not need is imported where it is used: it takes a second, and every task would pay.
 """
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from wovr_core.training.device import compute_device
+
+Model = TypeVar("Model", bound=nn.Module)
 PATIENCE = timedelta(minutes=10)  # for a process that no longer answers; one that died is noticed at once
 
 
@@ -43,6 +51,21 @@ class ProcessGroup:
             )
         return slice(self.rank * share, (self.rank + 1) * share)
 
+    def parts(self, batch: int, accumulate: int) -> list[slice]:
+        """Those rows in so many equal parts, one for each pass of a step."""
+        rows = self.rows(batch)
+        here = rows.stop - rows.start
+        if here % accumulate:
+            fit = [str(n) for n in range(1, here + 1) if here % n == 0]
+            raise ValueError(
+                f"world_model.accumulate is {accumulate}, but each of {self.world_size} processes learns from "
+                f"{here} of the {batch} windows of a batch: use {', '.join(fit[:-1])} or {fit[-1]}"
+                if len(fit) > 1
+                else f"world_model.accumulate is {accumulate}, but a process learns from a single window: use 1"
+            )
+        size = here // accumulate
+        return [slice(rows.start + i * size, rows.start + (i + 1) * size) for i in range(accumulate)]
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a number over all processes; each of them gets it."""
         if self.world_size > 1:
@@ -65,7 +88,8 @@ def process_group() -> Iterator[ProcessGroup]:
     if size == 1:
         yield SINGLE_PROCESS
         return
-    dist.init_process_group(timeout=PATIENCE)  # gloo for what lies on CPUs, NCCL for what lies on GPUs
+    backend = "cpu:gloo,cuda:nccl" if compute_device().type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     try:
         group = ProcessGroup(dist.get_rank(), size)
         yield group
@@ -81,18 +105,73 @@ def is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def shard(model: nn.Module, *, forward: str, ignored: Sequence[nn.Module] = ()) -> None:
-    """Shard a model over the process group, in place; `forward` names the method that computes its loss.
+def shard(
+    model: nn.Module,
+    *,
+    methods: Sequence[str],
+    blocks: Sequence[nn.Module],
+    block_methods: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+    ignored: Sequence[nn.Module] = (),
+) -> None:
+    """Shard a model over the process group, in place, each of its `blocks` by itself.
 
-    The `ignored` parts stay whole on every process.
+    Whoever calls the named methods finds the weights there, whole and in `dtype`; at rest, and for gradients and
+    moments, they are as they were. The `ignored` parts stay whole on every process.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nobody writes into it
     mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+        for method in block_methods:
+            register_fsdp_forward_method(block, method)
     whole = {parameter for module in ignored for parameter in module.parameters()}
-    fully_shard(model, mesh=mesh, ignored_params=whole)
-    register_fsdp_forward_method(model, forward)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    for method in methods:
+        register_fsdp_forward_method(model, method)
+
+
+def sharing_weights(model: Model) -> Model:
+    """A copy of a model around the very same tensors."""
+    return deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def empty(module: nn.Module) -> None:
+    """Let go of the weights of a module, which `gather` brings back."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
+def gather(sharded: nn.Module, into: nn.Module) -> None:
+    """Give a module of the main process the whole weights of a sharded copy of it; all processes call this."""
+    for parameter, shards in zip(into.parameters(), sharded.parameters(), strict=True):
+        whole = full_tensor(shards.detach())
+        if is_main():
+            parameter.data = whole
+
+
+def placed_on_cpu(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; of a sharded tensor, this process's shard there."""
+    if not is_sharded(tensor):
+        return tensor.to("cpu", copy=True)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    return DTensor.from_local(
+        tensor.to_local().to("cpu", copy=True),
+        init_device_mesh("cpu", (dist.get_world_size(),)),
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
 
 
 def local_shard(tensor: Tensor) -> Tensor:
@@ -143,7 +222,10 @@ def load_shards(path: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def saved_names(path: Path) -> list[str]:
-    """The names of the tensors that `save_shards` has saved there."""
+    """The names of the tensors in a file of safetensors, or in the folder of `save_shards`."""
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
     from torch.distributed.checkpoint import hf_storage
 
     return list(hf_storage.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)

@@ -14,7 +14,7 @@ from wovr_core.settings import WorldModelSettings
 from wovr_core.training.precision import autocast
 from wovr_core.trajectory import InitState, stacked, to_pixels, to_unit
 from wovr_core.world_model import flow
-from wovr_core.world_model.autoencoder import Autoencoder
+from wovr_core.world_model.autoencoder import Autoencoder, WanAutoencoder
 from wovr_core.world_model.conditioning import Conditions
 from wovr_core.world_model.dit import Context, WorldModelTransformer
 from wovr_core.world_model.flow import Draws
@@ -43,6 +43,7 @@ class DiffusionWorldModel(nn.Module):
         self.cfg = cfg
         self.autoencoder = autoencoder.requires_grad_(False)
         self.transformer = WorldModelTransformer(architecture, action_dim=action_dim, pose_dim=pose_dim, hollow=hollow)
+        self.transformer.recompute = cfg.recompute
         self.statistics = ActionStatistics(action_dim, pose_dim)
 
     @property
@@ -62,13 +63,28 @@ class DiffusionWorldModel(nn.Module):
         episodes: EpisodeBatch,
         *,
         steps: int,
-        rows: slice,
+        parts: Sequence[slice],
         generator: torch.Generator,
         share: Float[Tensor, " episode"] | None = None,
     ) -> Callable[[int], Float[Tensor, ""]]:
-        """The loss of these rows of the batch of each step of training."""
+        """The loss of these parts of the batch of each step of training, one after the other.
+
+        What is drawn for a batch does not depend on its parts: each of them draws it once more.
+        """
         sampler = WindowSampler(episodes, self.cfg, generator=generator, share=share)
-        return lambda step: self.loss(sampler.draw(self.cfg.batch), generator=generator, rows=rows)
+        batch, before = self.cfg.batch, generator.get_state()
+
+        def loss(k: int) -> Float[Tensor, ""]:
+            nonlocal before
+            rows = parts[k % len(parts)]
+            if k % len(parts) == 0:
+                before = generator.get_state()
+            else:
+                generator.set_state(before)
+            window = sampler.draw(batch, rows)
+            return self.learn(self.encode(window), window, draws=Draws(generator, batch, rows, self.device))[0]
+
+        return loss
 
     def loss(self, window: Window, *, generator: torch.Generator, rows: slice = slice(None)) -> Float[Tensor, ""]:
         """Mean squared error of the flow velocity of the future latents.
@@ -80,8 +96,13 @@ class DiffusionWorldModel(nn.Module):
 
     @torch.no_grad()
     def encode(self, window: Window) -> Float[Tensor, "b c 4 y x"]:
-        """The latents of windows."""
-        return self.autoencoder.encode(to_unit(window.frames.to(self.device)))
+        """The latents of windows. Wan's codec, half as much work as its transformer, encodes in `train_dtype`.
+
+        They are not cached: of 2,500 episodes they are 124 GB, and a training draws each window once or never.
+        """
+        dtype = self.cfg.train_dtype if isinstance(self.autoencoder, WanAutoencoder) else "float32"
+        with autocast(dtype, self.device):
+            return self.autoencoder.encode(to_unit(window.frames.to(self.device))).float()
 
     def learn(
         self,

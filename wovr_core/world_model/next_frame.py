@@ -135,14 +135,14 @@ class NextFrameModel(nn.Module):
         episodes: EpisodeBatch,
         *,
         steps: int,
-        rows: slice,
+        parts: Sequence[slice],
         generator: torch.Generator,
         share: Float[Tensor, " episode"] | None = None,
     ) -> Callable[[int], Float[Tensor, ""]]:
         """The loss of each of so many steps of training.
 
         First of one chunk, then of two and of four that the model dreams on from its own pictures: as many predictions
-        a step as `cfg.batch` in any case, all in this process, whatever `rows` say. A chunk begins wherever there is a
+        a step as `cfg.batch` in any case, all in this process, whatever `parts` say. A chunk begins wherever there is a
         picture, not only where a policy decided.
         """
         weight = torch.ones(len(episodes)) if share is None else share

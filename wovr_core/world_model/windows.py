@@ -106,7 +106,8 @@ class WindowSampler:
         at_start = torch.rand(count, generator=self.generator) < START_WINDOWS
         return flat // self.starts, torch.where(at_start, 0, flat % self.starts)
 
-    def draw(self, count: int) -> Window:
-        window = window_at(self.episodes, *self.places(count))
+    def draw(self, count: int, rows: slice = slice(None)) -> Window:
+        """These rows of a batch of so many windows; the others are drawn, but not read."""
+        episode, step = self.places(count)
         still = torch.rand(count, generator=self.generator) < self.cfg.static_windows
-        return stand_still(window, still)
+        return stand_still(window_at(self.episodes, episode[rows], step[rows]), still[rows])
