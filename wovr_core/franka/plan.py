@@ -17,11 +17,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from wovr_core.evaluation.sequential import StopRule, forecast
+from wovr_core.franka.settings import MILESTONES, Milestones
 
 Role = Literal["candidate", "baseline"]
 BLOCK = 4  # pairs within which each order comes equally often
-MILESTONES = ("reached it", "grasped it", "lifted it", "put it there")  # of a task that picks and places
-Milestone = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class PlannedTrial(BaseModel):
@@ -45,9 +44,7 @@ class TrialPlan(BaseModel):
     power: str  # what the rule will see, in a sentence
     horizon: PositiveInt  # steps of a trial
     control_every: Annotated[int, Field(ge=0)]  # pairs between two of the baseline with itself; 0: none
-    milestones: Annotated[tuple[Milestone, ...], Field(max_length=9)] = (
-        MILESTONES  # in order: `progress` is their share
-    )
+    milestones: Milestones = MILESTONES  # in order: `progress` is their share
     trials: Annotated[tuple[PlannedTrial, ...], Field(min_length=2)]
 
     @model_validator(mode="after")

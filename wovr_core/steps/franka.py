@@ -45,6 +45,7 @@ def plan_robot_trials(
             assumed_success=ASSUMED_SUCCESS,
             horizon=tasks["candidate"].horizon,
             control_every=cfg.control_every,
+            milestones=cfg.milestones,
             tokens=tokens,
         )
         save_json(draft.folder, "plan", plan.model_dump(mode="json"))

@@ -59,6 +59,7 @@ def _doubts(robot: RobotFacts, attempts: int) -> Iterator[tuple[str, str]]:
         wrong = (
             "" if reward.false_positives is None else f"; it calls {reward.false_positives} of the failures a success"
         )
+        wrong += "".join(f", of the {role}’s {rate}" for role, rate in reward.false_positives_by_role.items())
         yield "does the reward model agree with the person?", f"Cohen’s kappa is {kappa}{wrong}"
     elif robot.reward_reason:
         yield "does the reward model agree with the person?", robot.reward_reason
