@@ -8,7 +8,6 @@ from wovr_core.section import Section
 from wovr_core.setting_errors import SettingsError
 from wovr_core.setting_types import CountOrZero, Few, Gateway
 
-
 Words = Annotated[str, Field(min_length=1, max_length=500)]
 Milestone = Annotated[str, Field(min_length=1, max_length=200)]
 Milestones = Annotated[tuple[Milestone, ...], Field(max_length=9)]  # a key of the operator's page each
