@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pipelines.cli.commands import cluster, config, doctor, episodes, registry, robot, serving, stack, step
+from pipelines.cli.commands import cluster, config, doctor, episodes, imports, registry, robot, serving, stack, step
 from pipelines.cli.outcome import tell_outcome
 from pipelines.cli.terminal import App, Config, PipelineName, console, find_config, path, plainly, run_folder
 from pipelines.runner.stopping import handled
@@ -26,7 +26,8 @@ app = App(
 )
 for group in (doctor, step, registry, cluster, serving):  # their commands stand among these
     app.add_typer(group.app)
-for name, group in {"config": config, "stack": stack, "episodes": episodes, "robot": robot}.items():
+named = {"config": config, "stack": stack, "episodes": episodes, "import": imports, "robot": robot}
+for name, group in named.items():
     app.add_typer(group.app, name=name)
 
 

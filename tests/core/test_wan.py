@@ -20,6 +20,7 @@ from tests.core.wan_checkpoints import (
     rlinf_channels,
     small_vae,
     small_wan,
+    sparse_checkpoint,
     wan,
     wan_vae,
     wans_own_names,
@@ -27,7 +28,8 @@ from tests.core.wan_checkpoints import (
     write_vae,
 )
 from tests.toys import an_episode
-from wovr_core.artifacts import ArtifactError, Kind, read_episodes, write_episodes, writing
+from wovr_core.artifacts import ArtifactError, Kind, read_episodes, shards, write_episodes, writing
+from wovr_core.artifacts.shards import available_memory
 from wovr_core.envs.splits import Split
 from wovr_core.imagination.replay import init_state
 from wovr_core.settings import Settings, SettingsError, TaskSettings, WorldModelSettings
@@ -39,6 +41,7 @@ from wovr_core.world_model.dit import WorldModelTransformer
 from wovr_core.world_model.wan import Layout, fill, open_checkpoint, open_vae, ours_to_theirs
 
 TASK = TaskSettings()
+LIBERO = TaskSettings(environment="libero", image_size=256, cameras=("agentview",))
 SIDE = 32  # pixels: two latents each way
 LAYOUTS = list(Layout)
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
@@ -71,6 +74,24 @@ def test_the_published_five_billion_weights_have_a_place_each(layout):
     words = [name for name in theirs if "text_embed" in name]
     assert sorted(theirs) == sorted([*places.values(), *words])
     assert len(theirs) == (825 if layout is not Layout.RLINF else 825 - 4 + 8)
+
+
+@EVERY_LAYOUT
+def test_checkpoints_of_the_published_size_are_opened_by_name_and_shape(tmp_path, layout):
+    """From files as large as the public ones, in shards with an index, beside the VAE's; their bytes are holes."""
+    folder = sparse_checkpoint(tmp_path / "wan", layout)
+    checkpoint = open_checkpoint(folder)
+    assert len({tensor.file for tensor in checkpoint.tensors.values()}) == 3
+    architecture = checkpoint.architecture()
+    assert (architecture.heads, architecture.head_dim, architecture.layers) == (24, 128, 30)
+    assert (architecture.ffn_dim, architecture.freq_dim, architecture.latent_channels) == (14336, 256, 48)
+    weights = count_weights(WorldModelSettings(pretrained=str(folder)), LIBERO)
+    with torch.device("meta"):
+        published = [*wan().parameters(), *wan_vae().parameters()]
+        words = wan().condition_embedder.text_embedder.parameters()
+    actions = weights - sum(p.numel() for p in published) + sum(p.numel() for p in words)
+    theirs = sum(value.numel() for value in rlinf_channels(3072, 7).values())
+    assert actions == theirs if layout is Layout.RLINF else actions > 0
 
 
 def test_wans_own_names_are_those_of_the_public_files():
@@ -186,26 +207,29 @@ def test_half_precision_files_are_read_as_they_are_computed_with(tmp_path):
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
-from wovr_core.world_model.dit import WorldModelTransformer
-from wovr_core.world_model.wan import fill, open_checkpoint
-checkpoint = open_checkpoint(Path(sys.argv[1]))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from wovr_core.settings import Settings
+from wovr_core.steps.weights import import_world_model
+settings = Settings.parse({"task": {"image_size": 32}})
+status = Path("/proc/self/status")  # resource's ru_maxrss begins with that of whoever started this process
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])
 before = peak()
-fill(WorldModelTransformer(checkpoint.architecture(), action_dim=3, hollow=True), checkpoint)
-print(peak() - before)
+made = import_world_model(settings, checkpoint=Path(sys.argv[1]), out=Path(sys.argv[2]))
+print(peak() - before, 4 * made.summary["weights"])
 """
 
 
-def test_memory_holds_the_model_and_one_file(tmp_path):
-    model = small_wan(num_attention_heads=8, attention_head_dim=64, ffn_dim=2048, num_layers=10)
-    folder = write_checkpoint(tmp_path / "wan", model, Layout.WAN, shards=8)
-    size = sum(parameter.nbytes for parameter in model.parameters())
+def test_importing_holds_the_model_and_one_file(tmp_path):
+    """From shards of bfloat16 to an artifact of float32."""
+    model = small_wan(num_attention_heads=8, attention_head_dim=64, ffn_dim=2048, num_layers=12)
+    folder = write_checkpoint(tmp_path / "wan", model.bfloat16(), Layout.WAN, shards=8)
     shard = max(file.stat().st_size for file in folder.glob("*.safetensors"))
-    measured = subprocess.run([sys.executable, "-c", MEASURE, folder], capture_output=True, text=True, check=True)
-    assert int(measured.stdout) < size + 2 * shard + 20e6
-    assert size > 160e6 and shard < size / 5
+    child = [sys.executable, "-c", MEASURE, folder, tmp_path / "out"]
+    measured = subprocess.run(child, capture_output=True, text=True, check=True)
+    grown, size = map(int, measured.stdout.split())
+    assert grown < size + 2 * shard + 30e6
+    assert size > 190e6 and shard < size / 10
 
 
 # ------------------------------------------------------------------------------------------ what does not fit
@@ -228,6 +252,13 @@ def spoil(folder: Path, how: str) -> None:
         index.write_text(json.dumps({"weight_map": listed | {first: "../other.safetensors"}}))
     elif how == "the index is no JSON":
         index.write_text("{")
+    elif how == "a shard is not in the index":
+        index.write_text(
+            json.dumps({"weight_map": {name: file for name, file in listed.items() if file != shard.name}})
+        )
+    elif how == "a tensor lies in two shards":
+        save_file({"blocks.1.modulation": torch.ones(3), **tensors}, shard.with_name("part-00003.safetensors"))
+        index.unlink()
     else:
         if how == "a tensor is missing":
             del tensors[first]
@@ -237,6 +268,8 @@ def spoil(folder: Path, how: str) -> None:
             tensors[first] = tensors[first][:-1].contiguous()
         elif how == "a number that is none":
             tensors[first].view(-1)[0] = float("nan")
+        elif how == "whole numbers":
+            tensors[first] = tensors[first].to(torch.int8)
         save_file(tensors, shard)
         index.unlink()
 
@@ -254,6 +287,9 @@ def spoil(folder: Path, how: str) -> None:
         ("a tensor too many", ["k_norm_extra.weight belong to another model"]),
         ("a tensor of another shape", ["backbone.blocks.1", "is (", "and not ("]),
         ("a number that is none", ["is not finite"]),
+        ("whole numbers", ["backbone.blocks.1", "is of I8", "quantised ones are not"]),
+        ("a shard is not in the index", ["does not list part-00001", "download the index"]),
+        ("a tensor lies in two shards", ["lies in part-00001", "and in part-00003", "leave the files of one"]),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path, how, words):
@@ -262,6 +298,32 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path, how, words):
     with pytest.raises(ArtifactError) as refused:
         new_world_model(settings_for(folder), TASK)
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_checkpoint_for_an_arm_with_more_joints_is_told_by_its_actions(tmp_path):
+    folder = write_checkpoint(tmp_path / "rlinf", small_wan(), Layout.RLINF)
+    seven = TaskSettings(environment="libero", image_size=64, cameras=("agentview",))
+    with pytest.raises(ArtifactError, match=r"learnt from actions of 3 numbers, and an action .* has 7: choose"):
+        new_world_model(settings_for(folder), seven)
+
+
+def test_memory_is_asked_for_before_a_weight_is_read(tmp_path, monkeypatch):
+    """Of the published five billion, in sparse files: what it takes, what is free, what would fit."""
+    folder = sparse_checkpoint(tmp_path / "wan", Layout.WAN)
+    free = tmp_path / "meminfo"
+    free.write_text("MemAvailable:   16000000 kB\n")
+    monkeypatch.setattr(shards, "MEMINFO", free)
+    with pytest.raises(ArtifactError) as refused:
+        new_world_model(WorldModelSettings(pretrained=str(folder)), LIBERO)
+    words = [
+        "takes 27.1 GB of memory",
+        "5.70 billion weights",
+        "16.4 are free",
+        "3.01 billion would fit",
+        "use a machine",
+    ]
+    assert all(word in str(refused.value) for word in words), refused.value
+    assert available_memory() <= 16_384_000_000
 
 
 def test_another_model_is_told_by_its_names(tmp_path):

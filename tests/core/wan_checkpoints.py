@@ -139,3 +139,35 @@ def write_checkpoint(folder: Path, model: WanTransformer3DModel, layout: Layout,
 def write_vae(folder: Path, vae: AutoencoderKLWan) -> Path:
     vae.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def sparse_checkpoint(folder: Path, layout: Layout) -> Path:
+    """The published five billion weights in three shards and the VAE's folder, in bfloat16: headers, and holes."""
+    where = folder / "transformer" if layout is Layout.DIFFUSERS else folder
+    with torch.device("meta"):
+        tensors = {n: v for n, v in in_layout(wan(), layout).items() if "mlp" not in n}
+        tensors |= rlinf_channels(3072, 7) if layout is Layout.RLINF else {}
+        vae = wan_vae()
+    names = sorted(tensors)
+    files = {f"diffusion_pytorch_model-{i + 1:05}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, inside in files.items():
+        write_holes(where / file, {name: tensors[name] for name in inside})
+    index = {"weight_map": {name: file for file, inside in files.items() for name in inside}}
+    (where / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    write_holes(folder / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
+    vae.save_config(folder / "vae")
+    return folder
+
+
+def write_holes(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A safetensors file in bfloat16 whose header is as it should be and whose numbers take no room on the disk."""
+    header, end = {}, 0
+    for name, value in tensors.items():
+        size = 2 * value.numel()
+        header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.truncate(8 + len(text) + end)

@@ -26,15 +26,26 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def save_weights(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors to `name.safetensors`; those that share memory are written once each."""
+    """Write named tensors to `name.safetensors`; those that share memory are written once each.
+
+    What lies on the CPU, each tensor by itself, is not copied: a large model takes no more memory than it has.
+    """
     path = folder / f"{name}.safetensors"
     _refuse_infinite(path, tensors, "nothing was written, lower the learning rate")
-    own = {
-        key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for key, tensor in tensors.items()
-    }
-    save_file(own, path)
+    save_file(_apart(tensors), path)
     path.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody but the writer read its files
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, no two in the same memory."""
+    here = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+    end = 0
+    for key in sorted(here, key=lambda key: here[key].data_ptr()):
+        if here[key].data_ptr() < end:
+            here[key] = here[key].clone()
+        else:
+            end = here[key].data_ptr() + here[key].nbytes
+    return here
 
 
 def load_weights(folder: Path, name: str) -> dict[str, Tensor]:

@@ -219,6 +219,8 @@ def over_updates(story: Story, label: str, title: str, *, height: int = 270) -> 
 
 def fidelity(phase: Phase) -> Markup:
     rows = phase.fidelity
+    if not rows:
+        return Markup("<p>Not measured: the world model was imported.</p>")
     series = [
         ([(row.depth, row.psnr) for row in rows], "imagined"),
         ([(row.depth, row.copy_last_frame) for row in rows], "base"),

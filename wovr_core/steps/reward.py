@@ -1,6 +1,6 @@
 """reward: learn to see success, on real frames and on dreams whose real outcome is known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from wovr_core.reward.detector import FrameErrorClassifier, fit_detector, frame_
 from wovr_core.reward.train import LabelledFrames, fit
 from wovr_core.settings import RewardSettings, TaskSettings
 from wovr_core.store.episodes import named, open_episodes
-from wovr_core.store.rewards import open_reward, save_detector, save_reward
+from wovr_core.store.rewards import RESNET, LearnedReward, open_reward, save_detector, save_reward
 from wovr_core.store.world_models import open_world_model
 from wovr_core.success_rule import SuccessRule
 from wovr_core.training.device import compute_device
@@ -42,8 +42,9 @@ def train_reward(
 ) -> Manifest:
     """First on real frames; then on imagined ones too, of real actions replayed, labelled by what really happened.
 
-    A PACE round gives the `previous` reward model and goes on from it: the first part is already learnt. The
-    hallucination detector is made anew every time: a policy that has learnt under one has learnt to get around it.
+    A PACE round gives the `previous` reward model and goes on from it: the first part is already learnt. Of one that
+    was imported only the threshold is set. The hallucination detector is made anew every time: a policy that has learnt
+    under one has learnt to get around it.
     """
     data = open_episodes(episodes, task)
     data.need_both()
@@ -52,13 +53,17 @@ def train_reward(
     generator = torch.Generator().manual_seed(task.seed)
     torch.manual_seed(task.seed)
     rule = uncalibrated_rule(cfg)
-    reward = new_classifier(cfg, task, data.training, rule)
+    reward: LearnedReward = new_classifier(cfg, task, data.training, rule)
     made_from = named(episodes) | {"world_model": world_model}
     if previous is not None:
         reward = open_reward(previous, task).requires_grad_(True)
         made_from["previous"] = previous
-    learn = partial(fit, reward, cfg=cfg, mirrors=task.embodiment.mirrors, generator=generator)
-    settings = {"reward": cfg.model_dump(), "task": task.model_dump()}
+    settings: dict[str, object] = {"reward": cfg.model_dump(), "task": task.model_dump()}
+    learn: Callable[..., object]
+    if isinstance(reward, SuccessClassifier):
+        learn = partial(fit, reward, cfg=cfg, mirrors=task.embodiment.mirrors, generator=generator)
+    else:
+        learn, settings["kind"] = leave, RESNET
     with writing(out, Kind.REWARD_MODEL, settings=settings, made_from=made_from) as draft:
         real = LabelledFrames.of_episodes(data.training)
         if previous is None:
@@ -81,13 +86,12 @@ def train_reward(
     return draft.manifest
 
 
+def leave(sources: Sequence[LabelledFrames], **_: object) -> None:
+    """Learn nothing."""
+
+
 def calibrate(
-    reward: SuccessClassifier,
-    detector: FrameErrorClassifier | None,
-    held_out: Replay,
-    cfg: RewardSettings,
-    *,
-    newest: int,
+    reward: LearnedReward, detector: FrameErrorClassifier | None, held_out: Replay, cfg: RewardSettings, *, newest: int
 ) -> ReplayCalibration:
     """Set the thresholds of both, by dreams of held-out episodes, of which the last `newest` were collected last."""
     calibration = calibrate_on_replays(
@@ -150,7 +154,7 @@ def learn_detector(
 
 
 def summary_of(
-    calibration: ReplayCalibration, reward: SuccessClassifier, held_out: Sequence[Episode], cfg: RewardSettings
+    calibration: ReplayCalibration, reward: LearnedReward, held_out: Sequence[Episode], cfg: RewardSettings
 ) -> dict[str, object]:
     """What the manifest tells of a reward model: its threshold, and its agreement with reality on held-out episodes.
 

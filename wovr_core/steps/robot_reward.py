@@ -19,8 +19,8 @@ from wovr_core.cameras import side_by_side
 from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.franka.ledger import TrialRecord
 from wovr_core.franka.plan import Blinding, TrialPlan
+from wovr_core.protocols import RewardModel
 from wovr_core.reward.calibrate import Agreement, probabilities
-from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import TaskSettings
 from wovr_core.store.facts import RewardOnRobot
 from wovr_core.store.rewards import open_reward
@@ -80,9 +80,7 @@ def opinion_on(
     return Opinion(judged, facts.model_copy(update={"unseen": len(reasons), "unseen_reason": "".join(reasons[:1])}))
 
 
-def score_of(
-    model: SuccessClassifier, task: TaskSettings, record: TrialRecord, instruction: str, footage: Footage
-) -> float:
+def score_of(model: RewardModel, task: TaskSettings, record: TrialRecord, instruction: str, footage: Footage) -> float:
     """The highest threshold in [0, 1] at which the model calls the end of this trial a success."""
     rule = model.success_rule
     seconds = [rule.stride * k / task.embodiment.fps for k in reversed(range(rule.hysteresis))]

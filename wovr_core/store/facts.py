@@ -103,7 +103,7 @@ class WorldModelFacts(Facts):
 
     trustworthy: bool
     reason: str
-    fidelity: Annotated[tuple[Depth, ...], Field(min_length=1)]
+    fidelity: tuple[Depth, ...]  # none of one that was imported and never measured
     backbone: BackboneFacts = BackboneFacts()
     drift_reason: str = ""  # of a refit alone, as the next
     refit_reason: str = ""
