@@ -22,7 +22,7 @@ from wovr_core.imagination.replay import Replay
 from wovr_core.keyframes.rules import RULES
 from wovr_core.pace.decision import PaceDecision
 from wovr_core.report.clips import side_by_side, thumbnail
-from wovr_core.report.page import LIMIT, render
+from wovr_core.report.page import LIMIT, fidelity, render
 from wovr_core.report.story import Clip, Phase, Snapshot, Story, Thumbnail
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.settings import TaskSettings
@@ -118,6 +118,10 @@ def test_a_round_whose_dreams_were_refused_is_told_too():
     refused = a_phase(updates=0, round=1, notes=("nothing was learnt: area under the curve 0.62",))
     page = render(replace(story, phases=[story.phases[0], refused], curve=story.curve[:2]))
     assert "0 updates of the policy" in page and "Nothing was learnt: area under the curve 0.62." in page
+
+
+def test_an_imported_world_model_that_nobody_measured_is_told():
+    assert "Not measured: the world model was imported" in fidelity(replace(a_phase(updates=1), fidelity=[]))
 
 
 def test_what_a_policy_was_told_is_never_markup(page: str):
