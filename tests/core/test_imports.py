@@ -169,7 +169,7 @@ def test_a_reward_model_refuses_tasks_and_cameras_that_it_never_saw(tmp_path, re
     save_file(released[TASK], tmp_path / "r.safetensors")
     import_reward(tmp_path, out=tmp_path / "reward", image_size=64)
     reward = open_reward(tmp_path / "reward")
-    with pytest.raises(ArtifactError, match=r"knows no task 'dance', but 10 others, 'open the middle drawer"):
+    with pytest.raises(ArtifactError, match=r"knows no task 'dance', but 10 others, the first 'open the middle drawer"):
         reward.probability(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), ["dance"])
     two = TaskSettings(environment="libero", image_size=64)
     with pytest.raises(ArtifactError, match=r"has cameras 1, but the task \(libero\) has 2"):

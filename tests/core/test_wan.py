@@ -317,7 +317,7 @@ def test_memory_is_asked_for_before_a_weight_is_read(tmp_path, monkeypatch):
         new_world_model(WorldModelSettings(pretrained=str(folder)), LIBERO)
     words = [
         "takes 27.1 GB of memory",
-        "5.70 billion weights",
+        "5.68 billion weights",
         "16.4 are free",
         "3.01 billion would fit",
         "use a machine",

@@ -137,8 +137,8 @@ class ResNetReward(nn.Module):
         known = {task: i for i, task in enumerate(self.shape.tasks)}
         if strange := sorted({words for words in instructions if words.strip() not in known}):
             raise ArtifactError(
-                f"this reward model knows no task {strange[0]!r}, but {len(known)} others, {self.shape.tasks[0]!r} first: "
-                f"give a reward model of your task"
+                f"this reward model knows no task {strange[0]!r}, but {len(known)} others, the first "
+                f"{self.shape.tasks[0]!r}: give a reward model of your task"
             )
         return torch.tensor([known[words.strip()] for words in instructions], device=self.device)
 

@@ -221,8 +221,8 @@ def open_world_model(path: Path, task: TaskSettings | None = None, *, dreaming: 
     )
     refuse_misfit("world model", path, sizes._asdict(), task)
     vae: dict[str, object] | None = load_json(path, "vae", dict) if (path / "vae.json").exists() else None
-    model = module_of(weights, lambda: _empty(cfg, sizes, vae), path).to(compute_device())
-    return for_dreaming(model) if dreaming else model
+    device, model = compute_device(), module_of(weights, lambda: _empty(cfg, sizes, vae), path)
+    return (for_dreaming(model, device) if dreaming else model).to(device)  # half as much to move, where it dreams
 
 
 def _row(weights: dict[str, Tensor], statistic: str, path: Path) -> Tensor:
@@ -241,10 +241,13 @@ def open_simulator(
     return LearnedSimulator(dreams, sees_success, open_detector(reward) if detector else None)
 
 
-def for_dreaming(model: LearnedWorldModel) -> LearnedWorldModel:
-    """Learns no more, and lies in `rollout_dtype`; of Wan's weights all but those that diffusers keeps in float32."""
+def for_dreaming(model: LearnedWorldModel, device: torch.device | None = None) -> LearnedWorldModel:
+    """Learns no more, and lies in `rollout_dtype`; of Wan's weights all but those that diffusers keeps in float32.
+
+    It will dream on `device`; by default where it is.
+    """
     model.requires_grad_(False).eval()
-    dtype = computed_in(model.cfg.rollout_dtype, model.statistics.reach.device)
+    dtype = computed_in(model.cfg.rollout_dtype, device or model.statistics.reach.device)
     if not (isinstance(model, DiffusionWorldModel) and isinstance(model.autoencoder, WanAutoencoder)):
         model.trained.to(dtype)
         return model
