@@ -33,8 +33,10 @@ from wovr_core.artifacts.shards import available_memory
 from wovr_core.envs.splits import Split
 from wovr_core.imagination.replay import init_state
 from wovr_core.settings import Settings, SettingsError, TaskSettings, WorldModelSettings
+from wovr_core.steps.weights import import_world_model
 from wovr_core.steps.world_model import train_world_model
 from wovr_core.store import world_models
+from wovr_core.store.facts import WorldModelFacts
 from wovr_core.store.world_models import count_weights, for_dreaming, new_world_model, open_world_model
 from wovr_core.world_model.conditioning import Conditions, per_latent
 from wovr_core.world_model.dit import WorldModelTransformer
@@ -409,3 +411,17 @@ def test_a_checkpoint_learns_from_episodes_and_its_artifact_dreams_without_it(tm
     state = world.begin([init_state(began, 0, index=0, steps_left=16, rule="initial")])
     state = world.imagine(state, began.actions[None, :8], generator=torch.Generator().manual_seed(0))
     assert world.look(state).shape == (1, 8, 3, SIDE, SIDE)
+
+
+def test_an_imported_world_model_is_measured_by_held_out_episodes(tmp_path):
+    task = TaskSettings(horizon=16, image_size=SIDE)
+    folder = write_checkpoint(tmp_path / "wan", small_wan(), Layout.RLINF)
+    episodes = collected(tmp_path / "episodes")
+    settings = Settings(world_model=WorldModelSettings(minimum_psnr_gain=-100)).model_copy(update={"task": task})
+    made = import_world_model(settings, checkpoint=folder, out=tmp_path / "world", episodes=[episodes])
+    facts = made.summarised(WorldModelFacts, tmp_path)
+    assert facts.trustworthy and [row.depth for row in facts.fidelity] == [8, 16] and "PSNR" in facts.reason
+    assert made.made_from.keys() == {"episodes_0"}
+    world = open_world_model(tmp_path / "world", task)
+    assert torch.equal(world.statistics.q99, torch.ones(ACTIONS))  # of actions as they are
+    assert world.statistics.pose_high.max() > 0 and world.statistics.reach.ne(1).any()  # of this arm

@@ -1,5 +1,6 @@
 """`wovr import`: what other people have made becomes an artifact of ours."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,4 +104,4 @@ def settings_with(pairs: list[str]) -> Settings:
     task = tree.setdefault("task", {})
     if isinstance(task, dict) and "environment" not in task:
         tree["task"] = AS_RLINF | task
-    return Settings.parse(tree, source="--set")
+    return Settings.of_branches(json.dumps(tree, default=str), source="--set")
