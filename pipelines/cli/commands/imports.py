@@ -38,9 +38,9 @@ def world_model(
 
         wovr import world-model RLinf-Wan-LIBERO-Spatial --vae Wan2.2-TI2V-5B-Diffusers/vae --out worlds/spatial
 
-    Three layouts are known by the names of their tensors: diffusers' (transformer/ and vae/), Wan's own
-    (diffusion_pytorch_model-*.safetensors) and RLinf's (model-*.safetensors). All is compared by name and shape before
-    a weight is read; the memory it takes is asked for, too. Without --set task.environment it is for LIBERO, agent
+    Three layouts are known by the names of their tensors: diffusers' (`transformer/` and `vae/`), Wan's own
+    (`diffusion_pytorch_model-*.safetensors`) and RLinf's (`model-*.safetensors`). All is compared by name and shape
+    before a weight is read; the memory it takes is asked for, too. Without --set task.environment it is for LIBERO, agent
     view, 256 pixels, as RLinf's are.
 
     RLinf's dream at once. Wan itself knows no actions: name its folder as `world_model.pretrained` instead and train.
@@ -72,7 +72,9 @@ def reward(
     """Make a RewardModel artifact of RLinf's ResNet, with the rule it came with: one frame above a half is a success.
 
         python -I tools/reward_to_safetensors.py resnet_rm.pth resnet_rm.safetensors
+
         wovr import reward resnet_rm.safetensors --out rewards/spatial
+
         wovr step reward CONFIG --previous rewards/spatial --episodes E --world_model W --out rewards/calibrated
 
     A .pth is a pickle, which could run code: the first line makes a safetensors file of its weights alone. The last
