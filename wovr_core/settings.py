@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from wovr_core.architecture import Architecture, kind_of
 from wovr_core.chunk import CHUNK
 from wovr_core.compute import ComputeSettings as ComputeSettings
-from wovr_core.franka.settings import FrankaSettings as FrankaSettings
+from wovr_core.franka_settings import FrankaSettings as FrankaSettings
 from wovr_core.section import Section
 from wovr_core.setting_errors import SettingsError, branch_of, explain, whole
 from wovr_core.setting_types import (

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from wovr_core.evaluation.sequential import StopRule, forecast
-from wovr_core.franka.settings import MILESTONES, Milestones
+from wovr_core.franka_settings import MILESTONES, Milestones
 
 Role = Literal["candidate", "baseline"]
 BLOCK = 4  # pairs within which each order comes equally often
