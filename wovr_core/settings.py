@@ -5,6 +5,7 @@ those of the tabletop quick start, except where a comment says whose they are.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -36,7 +37,7 @@ from wovr_core.setting_types import (
     Temperature,
     Weight,
 )
-from wovr_core.strict_yaml import YamlError, read_yaml
+from wovr_core.strict_yaml import YamlError, assign, read_yaml
 from wovr_core.task import TaskSettings as TaskSettings
 
 
@@ -362,8 +363,11 @@ class Settings(Section):
         return whole.model_copy(update=branches)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a YAML file; every complaint names the key, what was given and what is allowed."""
+    def load(cls, path: Path, values: Sequence[str] = ()) -> Self:
+        """Read a YAML file; every complaint names the key, what was given and what is allowed.
+
+        Each of the `values`, such as `task.seed=1`, takes the place of what the file says.
+        """
         try:
             tree = read_yaml(path)
         except OSError as error:
@@ -373,7 +377,11 @@ class Settings(Section):
         tree = {} if tree is None else tree  # an empty file
         if not isinstance(tree, dict):
             raise SettingsError(f"{path} holds a {type(tree).__name__}, not a tree of settings")
-        return cls.parse(tree, source=str(path))
+        try:
+            tree = assign(tree, values)
+        except YamlError as error:
+            raise SettingsError(f"--set: {error}") from error
+        return cls.parse(tree, source=f"{path} with --set" if values else str(path))
 
     @classmethod
     def parse(cls, tree: dict[str, Any], *, source: str = "settings") -> Self:

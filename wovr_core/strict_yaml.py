@@ -5,6 +5,8 @@ first one vanishes.
 """
 
 import re
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,25 @@ def parse_yaml(text: str, *, source: str = "the text") -> Any:
         return loader.get_single_data()
     except yaml.YAMLError as error:
         raise YamlError(f"{source} is not YAML: {error}") from error
+
+
+def assign(tree: dict[str, Any], pairs: Sequence[str]) -> dict[str, Any]:
+    """The tree with these values in place of its own, each `branch.name=value`, the value as a file would have it."""
+    tree = deepcopy(tree)
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        *branches, last = name.strip().split(".")
+        if not sign or not last or not all(branches):
+            raise YamlError(f"{pair!r} is no setting with its value: write task.seed=1")
+        place: Any = tree
+        for branch in branches:
+            if place.get(branch) is None:
+                place[branch] = {}
+            place = place[branch]
+            if not isinstance(place, dict):
+                raise YamlError(f"{pair!r} goes into {branch}, which is a {type(place).__name__} and no branch")
+        place[last] = parse_yaml(text, source=repr(pair))
+    return tree
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]

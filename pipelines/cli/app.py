@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from pipelines.cli.commands import cluster, config, doctor, episodes, imports, registry, robot, serving, stack, step
 from pipelines.cli.outcome import tell_outcome
-from pipelines.cli.terminal import App, Config, PipelineName, console, find_config, path, plainly, run_folder
+from pipelines.cli.terminal import App, Config, PipelineName, Values, console, find_config, path, plainly, run_folder
 from pipelines.runner.stopping import handled
 from wovr_core.setting_errors import SettingsError
 from wovr_core.settings import Settings
@@ -36,6 +36,7 @@ def run(
     config: Config,
     out: Annotated[Path | None, typer.Option(parser=path, help="Where the run is kept; runs/NAME by default.")] = None,
     pipeline: PipelineName = "posttrain",
+    values: Values = None,
     version: Annotated[str | None, typer.Option(help="With evaluate and franka: the version to try.")] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Reuse finished steps although the code has changed since.")
@@ -63,7 +64,7 @@ def run(
     """
     with plainly(), handled(at_once=True):
         path = find_config(config)
-        settings = Settings.load(path)
+        settings = Settings.load(path, values or ())
         from pipelines.runner.preflight import check_machine, check_settings
 
         check_settings(settings, pipeline, version=version)
@@ -75,7 +76,8 @@ def run(
 
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
         check_machine(settings, folder, pipeline, contained=runner == "docker")
-        console.print(f"[bold]{pipeline}[/] with {escape(path.name)}, kept in {escape(str(folder))}")
+        what = " ".join([path.name, *(values or ())])
+        console.print(f"[bold]{pipeline}[/] with {escape(what)}, kept in {escape(str(folder))}")
         parameters = {"version": version} if version else {}
         done = run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, runner=runner, **parameters)
         tell_outcome(done)
@@ -96,6 +98,7 @@ def report(
 def compile_(
     config: Config = "tabletop",
     pipeline: PipelineName = "posttrain",
+    values: Values = None,
     profile: Annotated[str | None, typer.Option(help="What tasks ask of the cluster: cpu; nothing by default.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", parser=path, help="The file to write; build/PIPELINE.yaml by default.")
@@ -103,7 +106,7 @@ def compile_(
 ) -> None:
     """Compile a pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""
     with plainly():
-        settings = Settings.load(find_config(config))
+        settings = Settings.load(find_config(config), values or ())
         file = out or Path("build") / f"{pipeline}.yaml"
         if file.suffix not in (".yaml", ".yml") or file.is_dir():
             raise SettingsError(f"--out is {file}, and Kubeflow takes a file that ends in .yaml. Name one")

@@ -24,6 +24,10 @@ console = Console(highlight=False)
 complaints = Console(stderr=True, highlight=False)
 
 Config = Annotated[str, typer.Argument(help="A settings file, or the name of one in pipelines/configs: `tabletop`.")]
+Values = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="In place of the file's: task.seed=1; and again for another."),
+]
 PipelineName = Annotated[str, typer.Option("--pipeline", help="posttrain, retrain, evaluate or franka.")]
 
 

@@ -184,9 +184,9 @@ def test_a_reward_model_refuses_tasks_and_cameras_that_it_never_saw(tmp_path, re
     ("setting", "words"),
     [
         ("task.image_size=40", "use a multiple of 16"),
-        ("task.image_size", "Write task.image_size=256"),
-        ("image_size=32", "Write task.image_size=256"),
-        ("task.image_size=[", "'[' is no value"),
+        ("task.image_size", "write task.seed=1"),
+        ("image_size=32", "image_size is no branch"),
+        ("task.image_size=[", "is not YAML"),
         ("task.colour=red", "colour"),
     ],
 )

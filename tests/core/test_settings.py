@@ -110,6 +110,32 @@ def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):
             Settings.load(path)
 
 
+def test_values_take_the_place_of_the_files(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: {seed: 3, horizon: 48}\n")
+    made = Settings.load(file, ["task.seed=1", "compute.device=cpu", "grpo.informative=[0.2, 0.8]", "pace.drift=null"])
+    assert (made.task.seed, made.task.horizon, made.compute.device) == (1, 48, "cpu")
+    assert made.grpo.informative == (0.2, 0.8) and made.pace.drift is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("task.seed", r"--set: 'task.seed' is no setting with its value: write task.seed=1"),
+        ("=1", r"--set: '=1' is no setting with its value"),
+        ("task.seed.deep=1", r"'task.seed.deep=1' goes into seed, which is a int and no branch"),
+        ("task.seed=[1", r"--set: .* is not YAML"),
+        ("task.sead=1", r"with --set cannot be run:\n  task\.sead: unknown setting"),
+        ("task.seed=one", r"with --set cannot be run:\n  task\.seed: write an integer"),
+    ],
+)
+def test_a_value_that_is_none_is_refused_by_name(tmp_path, value, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: {seed: 3}\n")
+    with pytest.raises(SettingsError, match=said):
+        Settings.load(file, [value])
+
+
 def test_an_empty_file_means_the_defaults(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert Settings.load(tmp_path / "empty.yaml") == Settings()

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli.terminal import Config, PipelineName, console, find_config, path, plainly
+from pipelines.cli.terminal import Config, PipelineName, Values, console, find_config, path, plainly
 from wovr_core.setting_errors import SettingsError
 from wovr_core.settings import Settings
 
@@ -34,6 +34,7 @@ def submit(
     config: Config = "tabletop",
     pipeline: PipelineName = "posttrain",
     profile: Profile = "cpu",
+    values: Values = None,
     name: Annotated[str | None, typer.Option(help="Of the run; PIPELINE CONFIG by default.")] = None,
     experiment: Annotated[str, typer.Option(help="Kubeflow's experiment.")] = "wovr",
     wait: Annotated[int, typer.Option(min=0, metavar="SECONDS", help="Wait so long for its end.")] = 0,
@@ -47,7 +48,7 @@ def submit(
     """
     with plainly():
         path = find_config(config)
-        job, kubeflow = _job(path, pipeline, profile), _reach(host, token_file, namespace)
+        job, kubeflow = _job(path, pipeline, profile, values), _reach(host, token_file, namespace)
         run = kubeflow.submit(job, name or f"{pipeline} {path.stem}", experiment=experiment)
         console.print(f"run {run}")
         if wait:
@@ -64,6 +65,7 @@ def schedule(
     ] = None,
     pipeline: PipelineName = "retrain",
     profile: Profile = "cpu",
+    values: Values = None,
     name: Annotated[str | None, typer.Option(help="Of the schedule; PIPELINE CONFIG by default.")] = None,
     change: Annotated[str | None, typer.Option(help="pause, resume or delete the schedule of this name.")] = None,
     host: Host = None,
@@ -84,7 +86,7 @@ def schedule(
             raise SettingsError(f"--change is {change!r}: choose pause, resume or delete")
         if change and cron is not None:
             raise SettingsError("--change and --cron are two errands: give the one, then the other")
-        job = _job(path, pipeline, profile) if cron is not None and not change else None
+        job = _job(path, pipeline, profile, values) if cron is not None and not change else None
         kubeflow, called = _reach(host, token_file, namespace), name or f"{pipeline} {path.stem}"
         if change:
             kubeflow.change(called, change)
@@ -122,8 +124,8 @@ def _token(text: str, source: str) -> str:
     return words[0]
 
 
-def _job(path: Path, pipeline: str, profile: str) -> "Job":
-    settings = Settings.load(path)
+def _job(path: Path, pipeline: str, profile: str, values: list[str] | None) -> "Job":
+    settings = Settings.load(path, values or ())
     from pipelines.runner.preflight import check_settings
     from pipelines.runner.resources import check_profile
     from pipelines.runner.submit import Job

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from pipelines.cli.commands.episodes import import_episodes
 from pipelines.cli.terminal import console, path, plainly
 from wovr_core.setting_errors import SettingsError
 from wovr_core.settings import Settings
+from wovr_core.strict_yaml import YamlError, assign
 
 app = typer.Typer(no_args_is_help=True, help="Make artifacts of what others have: episodes, world models, rewards.")
 app.command("episodes")(import_episodes)  # which `wovr episodes import` is too
@@ -40,8 +40,8 @@ def world_model(
 
     Three layouts are known by the names of their tensors: diffusers' (`transformer/` and `vae/`), Wan's own
     (`diffusion_pytorch_model-*.safetensors`) and RLinf's (`model-*.safetensors`). All is compared by name and shape
-    before a weight is read; the memory it takes is asked for, too. Without --set task.environment it is for LIBERO, agent
-    view, 256 pixels, as RLinf's are.
+    before a weight is read; the memory it takes is asked for, too. Without --set task.environment it is for LIBERO,
+    agent view, 256 pixels, as RLinf's are.
 
     RLinf's dream at once. Wan itself knows no actions: name its folder as `world_model.pretrained` instead and train.
     With --episodes the dreams are compared with what really happened, which is what lets a policy learn in them.
@@ -88,21 +88,10 @@ def reward(
 
 def settings_with(pairs: list[str]) -> Settings:
     """Settings with these values, each BRANCH.NAME=VALUE; for LIBERO where no environment is among them."""
-    tree: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        *branches, last = name.split(".")
-        place = tree
-        for branch in branches:
-            place = place.setdefault(branch, {}) if isinstance(place, dict) else {}
-        if not sign or not branches or not last or not isinstance(place, dict):
-            raise SettingsError(f"--set is {pair!r}, and takes a setting and a value. Write task.image_size=256")
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SettingsError(
-                f"--set is {pair!r}, and {text!r} is no value. Write it as in a settings file"
-            ) from error
+    try:
+        tree: dict[str, Any] = assign({}, pairs)
+    except YamlError as error:
+        raise SettingsError(f"--set: {error}") from error
     task = tree.setdefault("task", {})
     if isinstance(task, dict) and "environment" not in task:
         tree["task"] = AS_RLINF | task
