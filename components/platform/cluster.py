@@ -30,6 +30,7 @@ POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 EVERY = 5.0  # seconds between two looks
 ANSWER, PATIENCE = 60.0, 300.0  # seconds for one answer, and that an API server which is away is asked again
 GONE = 300.0  # seconds in which a job that was deleted must be gone
+PENDING = 600.0  # seconds after which a job whose pods do not run is told about
 NODE = "node"  # what the runtimes of Kubeflow Trainer call the job and the container that train
 PASSING = (429, 500, 502, 503, 504)
 log = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ class TrainJobs(Section):
     namespace: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$")  # empty: the pod's own
     secret: ObjectName = SERVICES  # that has the keys of S3 and MLflow
     pull_secrets: tuple[str, ...] = images.PULL_SECRETS
+    service_account: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")  # empty: default
+    shared_memory: Quantity = "16Gi"  # of /dev/shm, part of `memory`: processes of a node exchange tensors there
+    cache: str = Field(default="wovr-cache", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")  # a volume claim
     hours: PositiveInt = 72
 
     @classmethod
@@ -113,6 +117,8 @@ def train_job(jobs: TrainJobs, name: str, command: list[str], settings: Mapping[
         {"name": "WOVR_SETTINGS", "value": json.dumps(dict(settings))},
         {"name": "WOVR_DEVICE", "value": "cuda" if jobs.gpus_per_node else "cpu"},
     ]
+    if jobs.cache:
+        env.append({"name": "WOVR_SCRATCH", "value": "/cache/scratch"})
     passed_on = (*names_of(secret=False), "WOVR_RUN")
     env += [{"name": name, "value": os.environ[name]} for name in passed_on if os.environ.get(name)]
     for key in (variable for variable in VARIABLES if variable.secret):
@@ -140,7 +146,16 @@ def train_job(jobs: TrainJobs, name: str, command: list[str], settings: Mapping[
 
 
 def _patch(jobs: TrainJobs) -> dict[str, Any]:
-    """What the runtime's pods lack: pod security `restricted` asks for it, and our network policies for the label."""
+    """What the runtime's pods lack.
+
+    Pod security `restricted` asks for contexts and our network policies for the label; NCCL for more of /dev/shm than
+    the usual 64 MiB. In the cache, which all nodes share, lies what a job that failed has learnt: the next goes on.
+    """
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": jobs.shared_memory}}]
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if jobs.cache:
+        volumes.append({"name": "cache", "persistentVolumeClaim": {"claimName": jobs.cache}})
+        mounts.append({"name": "cache", "mountPath": "/cache"})
     pod: dict[str, Any] = {
         "securityContext": {
             "runAsNonRoot": True,
@@ -150,11 +165,18 @@ def _patch(jobs: TrainJobs) -> dict[str, Any]:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
-            {"name": NODE, "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
+            {
+                "name": NODE,
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "volumeMounts": mounts,
+            }
         ],
+        "volumes": volumes,
     }
     if jobs.pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in jobs.pull_secrets]
+    if jobs.service_account:
+        pod["serviceAccountName"] = jobs.service_account
     template = {"metadata": {"labels": {"app.kubernetes.io/part-of": "wovr"}}, "spec": pod}
     return {"template": {"spec": {"replicatedJobs": [{"name": NODE, "template": {"spec": {"template": template}}}]}}}
 
@@ -163,7 +185,14 @@ class Cluster:
     """TrainJobs of a namespace: in a pod by its account, elsewhere by the kubeconfig."""
 
     def __init__(
-        self, namespace: str, *, api: Any = None, every: float = EVERY, patience: float = PATIENCE, gone: float = GONE
+        self,
+        namespace: str,
+        *,
+        api: Any = None,
+        every: float = EVERY,
+        patience: float = PATIENCE,
+        gone: float = GONE,
+        pending: float = PENDING,
     ) -> None:
         """`api` is a `kubernetes.client.ApiClient`, found by itself where none is given."""
         from kubernetes import client, config
@@ -175,8 +204,8 @@ class Cluster:
                 raise ClusterError(
                     "no cluster is configured here: run this in a pod, or point KUBECONFIG at a file that names one"
                 ) from error
-        self.namespace, self.every, self.patience, self.gone = namespace, every, patience, gone
-        self.objects = client.CustomObjectsApi(api)
+        self.namespace, self.every, self.patience, self.gone, self.pending = namespace, every, patience, gone, pending
+        self.objects, self.pods = client.CustomObjectsApi(api), client.CoreV1Api(api)
         self.refused = client.ApiException
 
     def submit(self, job: dict[str, Any]) -> bool:
@@ -205,9 +234,10 @@ class Cluster:
             time.sleep(self.every)
 
     def follow(self, name: str, *, hours: float) -> None:
-        """Wait until a job has ended well. One that failed is kept, to be looked at."""
+        """Wait until a job has ended well. One that failed is kept, to be looked at; one that stays Pending is told."""
         print(f"waiting for the TrainJob {name} in {self.namespace}, {hours:g} hours at most", flush=True)
-        until = time.monotonic() + hours * 3600
+        start, waits = time.monotonic(), True
+        until = start + hours * 3600
         while True:
             job = self._job(name)
             if job is None:
@@ -222,7 +252,35 @@ class Cluster:
                 )
             if time.monotonic() > until:
                 raise ClusterError(f"the TrainJob {name} is not done after {hours:g} hours; it goes on")
+            if waits and _runs(job):
+                waits = False
+            elif waits and time.monotonic() - start > self.pending:
+                waits = False  # told once
+                print(
+                    f"the TrainJob {name} does not run after {self.pending / 60:g} min: {self._why_pending(name)}. It "
+                    f"is waited for all the same; make room, or cancel it: kubectl delete trainjob -n "
+                    f"{self.namespace} {name}",
+                    flush=True,
+                )
             time.sleep(self.every)
+
+    def _why_pending(self, name: str) -> str:
+        """What the scheduler or the kubelet says about a pod of a job, where this account may list pods."""
+        from urllib3.exceptions import HTTPError
+
+        label = f"jobset.sigs.k8s.io/jobset-name={name}"
+        with suppress(self.refused, HTTPError):
+            for pod in self.pods.list_namespaced_pod(
+                self.namespace, label_selector=label, _request_timeout=ANSWER
+            ).items:
+                for one in pod.status.conditions or []:
+                    if one.type == "PodScheduled" and one.status == "False":
+                        return f"{pod.metadata.name} has no place, {one.message or one.reason}".rstrip(". ")
+                for container in pod.status.container_statuses or []:
+                    if waiting := container.state.waiting:
+                        detail = " ".join(filter(None, (waiting.reason, waiting.message)))
+                        return f"{pod.metadata.name} does not start, {detail}".rstrip(". ")
+        return f"kubectl describe pods -n {self.namespace} -l {label} says why"
 
     def remove(self, name: str) -> None:
         """Cancel a job, or clean up after it; one that is gone already is."""
@@ -313,6 +371,12 @@ def _condition(job: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     """A condition of a job that holds."""
     conditions = (job.get("status") or {}).get("conditions") or []
     return next((one for one in conditions if one["type"] == kind and one["status"] == "True"), None)
+
+
+def _runs(job: Mapping[str, Any]) -> bool:
+    """Are all pods of a job running, or has any of them ended?"""
+    counts = (job.get("status") or {}).get("jobsStatus") or []
+    return any(one.get(state) for one in counts for state in ("ready", "succeeded", "failed"))
 
 
 def _many(paths: Path | Sequence[Path]) -> list[Path]:

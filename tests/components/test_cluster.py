@@ -130,6 +130,68 @@ def test_a_job_that_is_deleted_or_takes_too_long_is_told(double, jobs):
         jobs.follow("wovr-world-model-1", hours=1)
 
 
+NO_ROOM = {
+    "type": "PodScheduled",
+    "status": "False",
+    "message": "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.",
+}
+NO_IMAGE = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+PODS = {
+    "wovr-1-node-0-0 has no place, 0/4 nodes are available: 4 Insufficient nvidia.com/gpu. It is waited": [
+        {"metadata": {"name": "wovr-1-node-0-0"}, "status": {"conditions": [NO_ROOM]}}
+    ],
+    "wovr-1-node-0-0 does not start, ImagePullBackOff Back-off pulling image. It is waited": [
+        {
+            "metadata": {"name": "wovr-1-node-0-0"},
+            "status": {
+                "containerStatuses": [
+                    {
+                        "name": "node",
+                        "image": "",
+                        "imageID": "",
+                        "ready": False,
+                        "restartCount": 0,
+                        "state": {"waiting": NO_IMAGE},
+                    }
+                ]
+            },
+        }
+    ],
+    "kubectl describe pods -n robots -l jobset.sigs.k8s.io/jobset-name=wovr-world-model-1 says why": [],
+}
+
+
+@pytest.mark.parametrize("sentence", PODS)
+def test_a_job_that_stays_pending_is_told_once_with_the_reason(double, jobs, capsys, sentence):
+    double.pods, double.may_list = PODS[sentence], bool(PODS[sentence])
+    jobs.submit(JOB)
+    jobs.pending = 0.05
+    with pytest.raises(ClusterError, match="it goes on"):
+        jobs.follow("wovr-world-model-1", hours=0.5 / 3600)
+    output = capsys.readouterr().out
+    assert output.count("the TrainJob wovr-world-model-1 does not run after") == 1 and sentence in output
+    double.jobs["wovr-world-model-1"]["status"] = {"jobsStatus": [{"name": "node", "ready": 1}]}
+    with pytest.raises(ClusterError, match="it goes on"):
+        jobs.follow("wovr-world-model-1", hours=0.3 / 3600)
+    assert "does not run" not in capsys.readouterr().out
+
+
+def test_a_jobs_pods_have_shared_memory_a_cache_and_an_account():
+    job = train_job(TrainJobs(service_account="robots", shared_memory="8Gi"), "wovr-1", ["torchrun"], {})
+    pod = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    pod = pod["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "robots"
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    assert volumes["shm"] == {"emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
+    assert volumes["cache"] == {"persistentVolumeClaim": {"claimName": "wovr-cache"}}
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {"shm": "/dev/shm", "cache": "/cache"}
+    env = {one["name"]: one.get("value") for one in job["spec"]["trainer"]["env"]}
+    assert env["WOVR_SCRATCH"] == "/cache/scratch", "where the checkpoints of a training lie"
+    without = json.dumps(train_job(TrainJobs(cache=""), "wovr-1", ["torchrun"], {}))
+    assert "/cache" not in without and "serviceAccountName" not in without
+
+
 def test_an_api_server_that_stumbles_is_asked_again_and_one_that_refuses_is_quoted(double, jobs):
     double.answers = [503, 500]
     assert jobs.submit(JOB)

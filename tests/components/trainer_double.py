@@ -30,6 +30,8 @@ class Double:
     runs: bool = False  # is there a controller
     installed: bool = True  # the custom resource
     namespace: bool = True
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    may_list: bool = True  # pods
     holds: int = 0  # requests for which a finalizer keeps a job that is deleted
     url: str = ""
 
@@ -39,6 +41,8 @@ class Double:
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if not self.installed:
             return 404, "404 page not found\n"
+        if "/pods" in path:
+            return (200, {"items": self.pods}) if self.may_list else (403, status(403, "list", "", kind="pods"))
         name = body["metadata"]["name"] if method == "POST" else path.removeprefix(f"{BASE}/")
         verb = {"POST": "create", "GET": "get", "DELETE": "delete"}[method]
         if self.answers and (code := self.answers.pop(0)) != 200:
