@@ -36,6 +36,13 @@ def train(folder: Path, *, processes: int, steps: int = 8, wait: bool = True, **
     return run
 
 
+def wait_for(run: subprocess.Popen, folder: Path, checkpoint: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(f"scratch/*/{checkpoint}")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+
+
 def left(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses by step, and the weights."""
     told = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
@@ -71,10 +78,7 @@ def test_two_processes_learn_what_one_learns(alone, tmp_path):
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_any_number_of_processes_goes_on(alone, tmp_path):
     run = train(tmp_path, processes=2, wait=False, WOVR_SLOWLY="0.3")
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("scratch/*/checkpoint-00000004")):
-        assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
-        time.sleep(0.05)
+    wait_for(run, tmp_path, "checkpoint-00000004")
     victim = int((tmp_path / "pid-1").read_text())
     os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
@@ -87,6 +91,27 @@ def test_a_killed_rank_ends_the_others_and_any_number_of_processes_goes_on(alone
     losses, weights = left(alone)
     assert len(ours) < 16 and close(weights, our_weights) < TOLERANCE
     assert abs(ours[-1] - losses[-1]) < TOLERANCE
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_two_go_on_after_a_kill_with_adapters_in_bfloat16_and_keep_the_best(tmp_path):
+    """Weights at rest are float32; what is measured while learning is the same on one process and on two."""
+    adapted = {"lora": 2, "validate_every": 2, "accumulate": 2, "recompute": True, "average_on": "cpu"}
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    for folder in (alone, pair):
+        folder.mkdir()
+    train(alone, processes=1, WOVR_SETS=json.dumps(adapted))
+    half = {"WOVR_SETS": json.dumps(adapted), "WOVR_BFLOAT16": "1"}
+    run = train(pair, processes=2, wait=False, WOVR_SLOWLY="0.3", **half)
+    wait_for(run, pair, "checkpoint-00000004")
+    os.kill(int((pair / "pid-1").read_text()), signal.SIGKILL)
+    assert run.wait(60) != 0
+    train(pair, processes=2, **half)
+    (losses, weights), (ours, our_weights) = left(alone), left(pair)
+    assert abs(losses[0] - ours[0]) < 2e-3 and abs(losses[-1] - ours[-1]) < 5e-3
+    assert weights.keys() == our_weights.keys(), "adapters are merged"
+    assert 0 < close(weights, our_weights) < 0.02
 
 
 @pytest.mark.long
