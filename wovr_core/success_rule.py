@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wovr_core.chunk import CHUNK
+from wovr_core.frames import StoredFrames, part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,9 @@ class SuccessRule:
         """The frames of a chunk that are judged; 0 is the first."""
         return range(self.stride - 1, CHUNK, self.stride)
 
-    def judged(self, frames: UInt8[Tensor, "b t c h w"]) -> UInt8[Tensor, "b judged c h w"]:
-        """The frames of whole chunks that are judged."""
-        return frames[:, self.stride - 1 :: self.stride]
+    def judged(self, frames: UInt8[Tensor, "b t c h w"] | StoredFrames) -> Any:
+        """The frames (b, judged, c, h, w) of whole chunks that are judged; stored ones are not read."""
+        return part(frames, (slice(None), slice(self.stride - 1, None, self.stride)))
 
     def streaks(
         self, probability: Float[Tensor, "rollout judged"], before: Int[Tensor, " rollout"] | None = None

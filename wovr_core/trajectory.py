@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from wovr_core.frames import StoredFrames
+
 
 def to_unit(frames: UInt8[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
     """Pixels at rest to the floats a model sees, in [-1, 1]."""
@@ -56,7 +58,7 @@ class Episode:
     instruction: str
     init_state: int  # id of the initial state; its split says what the episode may be used for
     actions: Float[Tensor, "t a"]  # commands sent to the arm, each in [-1, 1]
-    frames: UInt8[Tensor, " t+1 c h w"]  # seen before every action, and once after the last
+    frames: UInt8[Tensor, " t+1 c h w"] | StoredFrames  # seen before every action, and once after the last
     pose: Float[Tensor, " t+1 p"]  # of the gripper at every frame
     success: Bool[Tensor, " t+1"]  # did the goal hold at this frame
     picture_stride: int = 1  # steps between two looks: in between, frames and poses are those of the look before

@@ -49,7 +49,7 @@ def test_episodes_come_back_bit_for_bit(folder, episodes):
     for read, written in zip(read_episodes(folder), episodes, strict=True):
         assert (read.instruction, read.init_state) == (written.instruction, written.init_state)
         for name in ("actions", "frames", "pose", "success"):
-            back, gone = getattr(read, name), getattr(written, name)
+            back, gone = getattr(read, name)[:], getattr(written, name)
             assert back.dtype == gone.dtype and back.view(torch.uint8).equal(gone.view(torch.uint8)), name
 
 
@@ -62,7 +62,7 @@ def test_odd_numbers_keep_their_bits(tmp_path):
 
 def test_an_episode_holds_no_more_memory_than_its_own(folder):
     for episode in read_episodes(folder):
-        for values in (episode.actions, episode.frames, episode.pose, episode.success):
+        for values in (episode.actions, episode.frames[:], episode.pose, episode.success):
             assert values.untyped_storage().nbytes() == values.nbytes
 
 
@@ -162,7 +162,7 @@ def test_each_of_several_cameras_has_its_column_and_episodes_say_how_often_they_
     write_episodes(tmp_path / "two", wide, source="test", policy_digest="0", cameras=("left", "right"))
     assert cameras_of(tmp_path / "two") == ("left", "right")
     again = read_episodes(tmp_path / "two")
-    assert all(torch.equal(one.frames, other.frames) for one, other in zip(again, wide, strict=True))
+    assert all(torch.equal(one.frames[:], other.frames) for one, other in zip(again, wide, strict=True))
     assert [one.picture_stride for one in again] == [4] * len(wide)
     features = json.loads((tmp_path / "two/meta/info.json").read_text())["features"]
     size = [*episodes[0].frames.shape[2:], 3]

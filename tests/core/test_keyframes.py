@@ -81,9 +81,9 @@ def test_divergence_is_where_a_failure_leaves_the_nearest_success_fastest():
 
 
 def test_the_nearest_success_is_the_one_that_begins_most_alike():
-    here, near, far = (thumbnails(an_episode(shade=shade).frames) for shade in (10, 20, 90))
-    assert nearest_success(here, [far, near]) is near
-    assert nearest_success(here, []) is None
+    here, near, far = (thumbnails(an_episode(shade=shade).frames)[0] for shade in (10, 20, 90))
+    assert nearest_success(here, {3: far, 8: near}) == 8
+    assert nearest_success(here, {}) is None
 
 
 def test_before_timeout_marks_the_end_of_failures_only():

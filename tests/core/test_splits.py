@@ -53,7 +53,7 @@ def test_held_out_episodes_are_kept_apart_from_training(tmp_path):
     with writing(tmp_path / "episodes", Kind.EPISODES, settings={}) as draft:
         write_episodes(draft.folder, episodes, source="test", policy_digest="none")
     data = open_episodes([tmp_path / "episodes"])
-    assert [int(e.frames[0, 0, 0, 0]) for e in data.episodes] == [0, 1, 2, 3]
-    assert [int(e.frames[0, 0, 0, 0]) for e in data.training] == [1, 2]
-    assert [int(e.frames[0, 0, 0, 0]) for e in data.held_out] == [0, 3]
+    assert [int(e.frames[0][0, 0, 0]) for e in data.episodes] == [0, 1, 2, 3]
+    assert [int(e.frames[0][0, 0, 0]) for e in data.training] == [1, 2]
+    assert [int(e.frames[0][0, 0, 0]) for e in data.held_out] == [0, 3]
     assert data.sizes == [2]

@@ -167,7 +167,7 @@ def shelf(tmp_path_factory) -> Shelf:
         mirrors=TABLETOP.mirrors,
         generator=torch.Generator().manual_seed(0),
     )
-    seen = Agreement.of(reward.probability(held_out.frames, held_out.instructions) >= 0.5, held_out.success)
+    seen = Agreement.of(reward.probability(held_out.frames[:], held_out.instructions) >= 0.5, held_out.success)
     assert min(seen.precision, seen.recall) > 0.6, "an honest reward"
     with writing(made["reward"], Kind.REWARD_MODEL, settings={"reward": REWARD.model_dump()}) as draft:
         save_reward(draft.folder, reward)

@@ -52,7 +52,7 @@ def test_cotraining_goes_on_from_the_policy_with_dreams_of_its_demonstrations(sh
     assert steps == 3
     assert (len(real), len(dreamt)) == (18, 8)  # 16 steps: a chunk may begin at 0 to 8; of its dream, at 5 to 8
     assert manifest.summary["dreamt_moments"] == 8
-    frames = real.frames.unflatten(0, (2, 9))[:, 5:].flatten(0, 1)
+    frames = real.frames[:].unflatten(0, (2, 9))[:, 5:].flatten(0, 1)
     assert (frames != dreamt.frames).any() and torch.equal(
         real.actions.unflatten(0, (2, 9))[:, 5:].flatten(0, 1), dreamt.actions
     )

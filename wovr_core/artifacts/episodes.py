@@ -1,16 +1,17 @@
 """Episodes on disk: the LeRobotDataset v3.0 layout, with frames as PNG in parquet, so that every pixel survives.
 
 LeRobot's own reader opens the folder; we do not need `lerobot` for it. Each camera has a column of its own. Beside
-LeRobot's columns lie ours: `success` of every frame, and `init_state`, `policy_digest` and `source` of every episode.
+LeRobot's columns lie ours: `success` of every frame, and `init_state`, `policy_digest` and `source` of every episode,
+and where in its file each of its pictures lies: pictures are not read before they are asked for.
 
 Pictures are upright: as a person sees the scene who stands where the camera is.
 An episode of t actions has t+1 rows, one for each frame; the action of the last row was never taken and is zero.
 """
 
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +19,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image
-from torch import Tensor
 
-from wovr_core.artifacts.gate import (
-    as_episode,
-    check_episode,
-    check_init_state,
-    check_picture_stride,
-    check_size,
-    in_our_words,
+from wovr_core.artifacts.gate import check_episode, check_picture_stride, check_size, in_our_words
+from wovr_core.artifacts.lerobot import (
+    CAMERA,
+    DATA,
+    EPISODES,
+    FILE_SIZE,
+    FILES_OF_CHUNK,
+    INFO,
+    INFO_OF_ALL,
+    STATS,
+    TASKS,
+    features_of,
+    schema_of,
+    statistics_of,
+    tasks_table,
 )
 from wovr_core.artifacts.manifest import ArtifactError
+from wovr_core.artifacts.pictures import PictureStore, Places, encode, places_in
+from wovr_core.artifacts.rows import AT, Rows, columns_of, places_of
 from wovr_core.trajectory import Episode
 
-CAMERA = "observation.images."  # before the name of each
 UNNAMED = ("front",)  # a single camera, of which nobody said which it is
-ROWS, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
-TASKS, STATS, INFO = "meta/tasks.parquet", "meta/stats.json", "meta/info.json"
-
-INFO_OF_ALL = {
-    "codebase_version": "v3.0",
-    "chunks_size": 1000,
-    "data_files_size_in_mb": 100,
-    "video_files_size_in_mb": 200,
-    "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-    "video_path": None,
-    "pictures": "upright",  # ours; OpenVLA and RLinf exchange left and right
-}
-
-PNG_EFFORT = 1  # of zlib, 0..9: the usual 6 takes 2.3 times as long and saves a quarter of the space
-STATS_FRAMES = 100  # frames, evenly spread, that the statistics of the pictures are taken from
 
 
 def write_episodes(
@@ -71,18 +63,15 @@ def write_episodes(
     starts = np.cumsum([0, *(len(episode.frames) for episode in episodes)]).tolist()  # first row of each episode
     first = episodes[0]
     size = first.frames.shape[2], first.frames.shape[3] // len(cameras)
-    features = _features(cameras, size, first.actions.shape[1], first.pose.shape[1])
-    for name in (ROWS, EPISODES):
-        (folder / name).parent.mkdir(parents=True)
-
-    with pq.ParquetWriter(folder / ROWS, _schema(features)) as file:
+    features = features_of(cameras, size, first.actions.shape[1], first.pose.shape[1])
+    with closing(_DataFiles(folder, schema_of(features), cameras)) as files:
         for i, episode in enumerate(episodes):
-            columns = _columns(episode, cameras, fps) | {
+            rows = {
                 "episode_index": np.full(len(episode.frames), i),
                 "index": np.arange(starts[i], starts[i + 1]),
                 "task_index": np.full(len(episode.frames), instructions.index(episode.instruction)),
             }
-            file.write_table(pa.table(columns, schema=_schema(features)))  # a row group: an episode is read alone
+            files.write(columns_of(episode, fps) | rows, encode(episode.frames, len(cameras)))
     about = [
         {
             "episode_index": i,
@@ -90,17 +79,17 @@ def write_episodes(
             "length": len(episode.frames),
             "dataset_from_index": starts[i],
             "dataset_to_index": starts[i + 1],
-            **dict.fromkeys(("data/chunk_index", "data/file_index"), 0),
-            **dict.fromkeys(("meta/episodes/chunk_index", "meta/episodes/file_index"), 0),
+            **_lies_at(*place, cameras),
             "init_state": episode.init_state,
             "policy_digest": policy_digest,
             "source": source,
         }
-        for i, episode in enumerate(episodes)
+        for i, (episode, place) in enumerate(zip(episodes, files.episodes, strict=True))
     ]
+    (folder / EPISODES).parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(about), folder / EPISODES)
-    pq.write_table(_tasks(instructions), folder / TASKS)
-    (folder / STATS).write_text(json.dumps(_stats(episodes, cameras), indent=2) + "\n")
+    pq.write_table(tasks_table(instructions), folder / TASKS)
+    (folder / STATS).write_text(json.dumps(statistics_of(episodes, cameras), indent=2) + "\n")
     info = INFO_OF_ALL | {
         "robot_type": source,
         "total_episodes": len(episodes),
@@ -114,25 +103,99 @@ def write_episodes(
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n")
 
 
-def read_episodes(folder: Path) -> list[Episode]:
+def _lies_at(number: int, places: Places, cameras: Sequence[str]) -> dict[str, Any]:
+    """What the index says of where an episode lies: its file, and its pictures there."""
+    of_cameras = zip(cameras, places.swapaxes(0, 1), strict=True)
+    return {
+        **{f"data/{name}": value for name, value in _numbers(number).items()},
+        **dict.fromkeys(("meta/episodes/chunk_index", "meta/episodes/file_index"), 0),
+        **{name.format(camera): of_one[:, k] for camera, of_one in of_cameras for k, name in enumerate(AT.values())},
+    }
+
+
+class _DataFiles:
+    """The rows of episodes, in files of `FILE_SIZE`; an episode is a row group, and knows where its pictures lie."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, cameras: Sequence[str]) -> None:
+        self.folder, self.schema = folder, schema
+        self.columns = [CAMERA + camera for camera in cameras]
+        self.episodes: list[tuple[int, Places]] = []  # of each: number of its file, and its pictures there
+        self._file: pq.ParquetWriter | None = None
+        self._number, self._size = 0, 0  # of the file being written, in bytes
+        self._written: list[list[list[bytes]]] = []  # pictures of it
+
+    def write(self, columns: dict[str, Any], pictures: list[list[bytes]]) -> None:
+        """The rows of an episode, and the pictures of each camera."""
+        if self._file is None:
+            path = self.folder / data_file(self._number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            small = [name for name in self.schema.names if name not in self.columns]
+            self._file = pq.ParquetWriter(path, self.schema, compression="none", use_dictionary=small)
+        for column, pngs in zip(self.columns, pictures, strict=True):
+            parts = [pa.array(pngs, pa.binary()), pa.nulls(len(pngs), pa.string())]
+            columns[column] = pa.StructArray.from_arrays(parts, ["bytes", "path"])
+        self._file.write_table(pa.table(columns, schema=self.schema))
+        self._written.append(pictures)
+        self._size += sum(len(png) for pngs in pictures for png in pngs)
+        if self._size > FILE_SIZE * 1_000_000:
+            self.close()
+
+    def close(self) -> None:
+        """The file is whole, and the next begins where there is more to write."""
+        if self._file is None:
+            return
+        self._file.close()
+        places = places_in(self.folder / data_file(self._number), self.columns, self._written)
+        self.episodes += [(self._number, one) for one in places]
+        self._file, self._written, self._size = None, [], 0
+        self._number += 1
+
+
+def data_file(number: int) -> str:
+    """The name of a file of rows."""
+    return DATA.format(**_numbers(number))
+
+
+def _numbers(number: int) -> dict[str, int]:
+    return {"chunk_index": number // FILES_OF_CHUNK, "file_index": number % FILES_OF_CHUNK}
+
+
+def read_episodes(folder: Path, store: PictureStore | None = None) -> list[Episode]:
     """The episodes, bit for bit as they were written; `read_manifest` vouches for the files first.
 
-    Raises `ArtifactError` for tables that are not as `write_episodes` makes them, and for values that no episode has.
+    Frames are read when they are asked for, through `store` where they fit it, so that several collections share its
+    memory. Raises `ArtifactError` for tables that are not as `write_episodes` makes them, and for values that no
+    episode has; of a picture that cannot be read, when it is asked for.
     """
     if not (folder / INFO).is_file():
         raise ArtifactError(f"there are no episodes in {folder}, it has no {INFO}: give an Episodes artifact")
     with in_our_words(f"{folder}"):
-        about = pq.read_table(folder / EPISODES, columns=["tasks", "length", "init_state"]).to_pylist()
-        with pq.ParquetFile(folder / ROWS) as file:
-            cameras, size = _check_layout(folder, file, about)
-            stride = json.loads((folder / INFO).read_text()).get("picture_stride", 1)
-            check_picture_stride(f"{folder / INFO}", stride)
-            episodes = []
-            for i, entry in enumerate(about):
-                with in_our_words(where := f"{folder}, episode {i}"):
-                    one = _episode(entry, file.read_row_group(i), i, cameras, size, where)
-                    episodes.append(replace(one, picture_stride=stride))
-            return episodes
+        layout = _Layout.of(folder)
+        if store is None or (store.picture, store.cameras) != (layout.size, len(layout.cameras)):
+            store = PictureStore(layout.size, len(layout.cameras))
+        about = pq.read_table(folder / EPISODES)
+        places = places_of(about, layout.cameras)
+        entries = about.select(["tasks", "length", "init_state", "data/chunk_index", "data/file_index"]).to_pylist()
+        episodes = []
+        for name, numbers in _by_file(entries).items():
+            with pq.ParquetFile(folder / name) as file:
+                layout.check(file, name, [entries[i] for i in numbers])
+                for group, i in enumerate(numbers):
+                    with in_our_words(where := f"{folder}, episode {i}"):
+                        rows = Rows(where, folder / name, file, group, i)
+                        at = None if places is None else places[i]
+                        pictures, repeats = rows.pictures(layout.cameras, at)
+                        frames = store.append(pictures, repeats=repeats)
+                        one = rows.episode(entries[i], frames)
+                        episodes.append(replace(one, picture_stride=layout.picture_stride))
+        return episodes
+
+
+def picture_store(folder: Path) -> PictureStore:
+    """Memory for the pictures of this collection and of others like it."""
+    with in_our_words(f"{folder}"):
+        layout = _Layout.of(folder)
+        return PictureStore(layout.size, len(layout.cameras))
 
 
 def cameras_of(folder: Path) -> tuple[str, ...]:
@@ -142,187 +205,59 @@ def cameras_of(folder: Path) -> tuple[str, ...]:
         return tuple(name.removeprefix(CAMERA) for name in features if name.startswith(CAMERA))
 
 
-def _check_layout(
-    folder: Path, file: pq.ParquetFile, about: Sequence[dict[str, Any]]
-) -> tuple[tuple[str, ...], tuple[int, int]]:
-    """Columns and row groups are those that an index of episodes promises.
+@dataclass(frozen=True)
+class _Layout:
+    """What the description of a collection promises of its rows."""
 
-    Returns the names of the cameras, and height and width of a picture.
-    """
-    info = json.loads((folder / INFO).read_text())
-    if (pictures := info.get("pictures", "upright")) != "upright":
-        raise ArtifactError(
-            f"{folder / INFO} says that pictures are {pictures!r:.40}, but upright ones are read: turn them"
-        )
-    features = info["features"]
-    if not (cameras := cameras_of(folder)):
-        raise ArtifactError(f"{folder} cannot be read, for {INFO} names no camera: a feature {CAMERA}NAME")
-    height, width, _ = (int(pixels) for pixels in features[CAMERA + cameras[0]]["shape"])
-    vectors = {name: int(features[name]["shape"][0]) for name in ("action", "observation.state")}
-    wanted = _schema(_features(cameras, (height, width), vectors["action"], vectors["observation.state"]))
-    if not file.schema_arrow.equals(wanted):
-        raise ArtifactError(
-            f"{folder / ROWS} has other columns than {INFO} says, or of other types: read a dataset that wovr wrote"
-        )
-    lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    if not about or lengths != [entry["length"] for entry in about]:
-        raise ArtifactError(
-            f"{folder / ROWS} has row groups of {lengths[:5]} rows, but {EPISODES} lists {len(about)} episodes of "
-            f"{[entry['length'] for entry in about][:5]}: an episode is one row group"
-        )
-    for i, rows in enumerate(lengths):
-        check_size(f"{folder}, episode {i}", "pictures", rows * height * width * 3 * len(cameras))
-    return cameras, (height, width)
+    folder: Path
+    cameras: tuple[str, ...]
+    size: tuple[int, int]  # height and width of a picture
+    schema: pa.Schema
+    picture_stride: int
 
+    @classmethod
+    def of(cls, folder: Path) -> "_Layout":
+        info = json.loads((folder / INFO).read_text())
+        if (pictures := info.get("pictures", "upright")) != "upright":
+            raise ArtifactError(
+                f"{folder / INFO} says that pictures are {pictures!r:.40}, but upright ones are read: turn them"
+            )
+        features = info["features"]
+        if not (cameras := cameras_of(folder)):
+            raise ArtifactError(f"{folder} cannot be read, for {INFO} names no camera: a feature {CAMERA}NAME")
+        height, width, _ = (int(pixels) for pixels in features[CAMERA + cameras[0]]["shape"])
+        vectors = [int(features[name]["shape"][0]) for name in ("action", "observation.state")]
+        schema = schema_of(features_of(cameras, (height, width), *vectors))
+        stride = check_picture_stride(f"{folder / INFO}", info.get("picture_stride", 1))
+        return cls(folder, cameras, (height, width), schema, stride)
 
-def _features(cameras: Sequence[str], size: Sequence[int], action_dim: int, pose_dim: int) -> dict[str, dict[str, Any]]:
-    """LeRobot's description of every column: the only place that says which there are."""
-
-    def feature(dtype: str, *shape: int, names: list[str] | None = None) -> dict[str, Any]:
-        return {"dtype": dtype, "shape": list(shape), "names": names}
-
-    return {
-        **{CAMERA + name: feature("image", *size, 3, names=["height", "width", "channels"]) for name in cameras},
-        "observation.state": feature("float32", pose_dim),
-        "action": feature("float32", action_dim),
-        "success": feature("bool", 1),  # of this frame; LeRobot's "next" is after this row's action
-        "next.success": feature("bool", 1),
-        "next.reward": feature("float32", 1),
-        "timestamp": feature("float32", 1),
-        "frame_index": feature("int64", 1),
-        "episode_index": feature("int64", 1),
-        "index": feature("int64", 1),
-        "task_index": feature("int64", 1),
-    }
+    def check(self, file: pq.ParquetFile, name: str, entries: Sequence[dict[str, Any]]) -> None:
+        """Columns and row groups are those that description and index promise."""
+        if not file.schema_arrow.equals(self.schema):
+            raise ArtifactError(
+                f"{self.folder / name} has other columns than {INFO} says, or of other types: read a dataset that wovr "
+                f"wrote"
+            )
+        lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        if lengths != (promised := [entry["length"] for entry in entries]):
+            raise ArtifactError(
+                f"{self.folder / name} has row groups of {lengths[:5]} rows, but {EPISODES} lists {len(entries)} "
+                f"episodes of {promised[:5]}: an episode is one row group"
+            )
+        pixels = self.size[0] * self.size[1] * 3 * len(self.cameras)
+        for i, rows in enumerate(lengths):
+            check_size(f"{self.folder}, episode {i} of {name}", "pictures", rows * pixels)
 
 
-def _schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
-    scalars = {"float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_()}
-
-    def column(dtype: str, shape: list[int]) -> pa.DataType:
-        if dtype == "image":
-            return pa.struct({"bytes": pa.binary(), "path": pa.string()})
-        return scalars[dtype] if shape == [1] else pa.list_(scalars[dtype], shape[0])
-
-    return pa.schema({name: column(feature["dtype"], feature["shape"]) for name, feature in features.items()})
-
-
-def _columns(episode: Episode, cameras: Sequence[str], fps: int) -> dict[str, Any]:
-    """What the rows of an episode say, wherever in the file they lie."""
-    rows = np.arange(len(episode.frames))
-    after = _after(episode.success.numpy())
-    pictures = zip(cameras, episode.frames.chunk(len(cameras), -1), strict=True)
-    return {
-        **{CAMERA + name: [{"bytes": png, "path": None} for png in _encode(seen)] for name, seen in pictures},
-        "observation.state": _vectors(episode.pose),
-        "action": _vectors(torch.cat([episode.actions, torch.zeros(1, episode.actions.shape[1])])),
-        "success": episode.success.numpy(),
-        "next.success": after,
-        "next.reward": after.astype(np.float32),
-        "timestamp": (rows / fps).astype(np.float32),
-        "frame_index": rows,
-    }
-
-
-def _episode(
-    about: dict[str, Any], rows: pa.Table, index: int, cameras: Sequence[str], size: tuple[int, int], where: str
-) -> Episode:
-    """The inverse of `_columns`; it believes no row."""
-    if missing := [name for name in rows.column_names if rows[name].null_count]:
-        raise ArtifactError(f"{where} has rows without {missing[0]}: every column has a value for every frame")
-
-    def column(name: str) -> np.ndarray:
-        values = rows[name].combine_chunks()
-        return np.asarray(values.flatten().to_numpy().reshape(len(values), -1))
-
-    counted, success = np.arange(len(rows)), rows["success"].to_numpy()
-    if not (rows["frame_index"].to_numpy() == counted).all() or (rows["episode_index"].to_numpy() != index).any():
-        raise ArtifactError(f"{where} has rows of another episode, or in another order: frames are numbered from 0")
-    if (rows["next.success"].to_numpy() != _after(success)).any():
-        raise ArtifactError(f"{where} has next.success that is not the success of the next frame: mend one of them")
-    actions = column("action")
-    if not np.isfinite(actions[-1:]).all():
-        raise ArtifactError(f"{where} has an action in its last row, where none was taken: it must be zero")
-    (instruction,) = about["tasks"]
-    return as_episode(
-        where,
-        instruction=instruction,
-        init_state=check_init_state(where, about["init_state"]),
-        actions=actions[:-1],
-        frames=np.concatenate([_decode(rows[CAMERA + name].to_pylist(), size, where) for name in cameras], 2),
-        pose=column("observation.state"),
-        success=success,
-    )
-
-
-def _encode(frames: UInt8[Tensor, "n c h w"]) -> list[bytes]:
-    pictures = []
-    for pixels in frames.permute(0, 2, 3, 1).contiguous().numpy():
-        picture = io.BytesIO()
-        Image.fromarray(pixels).save(picture, "PNG", compress_level=PNG_EFFORT)
-        pictures.append(picture.getvalue())
-    return pictures
-
-
-def _after(success: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """The success that each row's action led to."""
-    return np.concatenate([success[1:], success[-1:]])
-
-
-def _decode(pictures: list[dict[str, bytes]], size: tuple[int, int], where: str) -> UInt8[np.ndarray, "n h w c"]:
-    frames = np.empty((len(pictures), *size, 3), np.uint8)
-    for i, picture in enumerate(pictures):
-        with Image.open(io.BytesIO(picture["bytes"]), formats=["PNG"]) as image:
-            if (image.height, image.width) != size or image.mode != "RGB":
-                raise ArtifactError(
-                    f"{where} has a picture of {image.height} x {image.width} in {image.mode} at frame {i}, but {INFO} "
-                    f"says {size[0]} x {size[1]} in RGB: make all pictures alike"
-                )
-            frames[i] = np.asarray(image)
-    return frames
-
-
-def _vectors(values: Float[Tensor, "n d"]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), values.shape[1])
-
-
-def _tasks(instructions: Sequence[str]) -> pa.Table:
-    """The instructions as LeRobot looks them up: the index of a pandas frame, said in pandas' words, without pandas."""
-    columns = [
-        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy_kind, "metadata": None}
-        for name, kind, numpy_kind in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
-    ]
-    pandas = {"index_columns": ["task"], "columns": columns, "column_indexes": []}
-    table = pa.table({"task_index": range(len(instructions)), "task": instructions})
-    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
-
-
-def _stats(episodes: Sequence[Episode], cameras: Sequence[str]) -> dict[str, Any]:
-    """What LeRobot's policies normalise with; only actions that were taken count."""
-
-    def describe(values: Float[np.ndarray, "n d"], count: int) -> dict[str, Any]:
-        quantiles = {f"q{percent:02d}": np.quantile(values, percent / 100, axis=0) for percent in (1, 10, 50, 90, 99)}
-        moments = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-        return {name: value.tolist() for name, value in {**moments, **quantiles}.items()} | {"count": [count]}
-
-    actions = np.concatenate([episode.actions.double().numpy() for episode in episodes])
-    poses = np.concatenate([episode.pose.double().numpy() for episode in episodes])
-    frames = [frame for episode in episodes for frame in episode.frames]
-    sample = torch.stack(frames[:: -(-len(frames) // STATS_FRAMES)])
-
-    def channels(pictures: UInt8[Tensor, "n c h w"]) -> dict[str, Any]:
-        pixels = pictures.permute(0, 2, 3, 1).reshape(-1, pictures.shape[1]).double().numpy() / 255
-        return {
-            name: values if name == "count" else [[[value]] for value in values]  # (c, 1, 1), as a picture broadcasts
-            for name, values in describe(pixels, len(pictures)).items()
-        }
-
-    seen = zip(cameras, sample.chunk(len(cameras), -1), strict=True)
-    return {
-        **{CAMERA + name: channels(pictures) for name, pictures in seen},
-        "observation.state": describe(poses, len(poses)),
-        "action": describe(actions, len(actions)),
-    }
+def _by_file(entries: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """The numbers of the episodes in each file, in order."""
+    if not entries:
+        raise ArtifactError(f"{EPISODES} lists no episode: collect some")
+    files: dict[str, list[int]] = {}
+    for i, entry in enumerate(entries):
+        name = DATA.format(**{key: int(entry[f"data/{key}"]) for key in ("chunk_index", "file_index")})
+        files.setdefault(name, []).append(i)
+    return files
 
 
 def _refuse_unlike(episodes: Sequence[Episode], cameras: Sequence[str]) -> None:

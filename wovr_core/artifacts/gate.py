@@ -14,6 +14,7 @@ from jaxtyping import Bool
 
 from wovr_core.artifacts.manifest import ArtifactError
 from wovr_core.chunk import CHUNK
+from wovr_core.frames import Frames, StoredFrames
 from wovr_core.settings import TaskSettings
 from wovr_core.trajectory import Episode
 
@@ -27,17 +28,23 @@ def as_episode(
     *,
     instruction: object,
     actions: np.ndarray,
-    frames: np.ndarray,
+    frames: np.ndarray | StoredFrames,
     pose: np.ndarray,
     success: np.ndarray,
     init_state: int = 0,
 ) -> Episode:
     """An episode of raw arrays: actions (t, a), frames (t+1, h, w, 3), pose (t+1, p), success (t+1).
 
+    Stored frames are (t+1, 3, h, w), and are checked when they are read.
+
     Raises `ArtifactError`, which begins with `where`: a file, and the demonstration in it.
     """
     instruction = check_instruction(where, instruction)
-    check_pictures(where, frames)
+    if isinstance(frames, np.ndarray):
+        check_pictures(where, frames)
+        pictures: Frames = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+    else:
+        pictures = frames
     steps = len(frames) - 1
     if steps < 1:
         raise ArtifactError(f"{where} has {len(frames)} frames: an episode has at least one action and two frames")
@@ -56,7 +63,7 @@ def as_episode(
         instruction=instruction,
         init_state=init_state,
         actions=torch.from_numpy(actions.astype(np.float32)),
-        frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
+        frames=pictures,
         pose=torch.from_numpy(pose.astype(np.float32)),
         success=torch.from_numpy(held.copy()),
     )

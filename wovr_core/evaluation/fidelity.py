@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wovr_core.chunk import CHUNK
+from wovr_core.frames import StoredFrames, in_blocks
 from wovr_core.imagination.replay import Replay
 from wovr_core.protocols import RewardModel
 from wovr_core.reward.calibrate import Agreement, probabilities
 
 
-def psnr(imagined: UInt8[Tensor, "*b c h w"], truth: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b"]:
+def psnr(
+    imagined: UInt8[Tensor, "n *b c h w"] | StoredFrames, truth: UInt8[Tensor, "n *b c h w"] | StoredFrames
+) -> Float[Tensor, "n *b"]:
     """Peak signal-to-noise ratio of each frame, in dB, at most 60."""
-    error = ((imagined.float() - truth.float()) / 255).square().mean((-3, -2, -1))
+    pairs = ((imagined[rows].float(), truth[rows].float()) for rows in in_blocks(imagined))
+    error = torch.cat([((a - b) / 255).square().mean((-3, -2, -1)) for a, b in pairs])
     return -10 * error.clamp(min=1e-6).log10()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from wovr_core.artifacts.manifest import refuse_pointer
 from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.perceptual import ExtractorError, frechet
+from wovr_core.frames import StoredFrames
 
 KINDS = ("lpips", "fid", "fvd")
 CLIP = 16  # frames of a clip for I3D, which halves time three times and then wants two left
@@ -46,7 +47,10 @@ class Official:
             self.nets[kind] = torch.jit.load(path, map_location="cpu").eval()
 
     def at_depth(
-        self, depth: int, seen: UInt8[Tensor, "n t 3 h w"], real: UInt8[Tensor, "n t 3 h w"]
+        self,
+        depth: int,
+        seen: UInt8[Tensor, "n t 3 h w"] | StoredFrames,
+        real: UInt8[Tensor, "n t 3 h w"] | StoredFrames,
     ) -> dict[str, float]:
         """What these networks say of the frames up to a depth; sets are halved, one half seen, the other real."""
         figures, half = {}, len(real) // 2

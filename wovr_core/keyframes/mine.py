@@ -2,17 +2,25 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
+import torch
+from jaxtyping import Float
 from pydantic import FiniteFloat, NonNegativeInt
+from torch import Tensor
 
 from wovr_core.artifacts.manifest import Facts
 from wovr_core.chunk import CHUNK
+from wovr_core.frames import in_blocks
 from wovr_core.keyframes.rules import RULES, Evidence, nearest_success, thumbnails
 from wovr_core.protocols import RewardModel
 from wovr_core.settings import KeyframesSettings, TaskSettings
 from wovr_core.trajectory import Episode
 
 QUOTA = 400  # keyframes of one rule and of one task, at most: the loudest rule must not drown the others
+
+
+SUCCESSES_HELD = 32  # successful episodes whose features stay in memory: 6 MB each, of 512 frames of 256 x 256
 
 
 class Keyframe(Facts):
@@ -38,20 +46,27 @@ def mine(
     Never a state in which the goal has been reached, at least `min_gap` steps apart, `min_steps_left` to go, at most
     `per_episode` an episode, `per_rule` and `per_task` over all.
     """
-    features = [thumbnails(episode.frames) for episode in episodes]
-    successes = defaultdict(list)
-    for episode, seen in zip(episodes, features, strict=True):
+    successes: dict[str, dict[int, Tensor]] = defaultdict(dict)  # features of their first frames
+    for index, episode in enumerate(episodes):
         if episode.succeeded:
-            successes[episode.instruction].append(seen)
+            successes[episode.instruction][index] = thumbnails(episode.frames[:1])[0]
+    features_of = lru_cache(SUCCESSES_HELD)(lambda index: _features(episodes[index]))
     chosen: list[Keyframe] = []
     of_rule: Counter[str] = Counter()
     of_task: Counter[str] = Counter()
     for index, episode in enumerate(episodes):
+        features = _features(episode)
+        near = nearest_success(features[0], successes[episode.instruction])
         evidence = Evidence(
             episode=episode,
-            probability=reward.probability(episode.frames, [episode.instruction] * len(episode.frames)),
-            nearest_success=nearest_success(features[index], successes[episode.instruction]),
-            features=features[index],
+            probability=torch.cat(
+                [
+                    reward.probability(frames := episode.frames[rows], [episode.instruction] * len(frames))
+                    for rows in in_blocks(episode.frames)
+                ]
+            ),
+            nearest_success=None if near is None or episode.succeeded else features_of(near),
+            features=features,
         )
         proposals = [
             Keyframe(episode=index, step=decision_before(moment.step, task, cfg), rule=name, score=moment.score)
@@ -75,6 +90,10 @@ def mine(
             of_task[episode.instruction] += 1
             chosen.append(keyframe)
     return chosen
+
+
+def _features(episode: Episode) -> Float[Tensor, "frame feature"]:
+    return torch.cat([thumbnails(episode.frames[rows]) for rows in in_blocks(episode.frames)])
 
 
 def in_turn(proposals: Sequence[Keyframe]) -> list[Keyframe]:

@@ -4,11 +4,11 @@ The authors' choice is unpublished; these are ours. Each rule is a function from
 be switched off. A policy decides a chunk at a time, so a dream begins at the decision before the moment marked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wovr_core.trajectory import Episode
@@ -28,7 +28,7 @@ class Evidence:
 
     episode: Episode
     probability: Float[Tensor, " frame"]
-    nearest_success: Float[Tensor, "frame feature"] | None  # features of the nearest successful episode of the task
+    nearest_success: Float[Tensor, "frame feature"] | None  # of a failure: features of the nearest success of its task
     features: Float[Tensor, "frame feature"]
 
 
@@ -80,11 +80,11 @@ RULES: dict[str, Rule] = {
 }
 
 
-def thumbnails(frames: Tensor) -> Float[Tensor, "n feature"]:
+def thumbnails(frames: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n feature"]:
     """Features to compare scenes by: frames at an eighth of their size."""
     return torch.nn.functional.avg_pool2d(frames.float() / 255, 8).flatten(1)
 
 
-def nearest_success(features: Tensor, successes: Sequence[Tensor]) -> Tensor | None:
-    """The features of the successful episode that begins most alike."""
-    return min(successes, key=lambda other: float((other[0] - features[0]).norm())) if successes else None
+def nearest_success(first: Float[Tensor, " feature"], successes: Mapping[int, Float[Tensor, " feature"]]) -> int | None:
+    """Which successful episode begins most alike; all by the features of their first frames."""
+    return min(successes, key=lambda i: float((successes[i] - first).norm())) if successes else None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Mirror
+from wovr_core.frames import StoredFrames, concatenate, part
 from wovr_core.policy.action_chunks import to_tokens
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.settings import PolicySettings
@@ -25,9 +26,9 @@ CHECKPOINT_EVERY = 500  # steps
 
 @dataclass(frozen=True)
 class CloningData:
-    """Moments of episodes: what was observed and instructed, and what was done next."""
+    """Moments of episodes: what was observed and instructed, and what was done next. Frames may lie in files."""
 
-    frames: UInt8[Tensor, "n c h w"]
+    frames: UInt8[Tensor, "n c h w"] | StoredFrames
     pose: Float[Tensor, "n p"]
     actions: Float[Tensor, "n chunk a"]
     instructions: tuple[str, ...]
@@ -37,7 +38,7 @@ class CloningData:
         cls,
         episode: Episode,
         steps: Sequence[int],
-        frames: UInt8[Tensor, "step c h w"],
+        frames: UInt8[Tensor, "step c h w"] | StoredFrames,
         pose: Float[Tensor, "step p"],
         *,
         after_success: int | None,
@@ -51,15 +52,15 @@ class CloningData:
             end = min(end, episode.success_step + after_success)
         rows = [row for row, step in enumerate(steps) if step + CHUNK <= end]
         chunks = episode.actions.unfold(0, CHUNK, 1).transpose(1, 2)
-        return cls(frames[rows], pose[rows], chunks[[steps[row] for row in rows]], (episode.instruction,) * len(rows))
+        chunks = chunks[[steps[row] for row in rows]]
+        return cls(part(frames, rows), pose[rows], chunks, (episode.instruction,) * len(rows))
 
     @classmethod
     def concatenate(cls, parts: "Sequence[CloningData]") -> Self:
         """All of their moments."""
-        frames, pose, actions = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "pose", "actions")
-        )
-        return cls(frames, pose, actions, tuple(text for part in parts for text in part.instructions))
+        pose, actions = (torch.cat([getattr(one, name) for one in parts]) for name in ("pose", "actions"))
+        frames = concatenate([one.frames for one in parts])
+        return cls(frames, pose, actions, tuple(text for one in parts for text in one.instructions))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -73,7 +74,7 @@ def cloning_data(episodes: Sequence[Episode], cfg: PolicySettings) -> CloningDat
             CloningData.of(
                 episode,
                 range(0, len(episode.frames), stride),
-                episode.frames[::stride],
+                part(episode.frames, slice(None, None, stride)),
                 episode.pose[::stride],
                 after_success=cfg.after_success,
             )
@@ -101,12 +102,12 @@ def clone(
     shares = [BATCH * (i + 1) // len(data) - BATCH * i // len(data) for i in range(len(data))]
 
     def loss(step: int) -> torch.Tensor:
-        rows = [torch.randint(len(part), (n,), generator=generator) for part, n in zip(data, shares, strict=True)]
+        rows = [torch.randint(len(each), (n,), generator=generator) for each, n in zip(data, shares, strict=True)]
         drawn = list(zip(data, rows, strict=True))
         frames, pose, actions = (
-            torch.cat([getattr(part, column)[row] for part, row in drawn]) for column in ("frames", "pose", "actions")
+            torch.cat([getattr(each, column)[row] for each, row in drawn]) for column in ("frames", "pose", "actions")
         )
-        instructions = [part.instructions[i] for part, row in drawn for i in row.tolist()]
+        instructions = [each.instructions[i] for each, row in drawn for i in row.tolist()]
         mirror = in_turn(mirrors, step)
         frames = mirror_frames(jitter(to_unit(frames), generator=generator), mirror)
         motion, gripper = policy(frames, instructions, mirror_pose(pose, mirror))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from wovr_core.frames import StoredFrames, flat, in_blocks
 from wovr_core.protocols import RewardModel
 from wovr_core.settings import RewardSettings
 from wovr_core.success_rule import SuccessRule
@@ -56,11 +57,18 @@ class Agreement:
 
 
 def probabilities(
-    reward: RewardModel, frames: UInt8[Tensor, "b t c h w"], instructions: Sequence[str]
+    reward: RewardModel, frames: UInt8[Tensor, "b t c h w"] | StoredFrames, instructions: Sequence[str]
 ) -> Float[Tensor, "b t"]:
     """The reward model's probability of success in each frame of sequences, one instruction a sequence."""
     words = [instruction for instruction in instructions for _ in range(frames.shape[1])]
-    return reward.probability(frames.flatten(0, 1), words).unflatten(0, frames.shape[:2])
+    return probabilities_of(reward, flat(frames), words).unflatten(0, frames.shape[:2])
+
+
+def probabilities_of(
+    reward: RewardModel, frames: UInt8[Tensor, "n c h w"] | StoredFrames, instructions: Sequence[str]
+) -> Float[Tensor, " n"]:
+    """The same of single frames, however many; a few are read and judged at once."""
+    return torch.cat([reward.probability(frames[rows], instructions[rows]) for rows in in_blocks(frames)])
 
 
 def calibrate(score: Float[Tensor, " rollout"], real: Bool[Tensor, " rollout"], *, target_precision: float) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wovr_core.embodiment import Mirror
+from wovr_core.frames import StoredFrames
 from wovr_core.settings import RewardSettings
 from wovr_core.training.augmentation import in_turn, mirror_frames
 from wovr_core.training.loop import train
@@ -55,24 +56,29 @@ class FrameErrorClassifier(nn.Module):
             here = [pictures.to(self.device) for pictures in (frames, references)]
             return self(*map(to_unit, here)).sigmoid().to(frames.device)
 
-    def scores(self, frames: UInt8[Tensor, "b t 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b t"]:
+    def scores(
+        self, frames: UInt8[Tensor, "b t 3 h w"] | StoredFrames, references: UInt8[Tensor, "b 3 h w"] | StoredFrames
+    ) -> Float[Tensor, "b t"]:
         """The scores of sequences of frames, one reference a sequence."""
         pairs = zip(frames, references, strict=True)
         return torch.stack([self.score(sequence, reference.expand_as(sequence)) for sequence, reference in pairs])
 
 
 def frame_errors(
-    imagined: UInt8[Tensor, "b t 3 h w"], real: UInt8[Tensor, "b t 3 h w"], *, tolerance: float = TOLERANCE
+    imagined: UInt8[Tensor, "b t 3 h w"] | StoredFrames,
+    real: UInt8[Tensor, "b t 3 h w"] | StoredFrames,
+    *,
+    tolerance: float = TOLERANCE,
 ) -> Bool[Tensor, "b t"]:
     """Frames with a neighbourhood whose mean absolute error exceeds `tolerance`, a share of the pixel range."""
-    off = torch.stack([(a.float() - b.float()).abs().mean(-3) / 255 for a, b in zip(imagined, real, strict=True)])
-    return F.avg_pool2d(off, CELL, CELL // 2).flatten(-2).amax(-1) > tolerance
+    off = ((a.float() - b.float()).abs().mean(-3) / 255 for a, b in zip(imagined, real, strict=True))
+    return torch.stack([F.avg_pool2d(each, CELL, CELL // 2).flatten(-2).amax(-1) for each in off]) > tolerance
 
 
 def fit_detector(
     detector: FrameErrorClassifier,
-    imagined: UInt8[Tensor, "b t 3 h w"],
-    references: UInt8[Tensor, "b 3 h w"],
+    imagined: UInt8[Tensor, "b t 3 h w"] | StoredFrames,
+    references: UInt8[Tensor, "b 3 h w"] | StoredFrames,
     label: Bool[Tensor, "b t"],
     cfg: RewardSettings,
     *,

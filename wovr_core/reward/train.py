@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wovr_core.embodiment import Mirror
+from wovr_core.frames import StoredFrames, concatenate, flat, part
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import RewardSettings
 from wovr_core.training.augmentation import in_turn, jitter, mirror_frames
@@ -20,29 +21,32 @@ from wovr_core.trajectory import Episode, to_unit
 class LabelledFrames:
     """Frames that are known to show success or not. `of_success` marks frames of rollouts that succeed somewhere."""
 
-    frames: UInt8[Tensor, "n c h w"]
+    frames: UInt8[Tensor, "n c h w"] | StoredFrames
     instructions: tuple[str, ...]
     success: Bool[Tensor, " n"]
     of_success: Bool[Tensor, " n"]
 
     @classmethod
     def of_sequences(
-        cls, frames: UInt8[Tensor, "b t c h w"], instructions: Sequence[str], success: Bool[Tensor, "b t"]
+        cls,
+        frames: UInt8[Tensor, "b t c h w"] | StoredFrames,
+        instructions: Sequence[str],
+        success: Bool[Tensor, "b t"],
     ) -> "LabelledFrames":
         spoken = tuple(instruction for instruction in instructions for _ in range(frames.shape[1]))
         wins = success.any(1)[:, None].expand_as(success)
-        return cls(frames.flatten(0, 1), spoken, success.flatten(), wins.flatten())
+        return cls(flat(frames), spoken, success.flatten(), wins.flatten())
 
     @classmethod
     def of_episodes(cls, episodes: Sequence[Episode]) -> "LabelledFrames":
         """The pictures that were taken."""
         taken = [slice(None, None, episode.picture_stride) for episode in episodes]
         each = [
-            cls.of_sequences(e.frames[None, rows], [e.instruction], e.success[None, rows])
+            cls.of_sequences(part(e.frames, (None, rows)), [e.instruction], e.success[None, rows])
             for e, rows in zip(episodes, taken, strict=True)
         ]
         return cls(
-            torch.cat([one.frames for one in each]),
+            concatenate([one.frames for one in each]),
             tuple(words for one in each for words in one.instructions),
             torch.cat([one.success for one in each]),
             torch.cat([one.of_success for one in each]),

@@ -9,6 +9,7 @@ import torch
 from wovr_core.architecture import NextFrameSettings
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, writing
 from wovr_core.chunk import CHUNK, MEMORY
+from wovr_core.frames import part
 from wovr_core.imagination.replay import replay
 from wovr_core.policy.behaviour_cloning import CloningData, clone, cloning_data
 from wovr_core.protocols import WorldModel
@@ -82,12 +83,12 @@ def dreamt_data(
 ) -> CloningData:
     """Episodes as they are dreamt, at the `last` frames of every chunk: there a dream knows where its arm is."""
     dreamt = replay(world_model, episodes, generator=generator)
-    frames = dreamt.imagined.unflatten(1, (-1, CHUNK))[:, :, -last:].flatten(1, 2)
-    pose = dreamt.pose[:, :, -last:].flatten(1, 2)
     steps = [step for step in range(1, len(episodes[0].frames)) if (step - 1) % CHUNK >= CHUNK - last]
+    frames = part(dreamt.imagined, (slice(None), [step - 1 for step in steps]))
+    pose = dreamt.pose[:, :, -last:].flatten(1, 2)
     return CloningData.concatenate(
         [
-            CloningData.of(episode, steps, seen, at, after_success=cfg.after_success)
-            for episode, seen, at in zip(episodes, frames, pose, strict=True)
+            CloningData.of(episode, steps, part(frames, i), pose[i], after_success=cfg.after_success)
+            for i, episode in enumerate(episodes)
         ]
     )

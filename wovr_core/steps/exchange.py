@@ -157,7 +157,7 @@ def _refuse_unlike(imported: Sequence[Imported], image_size: int | None) -> None
     """Episodes of one artifact have one robot and one size of picture, a square one, for a task knows no other."""
     first = imported[0]
     for one in imported:
-        frames = one.episode.frames
+        frames = one.episode.frames[:]
         if len(frames) > 2 and (frames == frames[0]).all():
             raise ArtifactError(
                 f"{one.where} has the same picture at every step, so its camera stood still or drew nothing: leave it "
@@ -254,7 +254,7 @@ def lasting(episode: Episode, steps: int) -> Episode:
     return replace(
         episode,
         actions=torch.cat([taken, rest]),
-        frames=longer(episode.frames),
+        frames=longer(episode.frames[:]),
         pose=longer(episode.pose),
         success=longer(episode.success),
     )

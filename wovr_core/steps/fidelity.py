@@ -20,6 +20,7 @@ from wovr_core.chunk import CHUNK
 from wovr_core.evaluation.fidelity import outcomes, psnr
 from wovr_core.evaluation.official import Official
 from wovr_core.evaluation.perceptual import Extractor, flolpips, frechet, lpips, motion_features
+from wovr_core.frames import StoredFrames, part
 from wovr_core.imagination.replay import replay
 from wovr_core.report.clips import with_difference
 from wovr_core.settings import TaskSettings
@@ -109,9 +110,9 @@ def depths_of(frames: int) -> list[int]:
 
 def measure_depth(
     extractor: Extractor,
-    real: UInt8[Tensor, "n t 3 h w"],
-    imagined: UInt8[Tensor, "n t 3 h w"],
-    first: UInt8[Tensor, "n 3 h w"],
+    real: UInt8[Tensor, "n t 3 h w"] | StoredFrames,
+    imagined: UInt8[Tensor, "n t 3 h w"] | StoredFrames,
+    first: UInt8[Tensor, "n 3 h w"] | StoredFrames,
     depth: int,
     official: Official,
 ) -> list[FidelityRow]:
@@ -119,7 +120,8 @@ def measure_depth(
     clip = slice(depth - CHUNK, depth)
     half = len(real) // 2
     truth = real[:, clip]
-    clips = {"dream": imagined[:, clip], "hold": first[:, None].expand_as(truth), "real": truth}
+    hold = part(first, torch.arange(len(first))[:, None].expand(real.shape[:2]))
+    clips = {"dream": imagined[:, clip], "hold": hold[:, clip], "real": truth}
     pooled = {who: extractor.pooled(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]) for who, seen in clips.items()}
     others = pooled["real"][half : 2 * half]
     last = extractor(truth[:, -1])
@@ -130,7 +132,7 @@ def measure_depth(
             "fid": frechet(mine.flatten(0, 1), others.flatten(0, 1)),
             "fvd": frechet(motion_features(mine), motion_features(others)),
         }
-        film = {"real": real, "dream": imagined}.get(who, first[:, None].expand_as(real))
+        film = {"real": real, "dream": imagined, "hold": hold}[who]
         sets["official"] = official.at_depth(depth, film, real)
         if who == "real":
             rows.append(FidelityRow(depth, who, None, None, None, None, **sets))

@@ -17,7 +17,7 @@ from wovr_core.embodiment import Mirror
 from wovr_core.grpo.history import History, UpdateRecord
 from wovr_core.grpo.sampling import StartPool, sample_groups
 from wovr_core.grpo.update import update_policy
-from wovr_core.imagination.replay import init_state
+from wovr_core.imagination.replay import InitStates, init_state
 from wovr_core.keyframes.mine import Keyframe
 from wovr_core.policy.tiny_vla import TinyVLA
 from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
@@ -242,11 +242,12 @@ def check_something_to_learn(data: RealData, cfg: GrpoSettings) -> None:
 
 def start_pool(data: RealData, keyframes: Sequence[Keyframe], cfg: GrpoSettings, task: TaskSettings) -> StartPool:
     """Init states of the dreams; those at keyframes are short."""
-    initial = [
-        init_state(episode, 0, index=i, steps_left=task.horizon, rule="initial")
-        for i, episode in enumerate(data.episodes)
-    ]
-    return StartPool(initial, [keyframe_start(data, row, cfg, task) for row in keyframes])
+    initial = InitStates(len(data.episodes), lambda i: episode_start(data, i, task))
+    return StartPool(initial, InitStates(len(keyframes), lambda i: keyframe_start(data, keyframes[i], cfg, task)))
+
+
+def episode_start(data: RealData, i: int, task: TaskSettings) -> InitState:
+    return init_state(data.episodes[i], 0, index=i, steps_left=task.horizon, rule="initial")
 
 
 def keyframe_start(data: RealData, row: Keyframe, cfg: GrpoSettings, task: TaskSettings) -> InitState:

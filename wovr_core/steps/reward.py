@@ -15,6 +15,7 @@ from wovr_core.reward.calibrate import (
     ReplayCalibration,
     calibrate_on_replays,
     probabilities,
+    probabilities_of,
     uncalibrated_rule,
 )
 from wovr_core.reward.classifier import SuccessClassifier
@@ -163,7 +164,7 @@ def summary_of(
     good = calibration.auc >= cfg.minimum_auc
     apart = "told apart" if good else "not told apart well enough"
     frames, threshold = LabelledFrames.of_episodes(held_out), calibration.success_rule.threshold
-    imagined = reward.probability(frames.frames, frames.instructions) >= threshold
+    imagined = probabilities_of(reward, frames.frames, frames.instructions) >= threshold
     with_detector = calibration.with_detector
     return {
         "trustworthy": good,

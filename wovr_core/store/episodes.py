@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, check_episodes_fit, load_table, read_manifest
-from wovr_core.artifacts.episodes import UNNAMED, cameras_of, read_episodes
+from wovr_core.artifacts.episodes import UNNAMED, cameras_of, picture_store, read_episodes
 from wovr_core.chunk import CHUNK
 from wovr_core.envs.splits import SPLIT_SIZE, Split, split_of
 from wovr_core.keyframes.mine import Keyframe
@@ -46,12 +46,14 @@ class RealData:
 
 
 def open_episodes(paths: Sequence[Path], task: TaskSettings | None = None) -> RealData:
-    """Collections of episodes, all of the task."""
+    """Collections of episodes, all of the task. Their frames are read when they are asked for, into one memory."""
     every: list[Episode] = []
     sizes, digests = [], []
+    store = None
     for path in paths:
         digests.append(read_manifest(path, Kind.EPISODES).digest)
-        new = read_episodes(path)
+        store = store or picture_store(path)
+        new = read_episodes(path, store)
         if not new:
             raise ArtifactError(f"{path} holds no episodes: collect some")
         if task is not None:

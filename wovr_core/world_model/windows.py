@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wovr_core.chunk import CHUNK, MEMORY
+from wovr_core.frames import StoredFrames, part, stack
 from wovr_core.settings import WorldModelSettings
 from wovr_core.trajectory import Episode
 
@@ -17,9 +18,9 @@ START_WINDOWS = 0.05  # share of windows at the start of an episode, where the f
 
 @dataclass(frozen=True)
 class EpisodeBatch:
-    """Episodes of equal length, stacked: what the world model learns from."""
+    """Episodes of equal length, stacked: what the world model learns from. Frames may lie in files."""
 
-    frames: UInt8[Tensor, "episode frame c h w"]
+    frames: UInt8[Tensor, "episode frame c h w"] | StoredFrames
     actions: Float[Tensor, "episode t a"]
     pose: Float[Tensor, "episode frame p"]
     picture_stride: int = 1  # steps between two looks of those that looked least often
@@ -27,7 +28,7 @@ class EpisodeBatch:
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> "EpisodeBatch":
         return cls(
-            frames=torch.stack([episode.frames for episode in episodes]),
+            frames=stack([episode.frames for episode in episodes]),
             actions=torch.stack([episode.actions for episode in episodes]),
             pose=torch.stack([episode.pose for episode in episodes]),
             picture_stride=max(episode.picture_stride for episode in episodes),
@@ -37,7 +38,9 @@ class EpisodeBatch:
         return len(self.frames)
 
     def __getitem__(self, episodes: slice) -> "EpisodeBatch":
-        return replace(self, frames=self.frames[episodes], actions=self.actions[episodes], pose=self.pose[episodes])
+        return EpisodeBatch(
+            part(self.frames, episodes), self.actions[episodes], self.pose[episodes], self.picture_stride
+        )
 
 
 @dataclass(frozen=True)
