@@ -15,8 +15,8 @@ from wovr_core.reward.calibrate import Agreement, probabilities
 
 
 def psnr(
-    imagined: UInt8[Tensor, "n *b c h w"] | StoredFrames, truth: UInt8[Tensor, "n *b c h w"] | StoredFrames
-) -> Float[Tensor, "n *b"]:
+    imagined: UInt8[Tensor, "*b c h w"] | StoredFrames, truth: UInt8[Tensor, "*b c h w"] | StoredFrames
+) -> Float[Tensor, "*b"]:
     """Peak signal-to-noise ratio of each frame, in dB, at most 60."""
     pairs = ((imagined[rows].float(), truth[rows].float()) for rows in in_blocks(imagined))
     error = torch.cat([((a - b) / 255).square().mean((-3, -2, -1)) for a, b in pairs])
