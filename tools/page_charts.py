@@ -58,7 +58,19 @@ def retrain(rows: list[Row]) -> str:
     return alone(intervals(subjects, Axis.share("success; line: 95 % interval"), title))
 
 
-PICTURES: dict[str, Callable[[list[Row]], str]] = {"libero": libero, "performance": performance, "retrain": retrain}
+def training_scale(rows: list[Row]) -> str:
+    sums = [(name, float(row[-1])) for name, *row in rows]
+    axis = Axis(0, 120, (0, 24, 48, 80, 120), "GB a GPU, the codec left out")
+    subjects = [(name, [Interval(total, 0, total, "soft", f"{total:g} GB")]) for name, total in sums]
+    return alone(intervals(subjects, axis, "Memory of a training step of five billion weights"))
+
+
+PICTURES: dict[str, Callable[[list[Row]], str]] = {
+    "libero": libero,
+    "performance": performance,
+    "retrain": retrain,
+    "training-scale": training_scale,
+}
 
 if __name__ == "__main__":
     main()
