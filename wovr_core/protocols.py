@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+from pydantic import BaseModel
+from torch import Tensor, nn
 
 from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import ActionChunk, InitState, Observation
@@ -47,6 +48,24 @@ class Policy(Protocol):
 
     def mirrored(self, tokens: Tensor, signs: Float[Tensor, " a"]) -> Tensor:
         """The tokens of the same actions in a mirror, which multiplies their numbers by `signs`: 1 or -1."""
+        ...
+
+
+@runtime_checkable
+class LearningPolicy(Policy, Protocol):
+    """A policy whose weights lie here, so that it can learn: all of it, or adapters of a frozen base."""
+
+    @property
+    def shape(self) -> BaseModel:
+        """What rebuilds it, before its weights are read."""
+        ...
+
+    def learns(self) -> list[nn.Parameter]:
+        """What an optimiser changes, a checkpoint holds and processes average."""
+        ...
+
+    def saved(self) -> dict[str, Tensor]:
+        """What an artifact or a snapshot holds, by name: with `shape`, enough to open it again."""
         ...
 
 

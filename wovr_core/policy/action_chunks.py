@@ -17,3 +17,9 @@ def to_tokens(actions: Float[Tensor, "*b a"]) -> Int[Tensor, "*b a"]:
 def from_tokens(tokens: Int[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
     """The centre of every chosen bin; the gripper is -1 or 1."""
     return torch.cat([CENTRES.to(tokens.device)[tokens[..., :-1]], tokens[..., -1:].float() * 2 - 1], -1)
+
+
+def draw_each(logits: Float[Tensor, "*b options"], generator: torch.Generator) -> Int[Tensor, "*b"]:
+    """One draw of every categorical, wherever the logits lie: chance is drawn on the CPU, and taken along (Gumbel)."""
+    uniform = torch.rand(logits.shape, generator=generator).clamp(min=1e-9).to(logits.device)
+    return (logits - torch.log(-torch.log(uniform))).argmax(-1)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from wovr_core.cameras import apart
 from wovr_core.chunk import CHUNK
-from wovr_core.policy.action_chunks import CENTRES, from_tokens, to_tokens
+from wovr_core.policy.action_chunks import CENTRES, draw_each, from_tokens, to_tokens
 from wovr_core.trajectory import ActionChunk, Observation, to_unit
 
 
@@ -135,6 +135,14 @@ class TinyVLA(nn.Module):
         """Where it computes."""
         return self.trunk.places.device
 
+    def learns(self) -> list[nn.Parameter]:
+        """Everything."""
+        return list(self.parameters())
+
+    def saved(self) -> dict[str, Tensor]:
+        """Its weights, and the units of its poses, by their names."""
+        return self.state_dict()
+
     def standardise(self, pose: Float[Tensor, "n p"]) -> None:
         """Read poses in units of how these, of the demonstrations, are spread."""
         if self.shape.pose_dim:
@@ -164,7 +172,7 @@ class TinyVLA(nn.Module):
             if temperature == 0:
                 tokens = likeliest
             else:
-                draw = _draw_alike if self.shape.exploration == "chunk" else _draw
+                draw = _draw_alike if self.shape.exploration == "chunk" else draw_each
                 tokens = torch.cat(
                     [draw(motion / temperature, generator), draw(gripper / temperature, generator)[..., None]], -1
                 )
@@ -198,11 +206,6 @@ class TinyVLA(nn.Module):
         chosen = torch.cat([of_motion, of_gripper], -1)
         chosen[..., self._undrawn] = 0
         return chosen
-
-
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(logits.shape, generator=generator).clamp(min=1e-9).to(logits.device)
-    return (logits - torch.log(-torch.log(uniform))).argmax(-1)  # Gumbel: one draw of a categorical
 
 
 def _draw_alike(logits: Float[Tensor, "b chunk *motions options"], generator: torch.Generator) -> Tensor:

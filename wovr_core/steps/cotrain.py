@@ -15,7 +15,7 @@ from wovr_core.policy.behaviour_cloning import CloningData, clone, cloning_data
 from wovr_core.protocols import WorldModel
 from wovr_core.settings import GrpoSettings, PolicySettings, TaskSettings
 from wovr_core.store.episodes import named, open_episodes
-from wovr_core.store.policies import open_policy, save_policy
+from wovr_core.store.policies import open_cloned, save_policy
 from wovr_core.store.world_models import open_world_model
 from wovr_core.training.checkpoint import scratch
 from wovr_core.trajectory import Episode
@@ -43,7 +43,7 @@ def cotrain_policy(
         raise ArtifactError(f"no episode of {demonstrations} may be learnt from: give demonstrations")
     won = [one for one in open_episodes(episodes, task).training if one.succeeded]
     good = [*good, *won]
-    actor, dreamer = open_policy(policy, task), open_world_model(world_model, task)
+    actor, dreamer = open_cloned(policy, task), open_world_model(world_model, task)
     last = 1 if isinstance(dreamer.cfg.architecture, NextFrameSettings) else MEMORY
     generator = torch.Generator().manual_seed(task.seed)
     settings = {"policy": cfg.model_dump(), "grpo": grpo.model_dump(), "task": task.model_dump()}

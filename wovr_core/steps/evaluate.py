@@ -23,8 +23,7 @@ from wovr_core.artifacts import (
 from wovr_core.envs.splits import SPLIT_SIZE, Split
 from wovr_core.evaluation.success import Rate, TrialResults, policy_decides, run_trials, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict, compare, decide
-from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.protocols import Env
+from wovr_core.protocols import Env, Policy
 from wovr_core.settings import EvaluateSettings, PromoteSettings, TaskSettings
 from wovr_core.store.environments import open_environment
 from wovr_core.store.facts import (
@@ -69,7 +68,9 @@ def evaluate_policies(
     with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft:
         between = snapshots_of(snapshots) if cfg.curve_episodes else []
         few = ids[: cfg.curve_episodes]
-        policies = {role: open_policy(path, task) for role, path in roles.items() if role != "champion"}
+        policies: dict[str, Policy] = {
+            role: open_policy(path, task) for role, path in roles.items() if role != "champion"
+        }
         if "champion" in roles:
             policies["champion"] = _open_champion(roles["champion"], task)
         for path, name, *_ in between:
@@ -127,7 +128,7 @@ def snapshots_of(policies: Sequence[Path]) -> list[tuple[Path, str, int, int]]:
     ]
 
 
-def _open_champion(path: Path, task: TaskSettings) -> TinyVLA:
+def _open_champion(path: Path, task: TaskSettings) -> Policy:
     try:
         return open_policy(path, task)
     except ArtifactError as error:
@@ -138,7 +139,7 @@ def _open_champion(path: Path, task: TaskSettings) -> TinyVLA:
 
 
 def trials(
-    policy: TinyVLA, cfg: EvaluateSettings, task: TaskSettings, ids: range, *, env: Env, watch: Advance
+    policy: Policy, cfg: EvaluateSettings, task: TaskSettings, ids: range, *, env: Env, watch: Advance
 ) -> TrialResults:
     """Did the policy reach the goal from each initial state, and what was it told?"""
     generator = torch.Generator().manual_seed(SEED)

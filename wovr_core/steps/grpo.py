@@ -19,8 +19,7 @@ from wovr_core.grpo.sampling import StartPool, sample_groups
 from wovr_core.grpo.update import update_policy
 from wovr_core.imagination.replay import InitStates, init_state
 from wovr_core.keyframes.mine import Keyframe
-from wovr_core.policy.tiny_vla import TinyVLA
-from wovr_core.protocols import BrokenDreamError, Simulator, Tracker
+from wovr_core.protocols import BrokenDreamError, LearningPolicy, Policy, Simulator, Tracker
 from wovr_core.settings import GrpoSettings, TaskSettings
 from wovr_core.store.episodes import RealData, load_keyframes, named, open_episodes
 from wovr_core.store.facts import PolicyFacts
@@ -104,17 +103,17 @@ def refusal(reward: Path) -> str:
 def learner_of(
     cfg: GrpoSettings,
     task: TaskSettings,
-    policy: TinyVLA,
+    policy: LearningPolicy,
     simulator: Simulator,
     pool: StartPool,
-    reference: TinyVLA | None,
+    reference: Policy | None,
 ) -> "Learner":
     return Learner(
         cfg=cfg,
         policy=policy,
         simulator=simulator,
         pool=pool,
-        optimiser=torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99)),
+        optimiser=torch.optim.Adam(policy.learns(), lr=cfg.learning_rate, betas=(0.9, 0.99)),
         generator=torch.Generator().manual_seed(task.seed),
         mirrors=task.embodiment.mirrors,
         reference=reference,
@@ -138,13 +137,13 @@ class Learner:
     """A policy, and all that it takes to improve it in dreams."""
 
     cfg: GrpoSettings
-    policy: TinyVLA
+    policy: LearningPolicy
     simulator: Simulator
     pool: StartPool
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
     mirrors: tuple[Mirror, ...]
-    reference: TinyVLA | None  # of the KL penalty
+    reference: Policy | None  # of the KL penalty
 
     def learn(self, count: int, folder: Path, tracker: Tracker | None, *, refused: str = "") -> tuple[History, str]:
         """Up to `count` updates, and why there were fewer; none where it is `refused`.
@@ -153,13 +152,13 @@ class Learner:
         """
         if refused:
             return History.resume(folder / "history.jsonl", 0), refused
-        checkpoint, weights = folder / "checkpoint.safetensors", list(self.policy.parameters())
+        checkpoint, weights = folder / "checkpoint.safetensors", self.policy.learns()
         done = load_checkpoint(checkpoint, weights, (), self.optimiser, self.generator)
         history = History.resume(folder / "history.jsonl", done)
         with counting("grpo in dreams", count, unit="update", done=done) as advance:
             for update in range(done, count):
                 if update % self.cfg.snapshot_every == 0:
-                    save_weights(folder, f"snapshot-{update:04d}", self.policy.state_dict())
+                    save_weights(folder, f"snapshot-{update:04d}", self.policy.saved())
                     save_checkpoint(checkpoint, weights, (), self.optimiser, self.generator, update)
                 start = time.monotonic()
                 record = self.update(update)

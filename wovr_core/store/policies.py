@@ -1,12 +1,18 @@
-"""Opening and saving policies. A policy's manifest names its kind; one that names none is a tiny VLA."""
+"""Opening and saving policies, by their kind: the one place that knows all kinds.
+
+A policy's kind stands in its manifest's settings or beside its shape in policy.json; one that names none is a tiny VLA.
+What a kind needs beyond this package is imported when one is opened.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from wovr_core.artifacts import (
     ArtifactError,
+    Facts,
     Kind,
     Manifest,
     load_json,
@@ -19,6 +25,7 @@ from wovr_core.artifacts import (
 )
 from wovr_core.policy.scripted_pick import PickShape, ScriptedPick
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
+from wovr_core.protocols import LearningPolicy, Policy
 from wovr_core.settings import TaskSettings
 from wovr_core.store.checks import answers, grey, refuse_misfit
 from wovr_core.training.device import compute_device
@@ -26,9 +33,24 @@ from wovr_core.training.device import compute_device
 TINY_VLA, SCRIPTED_PICK = "tiny_vla", "scripted_pick"
 
 
-def save_policy(folder: Path, policy: TinyVLA) -> None:
+class PolicyFile(Facts):
+    """What policy.json says of every kind."""
+
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class PolicyKind:
+    """How policies of a kind are opened. What learns and what is saved of one, it says itself (`LearningPolicy`)."""
+
+    open: Callable[[Path, TaskSettings | None, str], Policy]  # by the name of its weights, a snapshot's perhaps
+    learns: bool = True
+
+
+def save_policy(folder: Path, policy: LearningPolicy) -> None:
+    """Its shape and what it saves, which of a policy with a frozen base are its adapters alone."""
     save_json(folder, "policy", policy.shape.model_dump(mode="json"))
-    save_weights(folder, "policy", policy.state_dict())
+    save_weights(folder, "policy", policy.saved())
 
 
 def write_scripted_pick(shape: PickShape, task: TaskSettings, *, out: Path) -> Manifest:
@@ -39,10 +61,46 @@ def write_scripted_pick(shape: PickShape, task: TaskSettings, *, out: Path) -> M
     return draft.manifest
 
 
-def open_policy(path: Path, task: TaskSettings | None = None, *, weights: str = "policy") -> TinyVLA:
+def open_policy(path: Path, task: TaskSettings | None = None, *, weights: str = "policy") -> LearningPolicy:
     """The policy of an artifact, or one of its snapshots, for whoever lets it learn."""
-    if (kind := kind_of(path)) != TINY_VLA:
+    kind = kind_of(path)
+    if not KINDS[kind].learns:
         raise ArtifactError(f"the policy at {path} is a {kind}, which does not learn: give one that was cloned")
+    policy = KINDS[kind].open(path, task, weights)
+    assert isinstance(policy, LearningPolicy)
+    return policy
+
+
+def open_cloned(path: Path, task: TaskSettings | None = None) -> TinyVLA:
+    """The policy of an artifact, for whoever clones it on. Raises `ArtifactError` for a kind that is not cloned."""
+    policy = open_policy(path, task)
+    if not isinstance(policy, TinyVLA):
+        raise ArtifactError(
+            f"the policy at {path} is of the kind {kind_of(path)}, which is not cloned here: set "
+            f"grpo.cotrain_steps to 0"
+        )
+    return policy
+
+
+def open_any_policy(path: Path, task: TaskSettings | None = None) -> Policy:
+    """The policy of an artifact, of whatever kind, for whoever asks it what to do."""
+    return KINDS[kind_of(path)].open(path, task, "policy")
+
+
+def kind_of(path: Path) -> str:
+    """One of `KINDS`. Raises `ArtifactError` for another."""
+    kind = read_manifest(path, Kind.POLICY).settings.get("kind")
+    if kind is None:
+        kind = load_json(path, "policy", PolicyFile).kind or TINY_VLA
+    if kind not in KINDS:
+        raise ArtifactError(
+            f"the policy at {path} is of the kind {kind!r}, and this version of WoVR opens "
+            f"{', '.join(list(KINDS)[:-1])} and {list(KINDS)[-1]}: use the version that wrote it"
+        )
+    return str(kind)
+
+
+def _open_tiny_vla(path: Path, task: TaskSettings | None, weights: str) -> TinyVLA:
     shape = load_json(path, "policy", Shape)
     _refuse_misfit(path, shape, task)
     policy = module_of(load_weights(path, weights), lambda: TinyVLA(shape), path).to(compute_device())
@@ -51,23 +109,7 @@ def open_policy(path: Path, task: TaskSettings | None = None, *, weights: str = 
     return policy
 
 
-def open_any_policy(path: Path, task: TaskSettings | None = None) -> TinyVLA | ScriptedPick:
-    """The policy of an artifact, of whatever kind, for whoever asks it what to do."""
-    return OPENED_BY[kind_of(path)](path, task)
-
-
-def kind_of(path: Path) -> str:
-    """One of `OPENED_BY`. Raises `ArtifactError` for another."""
-    kind = read_manifest(path, Kind.POLICY).settings.get("kind", TINY_VLA)
-    if kind not in OPENED_BY:
-        raise ArtifactError(
-            f"the policy at {path} is of the kind {kind!r}, and this version of WoVR opens {' and '.join(OPENED_BY)}: "
-            f"use the version that wrote it"
-        )
-    return str(kind)
-
-
-def _open_scripted_pick(path: Path, task: TaskSettings | None) -> ScriptedPick:
+def _open_scripted_pick(path: Path, task: TaskSettings | None, weights: str) -> ScriptedPick:
     shape = load_json(path, "policy", PickShape)
     _refuse_misfit(path, shape, task)
     return ScriptedPick(shape)
@@ -78,5 +120,7 @@ def _refuse_misfit(path: Path, shape: Shape | PickShape, task: TaskSettings | No
     refuse_misfit("policy", path, sizes | ({"pose_dim": shape.pose_dim} if shape.pose_dim else {}), task)
 
 
-Opening = Callable[[Path, TaskSettings | None], TinyVLA | ScriptedPick]
-OPENED_BY: dict[str, Opening] = {TINY_VLA: open_policy, SCRIPTED_PICK: _open_scripted_pick}
+KINDS: dict[str, PolicyKind] = {
+    TINY_VLA: PolicyKind(_open_tiny_vla),
+    SCRIPTED_PICK: PolicyKind(_open_scripted_pick, learns=False),
+}
