@@ -86,9 +86,7 @@ def test_its_artifact_is_opened_by_its_kind_and_learns_from_nobody(tmp_path):
 def test_a_kind_of_a_later_version_is_refused_by_name(tmp_path):
     with writing(tmp_path / "new", Kind.POLICY, settings={"kind": "flow"}) as draft:
         (draft.folder / "policy.json").write_text(json.dumps({}))
-    with pytest.raises(
-        ArtifactError, match=r"of the kind 'flow', and this version of WoVR opens tiny_vla"
-    ):
+    with pytest.raises(ArtifactError, match=r"of the kind 'flow', and this version of WoVR opens tiny_vla"):
         open_any_policy(tmp_path / "new")
 
 

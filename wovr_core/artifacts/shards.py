@@ -132,16 +132,17 @@ def refuse_unlike(found: Mapping[str, Located], wanted: Mapping[str, tuple[int, 
         raise ArtifactError(f"{what} does not fit {model}: {'; '.join(faults)}")
 
 
-def check_memory(tensors: Collection[Located], what: str) -> None:
-    """Raise `ArtifactError` unless these tensors as float32, and the largest file of them, go into what is free."""
+def check_memory(tensors: Collection[Located], what: str, dtype: torch.dtype = torch.float32) -> None:
+    """Raise `ArtifactError` unless these tensors as `dtype`, and the largest file of them, go into what is free."""
     count, files = sum(prod(tensor.shape) for tensor in tensors), {tensor.file for tensor in tensors}
     largest, free = max(file.stat().st_size for file in files), available_memory()
-    needed = 4 * count + largest
+    each, name = dtype.itemsize, str(dtype).removeprefix("torch.")
+    needed = each * count + largest
     if needed > free:
         raise ArtifactError(
-            f"{what} takes {needed / 1e9:.1f} GB of memory ({count / 1e9:.2f} billion weights as float32, and its "
-            f"largest file), and {free / 1e9:.1f} are free: {max(0, free - largest) / 4e9:.2f} billion would fit. "
-            f"Close something, allow the container more, or use a machine that has it"
+            f"{what} takes {needed / 1e9:.1f} GB of memory ({count / 1e9:.2f} billion weights as {name}, and its "
+            f"largest file), and {free / 1e9:.1f} are free: {max(0, free - largest) / each / 1e9:.2f} billion would "
+            f"fit. Close something, allow the container more, or use a machine that has it"
         )
 
 
@@ -155,8 +156,8 @@ def available_memory() -> int:
     return free
 
 
-def read_into(model: nn.Module, tensors: Mapping[str, Located]) -> None:
-    """Put tensors, as float32, in the place of a model's weights of these names, which need lie nowhere yet.
+def read_into(model: nn.Module, tensors: Mapping[str, Located], dtype: torch.dtype = torch.float32) -> None:
+    """Put tensors, as `dtype`, in the place of a model's weights of these names, which need lie nowhere yet.
 
     File by file, so that memory holds the model and one file. Raises `ArtifactError` where a tensor is not finite.
     """
@@ -165,7 +166,7 @@ def read_into(model: nn.Module, tensors: Mapping[str, Located]) -> None:
         by_file.setdefault(tensor.file, {})[tensor.name] = ours
     for file, names in by_file.items():
         with safe_open(file, framework="pt") as opened:
-            read = {ours: opened.get_tensor(theirs).float() for theirs, ours in names.items()}
+            read = {ours: opened.get_tensor(theirs).to(dtype) for theirs, ours in names.items()}
         for ours, value in read.items():
             if not torch.isfinite(value).all():
                 raise ArtifactError(f"{file}: {ours} is not finite: download it again")

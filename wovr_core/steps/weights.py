@@ -1,5 +1,6 @@
-"""Weights that others have trained become artifacts: a world model, a reward model."""
+"""Weights that others have trained become artifacts: a world model, a reward model, a policy."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,13 +8,17 @@ import torch
 
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts import Kind, Manifest, writing
+from wovr_core.artifacts.conventions import Pictures
 from wovr_core.artifacts.shards import digests, read_into, refuse_unlike, tensors_in
 from wovr_core.evaluation.fidelity import Depth, as_rows, trustworthy
+from wovr_core.policy.openvla.checkpoint import OpenVlaShape, open_base
 from wovr_core.reward.calibrate import Agreement
 from wovr_core.reward.resnet import COUNTER, RELEASED_RULE, ResNetReward, resnet_in, resnet_shape
-from wovr_core.settings import Settings
+from wovr_core.settings import Settings, TaskSettings
 from wovr_core.steps.world_model import measure
+from wovr_core.store.checks import refuse_misfit
 from wovr_core.store.episodes import named, open_episodes
+from wovr_core.store.policies import new_openvla_oft, save_policy
 from wovr_core.store.rewards import RESNET, save_reward
 from wovr_core.store.world_models import architecture_of, fit_statistics, new_world_model, provenance, save_world_model
 from wovr_core.training.device import compute_device
@@ -94,5 +99,45 @@ def import_reward(checkpoint: Path, *, out: Path, tasks: Sequence[str] = (), ima
             "tasks": list(shape.tasks),
             "image_size": shape.image_size,
             "backbone": {"files": digests(tensors.values())},
+        }
+    return draft.manifest
+
+
+def import_policy(
+    task: TaskSettings,
+    *,
+    checkpoint: Path,
+    out: Path,
+    unnorm_key: str,
+    pictures: Pictures = "openvla",
+    rank: int = 32,
+    stop_token: bool = True,
+) -> Manifest:
+    """A Policy artifact of an OpenVLA-OFT checkpoint with its discrete head: adapters that change nothing yet.
+
+    The checkpoint stays where it is; the artifact has its place and the SHA-256 of its files. Raises `ArtifactError`
+    for one that is another model, is not whole, has another head or no statistics `unnorm_key`; then nothing is
+    written.
+    """
+    base = open_base(checkpoint, unnorm_key)
+    shape = OpenVlaShape(
+        checkpoint=str(checkpoint.absolute()),
+        files=base.digests(),
+        unnorm_key=unnorm_key,
+        action_dim=len(base.statistics.q01),
+        image_size=task.image_size,
+        cameras=len(task.cameras),
+        pictures=pictures,
+        rank=rank,
+        stop_token=stop_token,
+    )
+    refuse_misfit("policy", checkpoint, {"action_dim": shape.action_dim, "chunk": shape.chunk}, task)
+    with writing(out, Kind.POLICY, settings={"task": task.model_dump(), "policy": shape.model_dump()}) as draft:
+        policy = new_openvla_oft(shape, seed=task.seed)
+        save_policy(draft.folder, policy)
+        draft.summary |= {
+            "weights": sum(math.prod(tensor.shape) for tensor in base.tensors.values()),
+            "learns": sum(weight.numel() for weight in policy.learns()),
+            "backbone": {"checkpoint": shape.checkpoint, "files": shape.files},
         }
     return draft.manifest

@@ -23,6 +23,8 @@ from wovr_core.artifacts import (
     save_weights,
     writing,
 )
+from wovr_core.artifacts.weights import misfit
+from wovr_core.policy.openvla.checkpoint import OpenVlaShape, open_base
 from wovr_core.policy.scripted_pick import PickShape, ScriptedPick
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.protocols import LearningPolicy, Policy
@@ -30,7 +32,10 @@ from wovr_core.settings import TaskSettings
 from wovr_core.store.checks import answers, grey, refuse_misfit
 from wovr_core.training.device import compute_device
 
-TINY_VLA, SCRIPTED_PICK = "tiny_vla", "scripted_pick"
+TINY_VLA, SCRIPTED_PICK, OPENVLA_OFT = "tiny_vla", "scripted_pick", "openvla_oft"
+NEEDS_TRANSFORMERS = (
+    "a policy of the kind openvla_oft needs transformers, which is not installed here: `pip install wovr[vla]`"
+)
 
 
 class PolicyFile(Facts):
@@ -115,7 +120,31 @@ def _open_scripted_pick(path: Path, task: TaskSettings | None, weights: str) -> 
     return ScriptedPick(shape)
 
 
-def _refuse_misfit(path: Path, shape: Shape | PickShape, task: TaskSettings | None) -> None:
+def _open_openvla_oft(path: Path, task: TaskSettings | None, weights: str) -> LearningPolicy:
+    """Adapters, on the base checkpoint that they were learnt on."""
+    shape = load_json(path, "policy", OpenVlaShape)
+    _refuse_misfit(path, shape, task)
+    policy = new_openvla_oft(shape)
+    adapters, wanted = load_weights(path, weights), policy.saved()
+    if fault := misfit(adapters, wanted):
+        raise ArtifactError(f"the adapters of {path} do not fit {shape.checkpoint}: {fault}; import it again")
+    for name, value in wanted.items():
+        value.copy_(adapters[name])
+    return policy
+
+
+def new_openvla_oft(shape: OpenVlaShape, *, seed: int = 0) -> LearningPolicy:
+    """The base checkpoint that a shape names, with adapters that change nothing yet. Raises `ArtifactError`."""
+    base = open_base(Path(shape.checkpoint), shape.unnorm_key)
+    base.refuse_other(shape.files)
+    try:
+        from wovr_core.policy.openvla.model import OpenVlaOft  # takes a second, which no other kind needs to wait
+    except ModuleNotFoundError as error:
+        raise ArtifactError(NEEDS_TRANSFORMERS) from error
+    return OpenVlaOft.open(shape, base, generator=torch.Generator().manual_seed(seed)).to(compute_device())
+
+
+def _refuse_misfit(path: Path, shape: Shape | PickShape | OpenVlaShape, task: TaskSettings | None) -> None:
     sizes = {name: getattr(shape, name) for name in ("action_dim", "image_size", "cameras", "chunk")}
     refuse_misfit("policy", path, sizes | ({"pose_dim": shape.pose_dim} if shape.pose_dim else {}), task)
 
@@ -123,4 +152,5 @@ def _refuse_misfit(path: Path, shape: Shape | PickShape, task: TaskSettings | No
 KINDS: dict[str, PolicyKind] = {
     TINY_VLA: PolicyKind(_open_tiny_vla),
     SCRIPTED_PICK: PolicyKind(_open_scripted_pick, learns=False),
+    OPENVLA_OFT: PolicyKind(_open_openvla_oft),
 }

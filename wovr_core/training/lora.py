@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 
 class AdaptedLinear(nn.Linear):
-    """x W^T + x a^T b^T, with W as it was."""
+    """x W^T + x a^T b^T, with W as it was, in the type of x: adapters may be finer than W."""
 
     lora_a: nn.Parameter  # (rank, in)
     lora_b: nn.Parameter  # (out, rank), zero at first: training begins at the network as it is
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + F.linear(F.linear(input, self.lora_a), self.lora_b)
+        a, b = self.lora_a.to(input.dtype), self.lora_b.to(input.dtype)
+        return super().forward(input) + F.linear(F.linear(input, a), b)
 
 
 def adapt(frozen: nn.Module, blocks: Sequence[nn.Module], *, rank: int, generator: torch.Generator) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,7 +12,9 @@ from wovr_core.setting_errors import SettingsError
 from wovr_core.settings import Settings
 from wovr_core.strict_yaml import YamlError, assign
 
-app = typer.Typer(no_args_is_help=True, help="Make artifacts of what others have: episodes, world models, rewards.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make artifacts of what others have: episodes, world models, rewards, policies."
+)
 app.command("episodes")(import_episodes)  # which `wovr episodes import` is too
 
 AS_RLINF = {"environment": "libero", "image_size": 256, "cameras": ["agentview"]}  # what its world models are for
@@ -84,6 +86,45 @@ def reward(
         from wovr_core.steps.weights import import_reward
 
         console.print_json(data=import_reward(checkpoint, out=out, tasks=task or (), image_size=image_size).summary)
+
+
+@app.command("policy")
+def policy(
+    checkpoint: Annotated[Path, typer.Argument(parser=path, help="The checkpoint's folder. It stays where it is.")],
+    out: Out,
+    unnorm_key: Annotated[str, typer.Option(help="Whose statistics scale its actions: libero_spatial_no_noops ...")],
+    rank: Annotated[int, typer.Option(min=1, max=4096, help="Of the adapters, which are all that learns.")] = 32,
+    pictures: Annotated[
+        Literal["upright", "libero", "openvla"],
+        typer.Option(help="How its training data hold pictures: openvla, LIBERO's turned by 180 degrees."),
+    ] = "openvla",
+    stop_token: Annotated[
+        bool, typer.Option(help="Ends what it reads with one, as openvla-oft trains; RLinf's own code does not.")
+    ] = True,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="task.X=..., and again for another.")] = None,
+) -> None:
+    """Make a Policy artifact of OpenVLA-OFT with its discrete head, for LIBERO where --set names nothing else.
+
+        wovr import policy Openvla-oft-SFT-libero-spatial --unnorm-key libero_spatial_no_noops --out policies/oft
+
+    The artifact holds adapters, and where its checkpoint lies with the SHA-256 of every file: leave it there. All is
+    compared by name and shape before a weight is read, and none of the folder's own code is run. A checkpoint with an
+    L1-regression or diffusion head has no probabilities, and cannot learn here.
+    """
+    with plainly():
+        from wovr_core.steps.weights import import_policy
+
+        task = settings_with(set_ or []).task
+        made = import_policy(
+            task,
+            checkpoint=checkpoint,
+            out=out,
+            unnorm_key=unnorm_key,
+            pictures=pictures,
+            rank=rank,
+            stop_token=stop_token,
+        )
+        console.print_json(data=made.summary)
 
 
 def settings_with(pairs: list[str]) -> Settings:
