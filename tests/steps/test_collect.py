@@ -3,6 +3,7 @@
 import pytest
 
 from tests.steps.conftest import TASK
+from wovr_core import frames
 from wovr_core.artifacts import ArtifactError, read_manifest
 from wovr_core.artifacts.episodes import read_episodes
 from wovr_core.settings import CollectSettings
@@ -20,6 +21,14 @@ def parts(shelf, tmp_path):
 
 def states(path):
     return [episode.init_state for episode in read_episodes(path)]
+
+
+def test_what_memory_does_not_hold_is_collected_all_the_same(shelf, tmp_path, monkeypatch):
+    cfg = CollectSettings(episodes=3, held_out=2)
+    held = collect_episodes(cfg, TASK, policy=shelf / "policy", out=tmp_path / "held")
+    monkeypatch.setattr(frames, "HELD", 2 * TASK.image_size**2 * 3)
+    in_a_file = collect_episodes(cfg, TASK, policy=shelf / "policy", out=tmp_path / "in-a-file")
+    assert in_a_file.digest == held.digest
 
 
 def test_shards_share_out_the_initial_states_of_one_collection(shelf, parts, tmp_path):

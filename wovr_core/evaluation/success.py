@@ -2,8 +2,8 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from wovr_core.envs.splits import Split
+from wovr_core.frames import new_frames, part
 from wovr_core.protocols import Decide, Env, EnvironmentLostError, Policy
 from wovr_core.training.progress import Advance
 from wovr_core.trajectory import Episode
@@ -67,7 +68,7 @@ def run_trials(
 
     Where they are recorded, every `picture_stride`-th step is looked at, too; 8 is whenever a chunk ends.
     `watch` is called after each batch, with the number of its trials and the success rate so far. A batch in which an
-    environment was lost is tried again, with other random draws; the batches before it stay.
+    environment was lost is tried again, with other random draws; the batches before it stay. Many frames lie in a file.
     """
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt  # Triton's process has none
 
@@ -75,10 +76,14 @@ def run_trials(
     episodes: dict[int, Episode] = {}
     success, instructions = torch.zeros(len(ids), dtype=torch.bool), [""] * len(ids)
     ended: list[int] = []
+    room: Any = None  # for the frames of all trials, once their size is known
     for rows in env.batches(ids):
         batch = again(_run_batch, env, decide, [ids[row] for row in rows], split, steps, record, picture_stride)
         success[rows] = batch.success
-        episodes |= zip(rows, batch.episodes, strict=False)
+        for row, episode in zip(rows, batch.episodes, strict=False):
+            room = new_frames((len(ids), *episode.frames.shape)) if room is None else room
+            room[row] = episode.frames
+            episodes[row] = replace(episode, frames=part(room, row))
         for row, text in zip(rows, batch.instructions, strict=True):
             instructions[row] = text
         if watch:
