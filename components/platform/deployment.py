@@ -17,8 +17,9 @@ from torch import Tensor
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from components.platform.storage import Storage
 from components.platform.triton import LOADING, ServedSimulator, ServingError, connect, words_of
-from components.serving.dreams import code_that_dreams
+from components.serving.dreams import Served, code_that_dreams
 from components.serving.wire import MODEL, config
 from wovr_core.artifacts import Kind, read_manifest
 from wovr_core.protocols import Readout, Simulator
@@ -35,10 +36,11 @@ def deploy(cfg: ServeSettings, *, url: str, repository: Path, world_model: Path,
     """Serve these two artifacts as a version of their own, and return its name.
 
     A version is named by what it is made from, code included, and what is served already is left alone. A new one is
-    published whole, loaded beside the others, and has to answer a known dream as this process does, before anyone is
-    told its name; if it fails it is withdrawn. All but the newest `keep` are unloaded, unless somebody asked them
-    within the hour: other runs deploy, too. Each version is a model of Triton's own, for Triton loads all versions of
-    a model again when one is added. All that holds of every replica that the address names.
+    published (where its artifacts lie, not their weights), loaded beside the others, and has to answer a known dream
+    as this process does, before anyone is told its name; if it fails it is withdrawn. All but the newest `keep` are
+    unloaded, unless somebody asked them within the hour: other runs deploy, too. Each version is a model of Triton's
+    own, for Triton loads all versions of a model again when one is added. All that holds of every replica that the
+    address names.
     """
     served = digests(world_model, reward) | {"code": code_that_dreams()}
     name = f"{MODEL}-{sha256(json.dumps(served).encode()).hexdigest()[:12]}"
@@ -46,7 +48,8 @@ def deploy(cfg: ServeSettings, *, url: str, repository: Path, world_model: Path,
     for replica, connection in servers.items():
         _refuse_dead(connection, replica)
     new = name not in versions(repository)
-    changed = _publish(cfg, repository / name, served, {"world_model": world_model, "reward": reward})
+    addresses = {"world_model": _address(world_model, "world_model"), "reward": _address(reward, "reward")}
+    changed = _publish(cfg, repository / name, Served(**served, addresses=addresses))
 
     def load(connection: grpc.InferenceServerClient) -> None:
         if changed or not connection.is_model_ready(name, client_timeout=SOON_ENOUGH):
@@ -126,30 +129,39 @@ def _refuse_dead(connection: grpc.InferenceServerClient, url: str) -> None:
         raise ServingError(f"the Triton server at {url} is not ready: see its log (`wovr stack status` names it)")
 
 
-def _publish(cfg: ServeSettings, place: Path, served: dict[str, str], parts: dict[str, Path]) -> bool:
-    """Into the repository, all at once, for Triton must never see half a version; whether anything is new."""
+def _address(artifact: Path, port: str) -> str:
+    """Where Triton finds an artifact: in the bucket, if there is one, else in this folder, which it has to see, too."""
+    if os.environ.get("WOVR_S3_ENDPOINT"):
+        return Storage.from_env().put_once(artifact, f"inputs/{port}")
+    return str(artifact.resolve())
+
+
+def _publish(cfg: ServeSettings, place: Path, served: Served) -> bool:
+    """Into the repository, all at once, for Triton must never see half a version; whether it must be loaded again."""
     text, file = config(place.name, instances=cfg.instances), place / "config.pbtxt"
     if (place / "1" / "served.json").exists():
-        (place / "1" / "served.json").touch()  # the newest again
+        _replace(place / "1" / "served.json", served.model_dump_json())  # the newest again; perhaps it has moved
         if file.read_text() == text:
             return False
-        beside = file.with_suffix(".writing")
-        beside.write_text(text)
-        os.replace(beside, file)
+        _replace(file, text)
         return True
     draft = place.with_name(f".{place.name}-{uuid4().hex}.writing")
     try:
         (draft / "1").mkdir(parents=True)
-        for name, artifact in parts.items():
-            shutil.copytree(artifact, draft / "1" / name)
         (draft / "1" / "model.py").write_text(MODEL_FILE)
-        (draft / "1" / "served.json").write_text(json.dumps(served))
+        (draft / "1" / "served.json").write_text(served.model_dump_json())
         (draft / file.name).write_text(text)
         if not place.exists():  # another deployment of the same may have been faster
             os.rename(draft, place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return True
+
+
+def _replace(file: Path, text: str) -> None:
+    beside = file.with_name(f".{file.name}-{uuid4().hex}.writing")
+    beside.write_text(text)
+    os.replace(beside, file)
 
 
 def _withdraw(connections: Iterable[grpc.InferenceServerClient], place: Path) -> None:

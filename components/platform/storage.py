@@ -21,10 +21,11 @@ from pathlib import Path, PurePosixPath
 
 from components.platform.deadline import DeadlineError, within
 from components.platform.s3 import Bucket, NoSuchObjectError, StorageError
-from wovr_core.artifacts import ArtifactError, Manifest, read_manifest
+from wovr_core.artifacts import ArtifactError, Manifest, digest_at, read_manifest
 from wovr_core.artifacts.manifest import MANIFEST, FileRecord, parse_manifest, put_in_place
 
 FILES_AT_ONCE = 4
+PLACES = ".places"  # under it, by digest, the key of an artifact
 FETCHING = 6 * 3600.0  # seconds that another process may take to fetch the same
 
 __all__ = ["Storage", "StorageError", "Stored"]
@@ -62,7 +63,18 @@ class Storage:
             text = (path / MANIFEST).read_bytes()
             # S3 tells whole seconds only, and two artifacts may be stored in one
             self.bucket.send(f"{key}/{MANIFEST}", lambda: BytesIO(text), len(text), {"moment": str(time.time_ns())})
+        place = key.encode()
+        self.bucket.send(f"{PLACES}/{manifest.digest}", lambda: BytesIO(place), len(place), {})
         return self._uri(key)
+
+    def put_once(self, path: Path, name: str) -> str:
+        """As `put`, but an artifact that lies in the bucket already, under whatever name, is not stored again."""
+        digest = digest_at(path)
+        with suppress(NoSuchObjectError):
+            key = self.bucket.read(f"{PLACES}/{digest}").decode()
+            if key.endswith(f"/{digest}") and self._manifest(key) is not None:
+                return self._uri(key)
+        return self.put(path, name)
 
     def name_in(self, uri: str) -> str:
         """The name by which `put` would store an artifact at s3://BUCKET/NAME."""

@@ -26,7 +26,7 @@ from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import InitState, stacked
 from wovr_core.world_model.flow import dream_noise
 
-LOADING = 600.0  # seconds that loading or unloading a version may take
+LOADING = 1800.0  # seconds that loading or unloading a version may take: 23 GB come from the bucket
 GONE = 15.0  # seconds after which a version that Triton does not know is taken for gone
 UNKNOWN, STUB = "Request for unknown model", "stub process"  # what Triton says of a version; of its dead process
 log = logging.getLogger(__name__)

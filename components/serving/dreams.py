@@ -7,6 +7,7 @@ rollout's own process: the same call gives the same bits on either side.
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.serving.wire import CALLS, pack, unpack
-from wovr_core.artifacts import load_json
+from components.serving.artifact_cache import artifact_at, forget_others
+from components.serving.wire import CALLS, MODEL, pack, unpack
+from wovr_core.artifacts import ArtifactError, Facts, load_json
 from wovr_core.artifacts.manifest import code_version
 from wovr_core.protocols import DreamState
 from wovr_core.store.world_models import open_simulator
@@ -29,19 +31,31 @@ def code_that_dreams() -> str:
     return f"wovr_core {code_version().rpartition('+')[2]}, torch {torch.__version__}"
 
 
+class Served(Facts):
+    """What a version is made from; its folder holds nothing else (`served.json`)."""
+
+    world_model: str  # digest
+    reward: str  # digest
+    code: str
+    addresses: dict[str, str]  # of the two artifacts: s3://BUCKET/NAME/DIGEST, or a folder that Triton sees, too
+
+
 class Server:
-    """One version of the simulator, and what it answers to each call."""
+    """One version of the simulator, and what it answers to each call. Its folder is REPOSITORY/NAME/1."""
 
     def __init__(self, version: Path) -> None:
-        detector = (version / "reward" / "detector.safetensors").exists()
-        self.simulator = open_simulator(version / "world_model", version / "reward", detector=detector)
-        self.device = self.simulator.world_model.device
-        self.about_it = load_json(version, "served", dict)
-        if (here := code_that_dreams()) != self.about_it["code"]:
+        self.served = load_json(version, "served", Served)
+        if (here := code_that_dreams()) != self.served.code:
             raise RuntimeError(
-                f"this version was made for {self.about_it['code']}, but Triton runs {here}: start Triton again from "
+                f"this version was made for {self.served.code}, but Triton runs {here}: start Triton again from "
                 f"the code that deploys (`wovr stack down triton`, then `up`)"
             )
+        forget_others(_in_service(version.parents[1]))
+        world_model = artifact_at(self.served.addresses["world_model"], self.served.world_model)
+        reward = artifact_at(self.served.addresses["reward"], self.served.reward)
+        detector = (reward / "detector.safetensors").exists()
+        self.simulator = open_simulator(world_model, reward, detector=detector)
+        self.device = self.simulator.world_model.device
         self.calls: dict[str, Callable[[Rows], Rows]] = {
             "imagine": self.imagine,
             "begin": self.begin,
@@ -79,7 +93,7 @@ class Server:
 
     def about(self, request: Rows) -> Rows:
         facts = {
-            **self.about_it,
+            **self.served.model_dump(),
             "success_rule": asdict(self.simulator.success_rule),
             "detector_threshold": self.simulator.detector_threshold,
             "noise_latents": self.simulator.world_model.noise_latents,
@@ -100,6 +114,16 @@ class Server:
         }
         with torch.no_grad():
             return self.calls[call](here)
+
+
+def _in_service(repository: Path) -> set[str]:
+    """The digests that the versions in a model repository are made from."""
+    digests = set[str]()
+    for file in repository.glob(f"{MODEL}-*/1/served.json"):
+        with suppress(ArtifactError, OSError):  # withdrawn meanwhile, or another release's
+            served = load_json(file.parent, "served", Served)
+            digests |= {served.world_model, served.reward}
+    return digests
 
 
 def _state(request: Rows) -> Rows:

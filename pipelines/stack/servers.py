@@ -194,6 +194,9 @@ def _launch_triton(place: Place) -> Launch:
             # by its PATH the interpreter inside Triton finds the packages of its environment
             "PATH": os.pathsep.join([str(environment / "bin"), os.environ.get("PATH", "")]),
             "LD_LIBRARY_PATH": os.pathsep.join([str(packages / "nvidia_pytriton.libs"), str(base / "lib")]),
+            # versions name artifacts in the bucket; they are fetched to the scratch folder
+            **{name: value for name, value in place.for_clients().items() if name.startswith("WOVR_S3_")},
+            "WOVR_SCRATCH": str(place.folder / "scratch"),
         },
         folder=CHECKOUT,  # model.py imports wovr_core from here: the Python backend does not heed PYTHONPATH
     )
@@ -234,5 +237,5 @@ SERVERS = (  # each after those it needs
         _greet_s3,
     ),
     StackServer("mlflow", ("mlflow",), _launch_mlflow, _greet_mlflow, needs=("s3",)),
-    StackServer("triton", ("triton", "triton-http", "triton-metrics"), _launch_triton, _greet_triton),
+    StackServer("triton", ("triton", "triton-http", "triton-metrics"), _launch_triton, _greet_triton, needs=("s3",)),
 )

@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from components.platform import deployment, triton
 from components.platform.deployment import deploy, known_dream, known_starts, versions
 from components.platform.endpoint import serve_dreams, simulator_at
+from components.platform.storage import Storage
 from components.platform.triton import ServedSimulator, ServingError, connect
 from pipelines.stack.stack import Stack
 from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL, collection
@@ -142,6 +143,27 @@ def test_a_served_dream_is_the_dream_of_this_process_bit_for_bit(stack, minds):
         assert same(dreams_in(client(stack, version, detector=detector)), here)
         assert here.hallucinated.any() == detector and 0 < here.success.sum() < len(here), "the judges have a say"
     assert not same(dreams_in(open_simulator(**minds(2))), here), "another world dreams otherwise"
+
+
+def test_a_version_holds_addresses_and_its_weights_come_from_the_bucket_once_a_machine(
+    stack, minds, served, monkeypatch, tmp_path
+):
+    for name, value in stack.env().items():
+        monkeypatch.setenv(name, value)
+    parts = minds(31)
+    where = Storage.from_env().put(parts["world_model"], "runs/one/train-world-model/fitted")
+    version = put(stack, parts, ServeSettings(instances=2))
+    published = json.loads((served / version / "1" / "served.json").read_text())
+    assert published["addresses"]["world_model"] == where, "where it lies already"
+    assert published["addresses"]["reward"] == f"s3://wovr/inputs/reward/{published['reward']}"
+    assert sum(file.stat().st_size for file in (served / version).rglob("*") if file.is_file()) < 10_000
+    assert same(dreams_in(client(stack, version)), dreams_in(open_simulator(**parts)))
+    copies = stack.folder / "scratch" / "served"
+    assert {published["world_model"], published["reward"]} <= {path.name for path in copies.iterdir()}
+    monkeypatch.delenv("WOVR_S3_ENDPOINT")
+    assert put(stack, parts, ServeSettings(instances=2)) == version
+    published = json.loads((served / version / "1" / "served.json").read_text())
+    assert published["addresses"] == {name: str(path) for name, path in parts.items()}, "it has moved"
 
 
 def test_what_dreams_inside_triton_imports_nothing_that_its_environment_lacks():

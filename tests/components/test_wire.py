@@ -14,7 +14,7 @@ from components.serving.dreams import Server, code_that_dreams
 from components.serving.wire import CALLS, INPUTS, OUTPUTS, TYPES, pack, unpack
 from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL
 from tests.toys import RULE, SIDE
-from wovr_core.artifacts import Kind, writing
+from wovr_core.artifacts import Kind, digest_at, writing
 from wovr_core.protocols import DreamState
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.store.rewards import save_reward
@@ -67,8 +67,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
         save_world_model(draft.folder, world)
     with writing(tmp_path / "reward", Kind.REWARD_MODEL, settings={}) as draft:
         save_reward(draft.folder, SuccessClassifier(SHAPE, success_rule=RULE))
-    (tmp_path / "served.json").write_text(json.dumps({"code": code_that_dreams()}))
-    return Server(tmp_path)
+    parts = {name: tmp_path / name for name in ("world_model", "reward")}
+    served = {name: digest_at(path) for name, path in parts.items()} | {"code": code_that_dreams()}
+    version = tmp_path / "models" / "dreams-0" / "1"
+    version.mkdir(parents=True)
+    served["addresses"] = {name: str(path) for name, path in parts.items()}
+    (version / "served.json").write_text(json.dumps(served))
+    return Server(version)
 
 
 @pytest.fixture
