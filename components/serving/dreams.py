@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from components.serving.artifact_cache import artifact_at, forget_others
+from components.serving.memory import DreamRoom
 from components.serving.wire import CALLS, MODEL, pack, unpack
 from wovr_core.artifacts import ArtifactError, Facts, load_json
 from wovr_core.artifacts.manifest import code_version
@@ -41,9 +42,12 @@ class Served(Facts):
 
 
 class Server:
-    """One version of the simulator, and what it answers to each call. Its folder is REPOSITORY/NAME/1."""
+    """One version of the simulator, and what it answers to each call. Its folder is REPOSITORY/NAME/1.
 
-    def __init__(self, version: Path) -> None:
+    `instances` of it share a device.
+    """
+
+    def __init__(self, version: Path, *, instances: int = 1) -> None:
         self.served = load_json(version, "served", Served)
         if (here := code_that_dreams()) != self.served.code:
             raise RuntimeError(
@@ -56,6 +60,7 @@ class Server:
         detector = (reward / "detector.safetensors").exists()
         self.simulator = open_simulator(world_model, reward, detector=detector)
         self.device = self.simulator.world_model.device
+        self.room = DreamRoom(self.device, instances)
         self.calls: dict[str, Callable[[Rows], Rows]] = {
             "imagine": self.imagine,
             "begin": self.begin,
@@ -101,7 +106,10 @@ class Server:
         return {"facts": [json.dumps(facts)] * len(request["call"])}
 
     def answer(self, request: Rows) -> Rows:
-        """The answer to a call; raises `ValueError` for one that cannot be answered."""
+        """The answer to a call; raises `ValueError` for one that cannot be answered.
+
+        Dreams that do not all fit into memory are computed in several batches; they have their noise with them.
+        """
         call = request["call"][0]
         if call not in CALLS:
             raise ValueError(f"there is no call {call!r}: choose one of {', '.join(CALLS)}")
@@ -112,8 +120,22 @@ class Server:
             name: rows.to(self.device) if isinstance(rows, torch.Tensor) and name not in stays else rows
             for name, rows in request.items()
         }
+        dreams = len(here["call"])
+        shape = (call, *(rows.shape[1:] for rows in here.values() if isinstance(rows, torch.Tensor)))
         with torch.no_grad():
-            return self.calls[call](here)
+            most = self.room.most(shape, dreams, lambda first: self.calls[call](_part(here, 0, first)))
+            if most == dreams:
+                return self.calls[call](here)
+            return _joined([self.calls[call](_part(here, start, most)) for start in range(0, dreams, most)])
+
+
+def _part(rows: Rows, start: int, count: int) -> Rows:
+    return {name: values[start : start + count] for name, values in rows.items()}
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    """The tensors of answers to parts of a call, as of one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _in_service(repository: Path) -> set[str]:
@@ -149,7 +171,8 @@ class TritonPythonModel:
         torch.set_num_threads(1)
         if args["model_instance_kind"] == "GPU":  # Triton says which; this process computes on no other
             os.environ |= {VARIABLE: "cuda", "LOCAL_RANK": args["model_instance_device_id"]}
-        self.server = Server(Path(args["model_repository"]) / args["model_version"])
+        instances = sum(group["count"] for group in json.loads(args["model_config"])["instance_group"])
+        self.server = Server(Path(args["model_repository"]) / args["model_version"], instances=instances)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         import triton_python_backend_utils as triton

@@ -1,6 +1,7 @@
 """What travels between a rollout and the served simulator, without Triton in between."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from components.platform.deployment import known_dream, known_starts
 from components.platform.triton import ServedSimulator
+from components.serving import memory
 from components.serving.dreams import Server, code_that_dreams
 from components.serving.wire import CALLS, INPUTS, OUTPUTS, TYPES, pack, unpack
 from tests.steps.conftest import SHAPE, TASK, WORLD_MODEL
@@ -19,6 +21,7 @@ from wovr_core.protocols import DreamState
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.store.rewards import save_reward
 from wovr_core.store.world_models import new_world_model, save_world_model
+from wovr_core.world_model.flow import dream_noise
 from wovr_core.world_model.model import DiffusionWorldModel
 
 
@@ -120,6 +123,78 @@ def test_what_was_not_asked_for_is_told(server):
         server.answer({"call": ["imagine"]})
     with pytest.raises(ValueError, match="no call 'encode': choose one of imagine, begin, decode, about"):
         server.answer({"call": ["encode"]})
+
+
+@pytest.fixture
+def room_for(monkeypatch) -> Callable[[float], None]:
+    """Lets a process have so many bytes for its tensors."""
+    return lambda size: monkeypatch.setattr(memory, "free_memory", lambda device: size / memory.SHARE)
+
+
+def chunk(server: Server, dreams: int) -> dict:
+    """A call of so many dreams that differ, with their noise."""
+    model = server.simulator.world_model
+    starts = known_starts(model.statistics, SIDE, 1, "put the red block on the green pad", n=dreams)
+    state, g = model.begin(starts), torch.Generator().manual_seed(0)
+    return {
+        "call": ["imagine"] * dreams,
+        "read": torch.tensor([[1, 7]] * dreams, dtype=torch.int32),
+        "instruction": [start.instruction for start in starts],
+        "first_frame": torch.stack([start.reference for start in starts]),
+        "reference": state.reference,
+        "memory": state.memory,
+        "past_actions": state.actions,
+        "pose": state.pose,
+        "extra": pack(state.extra, dreams),
+        "actions": 2 * torch.rand(dreams, 8, 3, generator=g) - 1,
+        "noise": dream_noise(state.memory, model.noise_latents, generator=g),
+    }
+
+
+def test_dreams_that_do_not_fit_are_computed_in_batches_and_are_the_same_dreams(server, room_for):
+    request = chunk(server, 11)
+    whole = server.answer(request)
+    ((any_number, each),) = server.room._takes.values()
+    room_for(any_number + 4.5 * each)
+    sizes, imagine = [], server.calls["imagine"]
+
+    def watched(rows: dict) -> dict:
+        sizes.append(len(rows["call"]))
+        return imagine(rows)
+
+    server.calls["imagine"] = watched
+    split = server.answer(request)
+    assert sizes == [4, 4, 3]
+    parts = [imagine({name: rows[i : i + 4] for name, rows in request.items()}) for i in (0, 4, 8)]
+    for name, rows in split.items():
+        assert torch.equal(rows, torch.cat([part[name] for part in parts])), name
+        # a product of other rows may be summed in another order: the last bits of float32, and of a colour the last
+        assert torch.allclose(rows.float(), whole[name].float(), atol=1 if name == "seen" else 1e-5), name
+    assert split["seen"].float().std() > 1 and len(split["seen"]) == 11
+
+
+def test_instances_share_what_is_free_and_where_no_dream_fits_it_says_so(server, room_for):
+    request = chunk(server, 8)
+    server.answer(request)
+    ((any_number, each),) = server.room._takes.values()
+    room_for(2 * (any_number + 4.5 * each))
+    server.room.instances = 2
+    assert server.room.most(*server.room._takes, 8, None) == 4
+    room_for(each / 2)
+    with pytest.raises(ValueError, match=r"one dream takes .* MB, and .* \(50% of what is free on cpu, shared by 2\)"):
+        server.answer(request)
+
+
+def test_what_a_computation_takes_is_what_its_tensors_take_at_once():
+    weights = torch.ones(1000, 1000)  # lies there before
+
+    def compute() -> torch.Tensor:
+        x = torch.ones(10, 1000) @ weights.t()  # 40 kB, and for a moment as much beside them
+        for _ in range(3):
+            x = x.view(100, 100).t() + 1  # a view takes nothing
+        return x
+
+    assert memory.peak_of(compute) == 2 * 4 * 10 * 1000
 
 
 def state_after(simulator, state: DreamState, starts) -> DreamState:
