@@ -28,6 +28,7 @@ from wovr_core.chunk import CHUNK, MEMORY
 from wovr_core.imagination.replay import init_state
 from wovr_core.imagination.rollout import Rollouts, dream
 from wovr_core.imagination.simulator import LearnedSimulator
+from wovr_core.planning.counting import WAN_VAE
 from wovr_core.policy.tiny_vla import Shape, TinyVLA
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import Settings, TaskSettings, WorldModelSettings
@@ -44,9 +45,7 @@ from wovr_core.world_model.model import DiffusionWorldModel
 PAPER = Path(__file__).parents[1] / "pipelines" / "configs" / "paper-scale.yaml"
 WORDS = "put the bowl on the plate"
 NEVER = SuccessRule(threshold=1.01, stride=2, hysteresis=1)
-# of Wan2.2's VAE: widths of encoder and decoder, blocks of a level; the rest as it is published
-CODEC = {"base_dim": 160, "decoder_base_dim": 256, "num_res_blocks": 2}
-SMALL_CODEC = {"base_dim": 16, "decoder_base_dim": 16, "num_res_blocks": 2}
+SMALL_CODEC = {"base_dim": 16, "decoder_base_dim": 16}
 SMALL = {"heads": 6, "head_dim": 64, "layers": 8, "ffn_dim": 1792}
 TINY = {"heads": 1, "head_dim": 8, "layers": 1, "ffn_dim": 16}
 
@@ -145,30 +144,13 @@ def wan(size: str, task: TaskSettings) -> DiffusionWorldModel:
     paper = Settings.load(PAPER).world_model.architecture
     assert isinstance(paper, ArchitectureSettings)
     changes = {"wan-5b": {}, "wan-256": SMALL, "tiny": TINY}[size]
-    codec = {"wan-5b": CODEC, "wan-256": SMALL_CODEC, "tiny": SMALL_CODEC | {"base_dim": 4, "decoder_base_dim": 4}}
+    codec = {"wan-5b": {}, "wan-256": SMALL_CODEC, "tiny": SMALL_CODEC | {"base_dim": 4, "decoder_base_dim": 4}}
     cfg = WorldModelSettings(pretrained="none", architecture=paper.model_copy(update=changes).model_dump())
     device, body = compute_device(), task.embodiment
     with device:
-        vae = AutoencoderKLWan(**codec[size] | published_vae())
+        vae = AutoencoderKLWan(**WAN_VAE | codec[size])
         model = DiffusionWorldModel(cfg, WanAutoencoder(vae), action_dim=body.action_dim, pose_dim=body.pose_dim)
     return for_dreaming(model, device)
-
-
-def published_vae() -> dict[str, Any]:
-    """The rest of Wan2.2's configuration, without the statistics of its latents, which its weights bring."""
-    return {
-        "z_dim": 48,
-        "dim_mult": [1, 2, 4, 4],
-        "temperal_downsample": [False, True, True],
-        "latents_mean": [0.0] * 48,
-        "latents_std": [1.0] * 48,
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-        "scale_factor_temporal": 4,
-        "scale_factor_spatial": 16,
-    }
 
 
 def seconds(work: Callable[[], Any]) -> float:

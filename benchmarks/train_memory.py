@@ -10,83 +10,15 @@ codec is left out (1.4 GB in bfloat16, and 3 to 6 while it encodes), so are buff
 
 import argparse
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 
 from wovr_core.architecture import ArchitectureSettings
+from wovr_core.planning.memory import Saved, saved_in_step
 from wovr_core.settings import Settings
-from wovr_core.training import lora
-from wovr_core.world_model import dit
-from wovr_core.world_model.conditioning import Conditions
-from wovr_core.world_model.dit import WorldModelTransformer
 
 PAPER = Path(__file__).parents[1] / "pipelines" / "configs" / "paper-scale.yaml"
 SIDE = 16  # latents of 256 pixels, each way
 GB = 1e9
-
-
-class Saved(NamedTuple):
-    """Bytes of a step."""
-
-    between: int  # kept from the forward pass for the backward one, weights left out
-    learning: int  # numbers that learn
-    weights: int  # all of them
-    block: int  # weights of a block
-
-
-def saved_in_step(
-    architecture: ArchitectureSettings,
-    *,
-    windows: int,
-    side: int = SIDE,
-    recompute: bool = False,
-    rank: int = 0,
-    dtype: str = "autocast",
-    fake: bool = True,
-) -> Saved:
-    """Count a step. `dtype`: float32, autocast (to bfloat16 around float32 weights) or bfloat16 (weights too)."""
-    with FakeTensorMode() if fake else nullcontext():
-        model = WorldModelTransformer(architecture, action_dim=7)
-        if rank:
-            lora.adapt(model.backbone, model.blocks, rank=rank, generator=torch.Generator())
-        numbers = [p.numel() for p in model.parameters()]
-        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        block = sum(p.numel() for p in model.blocks[0].parameters())
-        model.recompute = recompute
-        if dtype == "bfloat16":  # as a group finds them in its blocks (FSDP2's mixed precision)
-            for parameter in model.parameters():
-                parameter.data = parameter.data.bfloat16()
-        own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-        storages: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage()._cdata not in own:
-                storages[tensor.untyped_storage()._cdata] = tensor
-            return tensor
-
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"), hooks:
-            loss = step(model, windows, side)
-        loss.backward()
-        return Saved(sum(t.untyped_storage().nbytes() for t in storages.values()), learning, sum(numbers), block)
-
-
-def step(model: WorldModelTransformer, windows: int, side: int) -> Tensor:
-    latents = torch.zeros(windows, model.cfg.latent_channels, 4, side, side)
-    conditions = Conditions(torch.zeros(windows, 13, 7), torch.zeros(windows, 13, 2))
-    level = torch.full((windows,), 0.5)
-    context = model.context(latents[:, :, 0], latents[:, :, 1], conditions, memory_noise=level)
-    return (model(latents[:, :, 2:], level, context) - latents[:, :, 2:]).square().mean()
-
-
-def fused(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(query, keys, values)
 
 
 def row(name: str, one: Saved, *, processes: int, average: bool, again: float) -> Sequence[str]:
@@ -106,7 +38,6 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4, help="a process")
     parser.add_argument("--processes", type=int, default=8)
     args = parser.parse_args()
-    dit.attend = fused  # as on a GPU
     wide = Settings.load(PAPER).world_model.architecture
     assert isinstance(wide, ArchitectureSettings)
 

@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pipelines.cli.commands import cluster, config, doctor, episodes, imports, registry, robot, serving, stack, step
+from pipelines.cli.commands import (
+    cluster,
+    config,
+    doctor,
+    episodes,
+    imports,
+    plan,
+    registry,
+    robot,
+    serving,
+    stack,
+    step,
+)
 from pipelines.cli.outcome import tell_outcome
 from pipelines.cli.terminal import App, Config, PipelineName, Values, console, find_config, path, plainly, run_folder
 from pipelines.runner.stopping import handled
@@ -24,7 +36,7 @@ app = App(
     (`wovr config show tabletop` lists every setting there is) and run that.
     """,
 )
-for group in (doctor, step, registry, cluster, serving):  # their commands stand among these
+for group in (doctor, plan, step, registry, cluster, serving):  # their commands stand among these
     app.add_typer(group.app)
 named = {"config": config, "stack": stack, "episodes": episodes, "import": imports, "robot": robot}
 for name, group in named.items():

@@ -62,5 +62,5 @@ def test_arithmetics_differ_and_each_is_the_same_twice(engine, capsys):
     assert not torch.equal(cached, dreams(model, some_episodes, full=True))
     compare("cached context", "cached context", engine.simulator, some_episodes)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
-    assert [row[2] for row in rows][0] == "0.00" and rows[0][3] == "100.0"
+    assert rows[0][2:4] == ["0.00", "100.0"]
     assert all(float(row[2]) > 0 for row in rows[1:])

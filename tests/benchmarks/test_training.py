@@ -1,8 +1,8 @@
 """What the benchmarks of training count and compare, on a small model."""
 
-from benchmarks.train_memory import saved_in_step
 from benchmarks.train_speed import measure, ours, theirs
 from wovr_core.architecture import ArchitectureSettings
+from wovr_core.planning.memory import saved_in_step
 
 SMALL = ArchitectureSettings(
     latent_channels=4,

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import save_file
 
+from wovr_core.planning.counting import WAN_VAE
 from wovr_core.world_model.wan import Layout
 
 CHANNELS, ACTIONS = 4, 3
@@ -42,24 +43,7 @@ def small_wan(seed: int = 0, **kwargs) -> WanTransformer3DModel:
 
 
 def wan_vae(**kwargs) -> AutoencoderKLWan:
-    published = {
-        "base_dim": 160,
-        "decoder_base_dim": 256,
-        "z_dim": 48,
-        "dim_mult": [1, 2, 4, 4],
-        "num_res_blocks": 2,
-        "attn_scales": [],
-        "temperal_downsample": [False, True, True],
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-        "scale_factor_temporal": 4,
-        "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * 48,
-        "latents_std": [1.0] * 48,
-    }
-    return AutoencoderKLWan(**published | kwargs)
+    return AutoencoderKLWan(**WAN_VAE | kwargs)
 
 
 def small_vae(**kwargs) -> AutoencoderKLWan:

@@ -1,0 +1,1 @@
+"""What settings cost, before anything is spent: operations and memory, counted without computing."""
