@@ -15,7 +15,7 @@ from wovr_core.frames import StoredFrames
 
 def to_unit(frames: UInt8[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
     """Pixels at rest to the floats a model sees, in [-1, 1]."""
-    return frames.float() / 127.5 - 1
+    return frames.float().div_(127.5).sub_(1)  # in place: two thirds of the time went into new memory
 
 
 def to_pixels(frames: Float[Tensor, "*batch c h w"]) -> UInt8[Tensor, "*batch c h w"]:

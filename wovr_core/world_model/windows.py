@@ -68,6 +68,8 @@ def window_at(episodes: EpisodeBatch, episode: Int[Tensor, " b"], step: Int[Tens
 
 def stand_still(window: Window, still: Tensor) -> Window:
     """Replace chosen windows by their last remembered frame repeated: nothing acts, so nothing may move."""
+    if not still.any():
+        return window
     frames = torch.where(still.view(-1, 1, 1, 1, 1), window.frames[:, 4:5], window.frames)
     actions = torch.where(still.view(-1, 1, 1), _rest(window.actions[:, 4:5]), window.actions)
     pose = torch.where(still.view(-1, 1, 1), window.pose[:, 4:5], window.pose)
