@@ -3,8 +3,6 @@
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,34 +10,22 @@ import pytest
 import torch
 
 from tests.toys import SIDE, an_episode
+from tools.lerobot_environment import lerobot_python
 from wovr_core.artifacts import write_episodes
 from wovr_core.artifacts.episodes import UNNAMED
 from wovr_core.cameras import apart
 from wovr_core.embodiment import LIBERO
 
 READER = Path(__file__).with_name("lerobot_reads.py")
-PACKAGES = """
-    accelerate==1.15.0 datasets==5.2.0 deepdiff==9.1.0 dill==0.4.1 draccus==0.11.6 einops==0.8.2 ImageIO==2.38.1
-    jsonlines==4.0.0 lerobot==0.4.4 mergedeep==1.3.4 multiprocess==0.70.19 orderly-set==5.5.0 pynput==1.8.2
-    pyyaml-include==2.2 toml==0.10.2 typing-inspect==0.9.0 xxhash==4.1.0
-"""
 
 
 @pytest.fixture(scope="module")
 def lerobot(tmp_path_factory) -> Path:
-    """A Python that has LeRobot; torch and the like are borrowed from ours."""
-    folder = tmp_path_factory.mktemp("lerobot")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python, ours = folder / "bin" / "python", sysconfig.get_paths()["purelib"]
-    there = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], check=True, capture_output=True
-    )
-    (Path(there.stdout.decode().strip()) / "ours.pth").write_text(f"import sys; sys.path.append({ours!r})\n")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *PACKAGES.split()]
-    got = subprocess.run(pip, capture_output=True, text=True)
-    if got.returncode:
-        pytest.skip(f"LeRobot cannot be installed here: {got.stderr[-300:]}")
-    return python
+    """A Python that has LeRobot."""
+    try:
+        return lerobot_python(tmp_path_factory.mktemp("lerobot"))
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.slow
