@@ -306,6 +306,22 @@ def test_memory_is_asked_for_before_a_weight_is_read(tmp_path, monkeypatch):
     assert available_memory() <= 16_384_000_000
 
 
+def test_files_that_a_container_has_read_leave_its_memory_free(tmp_path, monkeypatch):
+    files = {
+        "meminfo": "MemAvailable:   16000000 kB\n",
+        "memory.max": "8000000000\n",
+        "memory.current": "7000000000\n",
+        "memory.stat": "anon 1000000000\nfile 6000000000\ninactive_file 5000000000\nactive_file 500000000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(shards, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(shards, "CGROUP", tmp_path)
+    assert available_memory() == 8_000_000_000 - 7_000_000_000 + 5_500_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() == 16_000_000 * 1024
+
+
 def test_another_model_is_told_by_its_names(tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
