@@ -334,12 +334,14 @@ def second_replica(stack, tmp_path):
         environment = dict(variable.split("=", 1) for variable in variables)
         server = subprocess.Popen(words, env=environment, cwd=CHECKOUT, stdout=file, stderr=file)
     url = stack.env()["WOVR_TRITON_URL"].replace("127.0.0.1", "127.0.0.2")
-    for _ in range(600):
+    for _ in range(3000):  # it listens when it has loaded what earlier tests have left
         with suppress(InferenceServerException):
             if connect(url).is_server_ready():
                 break
         assert server.poll() is None, log.read_text()[-2000:]
         time.sleep(0.1)
+    else:
+        pytest.fail(f"the second server is not ready after 300 s: {log.read_text()[-2000:]}")
     yield url
     server.terminate()
     server.wait(60)
