@@ -65,10 +65,20 @@ def training_scale(rows: list[Row]) -> str:
     return alone(intervals(subjects, axis, "Memory of a training step of five billion weights"))
 
 
+def rollout(rows: list[Row]) -> str:
+    subjects = []
+    for name, dreams, *_, times in rows:
+        median, low, high = (float(number) for number in re.findall(r"[\d.]+", times))
+        subjects.append((f"{name}, {dreams}", [Interval(median, low, high, "real", f"{median:g}")]))
+    axis = Axis(0, 5, (0, 1, 2, 3, 4, 5), "rollouts, times as fast as RLinf's loop; line: quartiles")
+    return alone(intervals(subjects, axis, "Rollouts beside RLinf's loop, by dreams at once"))
+
+
 PICTURES: dict[str, Callable[[list[Row]], str]] = {
     "libero": libero,
     "performance": performance,
     "retrain": retrain,
+    "rollout": rollout,
     "training-scale": training_scale,
 }
 
