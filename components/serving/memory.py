@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wovr_core.artifacts.shards import available_memory
+from wovr_core.free_memory import available_memory
 
 SHARE = 0.5  # of what is free: kernels need room of their own, and other processes may take from it meanwhile
 COUNTED = 8  # dreams that are watched, at most; a codec takes a few windows at once, so fewer would seem to need more

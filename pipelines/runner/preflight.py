@@ -14,11 +14,11 @@ from pathlib import Path
 from components.platform.mlflow_client import TrackingError, check_tracking, database_of, sqlite_uri
 from components.platform.storage import Storage, StorageError
 from pipelines.catalogue import pipeline_named
-from pipelines.stack.doctor import available_memory
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.artifacts.names import is_address
 from wovr_core.chunk import CHUNK, WINDOW
 from wovr_core.embodiment import EmbodimentError
+from wovr_core.free_memory import available_memory
 from wovr_core.setting_errors import SettingsError
 from wovr_core.setting_types import RETRAINING_STATES
 from wovr_core.settings import Settings
@@ -132,7 +132,7 @@ def _world_model(settings: Settings) -> None:
 
 def _memory(settings: Settings) -> None:
     """What a task holds at once, at the very least, must go into what is free."""
-    task, collect, grpo, free = settings.task, settings.collect, settings.grpo, available_memory()
+    task, collect, grpo, free = settings.task, settings.collect, settings.grpo, available_memory() / 1e9
     picture = prod(task.frame) / 1e9
     real = settings.policy.demonstrations + collect.episodes + collect.held_out
     dreams = grpo.num_groups * grpo.group_size * task.horizon // CHUNK

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from wovr_core.free_memory import available_memory
+
 PACKAGES = ["torch", "diffusers", "numpy", "pydantic", "safetensors", "pyarrow", "av", "scipy"]
 PACKAGES += ["kfp", "mlflow", "minio"]
 BACKBONES = Path(__file__).parents[2] / "wovr_core" / "world_model" / "pretrained"
@@ -25,7 +27,7 @@ class Check(NamedTuple):
 
 def examine(folder: Path) -> list[Check]:
     """Python, disk, memory, threads, GPUs, the shipped backbone, packages."""
-    release, free, memory = sys.version.split()[0], shutil.disk_usage(folder).free / 1e9, available_memory()
+    release, free, memory = sys.version.split()[0], shutil.disk_usage(folder).free / 1e9, available_memory() / 1e9
     cores, threads = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
     old, crowded = sys.version_info < (3, 11), threads.isdigit() and int(threads) > cores
     room = f"a run wants {DISK:g} GB: make room, or use --out"
@@ -41,16 +43,6 @@ def examine(folder: Path) -> list[Check]:
         *backbones(),
         *map(package, PACKAGES),
     ]
-
-
-def available_memory() -> float:
-    """GB that a new process may take; a container's limit counts."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
-    if limit.exists() and (most := limit.read_text().strip()).isdigit():
-        free = min(free, int(most) - int(used.read_text()))
-    return free / 1e9
 
 
 def gpus() -> Check:

@@ -82,8 +82,8 @@ def test_several_gpus_share_what_they_can():
 
 
 def test_what_does_not_fit_has_a_knob_that_makes_it_fit():
-    whole, some = plan().learning.total, plan(recompute=True).learning.total
-    chip = CHIPS["h100"]._replace(memory=(whole + some) / 2 / 0.9)
+    whole, spared = plan().learning.total, plan(recompute=True).learning.total
+    chip = CHIPS["h100"]._replace(memory=(whole + spared) / 2 / 0.9)
     assert plan().knobs(chip) == ["--set world_model.recompute=true"]
     assert plan().knobs(chip._replace(memory=1.0)) == []
 

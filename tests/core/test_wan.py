@@ -27,9 +27,10 @@ from tests.core.wan_checkpoints import (
     write_vae,
 )
 from tests.toys import an_episode
-from wovr_core.artifacts import ArtifactError, Kind, read_episodes, shards, write_episodes, writing
-from wovr_core.artifacts.shards import available_memory
+from wovr_core import free_memory
+from wovr_core.artifacts import ArtifactError, Kind, read_episodes, write_episodes, writing
 from wovr_core.envs.splits import Split
+from wovr_core.free_memory import available_memory
 from wovr_core.imagination.replay import init_state
 from wovr_core.settings import Settings, SettingsError, TaskSettings, WorldModelSettings
 from wovr_core.steps.weights import import_world_model
@@ -292,7 +293,7 @@ def test_memory_is_asked_for_before_a_weight_is_read(tmp_path, monkeypatch):
     folder = sparse_checkpoint(tmp_path / "wan", Layout.WAN)
     free = tmp_path / "meminfo"
     free.write_text("MemAvailable:   16000000 kB\n")
-    monkeypatch.setattr(shards, "MEMINFO", free)
+    monkeypatch.setattr(free_memory, "MEMINFO", free)
     with pytest.raises(ArtifactError) as refused:
         new_world_model(WorldModelSettings(pretrained=str(folder)), LIBERO)
     words = [
@@ -315,8 +316,8 @@ def test_files_that_a_container_has_read_leave_its_memory_free(tmp_path, monkeyp
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(shards, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(shards, "CGROUP", tmp_path)
+    monkeypatch.setattr(free_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory, "CGROUP", tmp_path)
     assert available_memory() == 8_000_000_000 - 7_000_000_000 + 5_500_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory() == 16_000_000 * 1024

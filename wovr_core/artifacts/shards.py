@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wovr_core.artifacts.manifest import ArtifactError, refuse_pointer
+from wovr_core.free_memory import available_memory
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 class Located(NamedTuple):
@@ -144,18 +144,6 @@ def check_memory(tensors: Collection[Located], what: str, dtype: torch.dtype = t
             f"largest file), and {free / 1e9:.1f} are free: {max(0, free - largest) / each / 1e9:.2f} billion would "
             f"fit. Close something, allow the container more, or use a machine that has it"
         )
-
-
-def available_memory() -> int:
-    """Bytes that a new process may take; a container's limit counts, files that it holds in its cache do not."""
-    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (CGROUP / f"memory.{name}" for name in ("max", "current"))
-    if limit.exists() and (most := limit.read_text().strip()).isdigit():
-        usage = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        cached = int(usage["active_file"]) + int(usage["inactive_file"])  # such as weights that were read
-        free = min(free, int(most) - int(used.read_text()) + cached)
-    return free
 
 
 def read_into(model: nn.Module, tensors: Mapping[str, Located], dtype: torch.dtype = torch.float32) -> None:

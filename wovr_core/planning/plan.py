@@ -129,17 +129,18 @@ class Plan:
         return self._learning(self.settings.world_model, self.gpus)
 
     def _learning(self, cfg: WorldModelSettings, gpus: int) -> Memory:
-        assert self.architecture is not None
+        architecture = self.architecture
+        assert architecture is not None
         dtype = "float32" if cfg.train_dtype == "float32" else "bfloat16" if gpus > 1 else "autocast"
         windows = max(1, cfg.batch // cfg.accumulate // gpus)
-        side = self.settings.task.image_size // (16 if self.architecture.codec == "wan" else 8)
+        side = self.settings.task.image_size // (16 if architecture.codec == "wan" else 8)
 
         def saved(recompute: bool, layers: int) -> Saved:
-            shape = self.architecture.model_copy(update={"layers": layers})  # type: ignore[union-attr]
+            shape = architecture.model_copy(update={"layers": layers})
             return saved_in_step(shape, windows=windows, side=side, recompute=recompute, rank=cfg.lora, dtype=dtype)
 
         # blocks are alike, so two stacks tell of any: one that has one block more keeps so much more
-        layers, (one, two) = self.architecture.layers, (saved(cfg.recompute, n) for n in (1, 2))
+        layers, (one, two) = architecture.layers, (saved(cfg.recompute, n) for n in (1, 2))
         grown = [a + (layers - 1) * (b - a) for a, b in zip(one, two, strict=True)]
         total = Saved(grown[0], grown[1], grown[2], one.block)
         again = saved(False, 2).between - saved(False, 1).between if cfg.recompute else 0
