@@ -136,7 +136,7 @@ class MlflowTracker:
     def _send_waiting(self) -> None:
         while self._waiting and not self._over:
             with self._changed:
-                batch = list(islice(self._waiting, BATCH))
+                batch, lost = list(islice(self._waiting, BATCH)), False
             try:
                 send(self.client, self._run_id(), batch)
             except Exception as error:
@@ -146,9 +146,11 @@ class MlflowTracker:
                 if not refused and len(self._waiting) <= BUFFER:
                     raise
                 self._complain(error)
-                self._keep(batch)
+                lost = True
             with self._changed:
-                if not self._over:
+                if not self._over:  # else `close` has kept these with the others
+                    if lost:
+                        self._keep(batch)
                     for _ in batch:
                         self._waiting.popleft()
                     self._changed.notify_all()

@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from mlflow import MlflowClient
 
 from components.platform import tracking
-from components.platform.tracking import MlflowTracker, following
+from components.platform.tracking import MlflowTracker, TrackingError, following
 
 
 @pytest.fixture
@@ -118,6 +119,24 @@ def test_memory_is_bounded_while_the_server_is_away(nobody, tmp_path, monkeypatc
         time.sleep(0.1)
     assert tracker.close() == 5000
     assert len(tracker.unsent.read_text().splitlines()) == 5000
+
+
+def test_what_is_on_its_way_when_the_end_comes_is_written_down_once(nobody, tmp_path, monkeypatch):
+    under_way, ended = threading.Event(), threading.Event()
+
+    def send(*_):
+        under_way.set()
+        ended.wait(20)
+        raise TrackingError("refused")  # for good: what it brought is written down
+
+    monkeypatch.setattr(tracking, "send", send)
+    tracker = MlflowTracker(nobody, "0" * 32, every=0.1, patience=0.1, unsent=tmp_path / "unsent.jsonl")
+    tracker.log({f"metric {i}": 1.0 for i in range(5)}, step=0)
+    assert under_way.wait(20)
+    assert tracker.close() == 5
+    ended.set()
+    tracker._thread.join(20)
+    assert len(tracker.unsent.read_text().splitlines()) == 5
 
 
 def test_a_training_without_a_server_never_fails(nobody, caplog):

@@ -274,6 +274,7 @@ def test_random_lines_are_answered_in_words(here, monkeypatch):
     monkeypatch.setattr("components.serving.exporter.serve_metrics", begun)
     monkeypatch.setattr("pipelines.stack.stack.Stack.up", begun)
     monkeypatch.setattr("wovr_core.steps.policy.clone_base_policy", begun)
+    monkeypatch.setattr("wovr_core.planning.counting.count", begun)
     for seed in range(FUZZ):
         line = random_line(random.Random(seed))
         answer = wovr(*line)

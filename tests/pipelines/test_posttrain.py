@@ -15,6 +15,8 @@ from pipelines.cli.words import STEPS
 from pipelines.posttrain import posttrain
 from wovr_core.settings import CollectSettings, GrpoSettings, PaceSettings, Settings
 
+ELSEWHERE = {"retrain", "franka", "compute"}  # what two other pipelines read, and what every machine says for itself
+
 
 def compiled(settings: Settings, folder) -> dict:
     file = folder / "posttrain.yaml"
@@ -25,12 +27,12 @@ def compiled(settings: Settings, folder) -> dict:
 def test_it_compiles_and_kubeflow_reads_it_back(tmp_path):
     compiled(Settings(), tmp_path)
     again = components.load_component_from_file(str(tmp_path / "posttrain.yaml"))
-    assert set(again.component_spec.inputs) == set(Settings.model_fields) - {"retrain", "franka"}
+    assert set(again.component_spec.inputs) == set(Settings.model_fields) - ELSEWHERE
 
 
 def test_its_parameters_are_the_branches_of_the_settings(tmp_path):
     inputs = compiled(Settings(), tmp_path)["root"]["inputDefinitions"]["parameters"]
-    branches = {k: v for k, v in Settings().parameters().items() if k not in ("retrain", "franka")}  # which others read
+    branches = {k: v for k, v in Settings().parameters().items() if k not in ELSEWHERE}
     assert {name: given["defaultValue"] for name, given in inputs.items()} == branches
 
 
@@ -109,7 +111,7 @@ def test_what_changes_the_outside_world_is_never_cached(tmp_path):
     assert {"fetch-policy-to-beat", "clone-base-policy", "train-world-model", "improve-policy", "judge"} <= cached
 
 
-@pytest.mark.parametrize("word", sorted(set(Settings.model_fields) - {"task"}))
+@pytest.mark.parametrize("word", sorted(set(Settings.model_fields) - {"task", "compute"}))
 def test_every_word_is_a_step_that_takes_its_branch_first(word):
     branch = type(getattr(Settings(), word))
     first = next(iter(signature(step_named(word)).parameters.values()))

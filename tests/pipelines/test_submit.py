@@ -42,7 +42,7 @@ def test_a_run_is_sent_whole_with_its_settings_its_account_and_who_asks(double, 
     (body,) = posted(double, "/runs")
     assert body["display_name"] == "mine" and body["service_account"] == "wovr-pipeline"
     assert body["runtime_config"]["parameters"] == {
-        name: branch for name, branch in settings.parameters().items() if name not in ("retrain", "franka")
+        name: branch for name, branch in settings.parameters().items() if name not in ("retrain", "franka", "compute")
     }
     assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "posttrain"
     pods = body["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
