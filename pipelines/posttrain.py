@@ -8,6 +8,14 @@ from kfp.dsl.base_component import BaseComponent
 from components.collect.component import collect_episodes, merge_episodes
 from components.finish.component import finish
 from components.grpo.component import improve_policy
+from components.inputs.component import (
+    bring_calibrated_reward,
+    bring_demonstrations,
+    bring_episodes,
+    bring_policy,
+    bring_reward,
+    bring_world_model,
+)
 from components.keyframes.component import mine_keyframes
 from components.policy.component import clone_base_policy, cotrain_policy
 from components.promote.component import fetch_policy_to_beat, find_champion
@@ -16,6 +24,7 @@ from components.serve.component import serve_dreams
 from components.world_model.component import train_world_model
 from pipelines.conclude import conclude
 from pipelines.pace_round import Round, pace_look, pace_round
+from wovr_core.inputs_settings import InputsSettings, is_fixed
 from wovr_core.settings import Settings
 
 
@@ -24,7 +33,7 @@ def posttrain(settings: Settings) -> BaseComponent:
 
     A pipeline's shape is fixed when it is built, so there are at most as many PACE rounds, and as many pods that
     collect side by side, as `settings` has; co-training on imagined frames only where `grpo.cotrain_steps` is set; and
-    trials on a robot only where `promote.requires` names it.
+    trials on a robot only where `promote.requires` names it. What `inputs` names is brought, and not made.
     """
     default: dict[str, dict[str, Any]] = settings.parameters()
     rounds = settings.pace.rounds
@@ -35,6 +44,7 @@ def posttrain(settings: Settings) -> BaseComponent:
     )
     def pipeline(
         task: dict = default["task"],
+        inputs: dict = default["inputs"],
         policy: dict = default["policy"],
         collect: dict = default["collect"],
         world_model: dict = default["world_model"],
@@ -48,6 +58,7 @@ def posttrain(settings: Settings) -> BaseComponent:
     ):
         branches = {
             "task": task,
+            "inputs": inputs if settings.inputs else None,
             "policy": policy,
             "collect": collect,
             "world_model": world_model,
@@ -61,20 +72,16 @@ def posttrain(settings: Settings) -> BaseComponent:
             "franka": default["franka"] if "robot" in settings.promote.requires else None,
         }
         with dsl.ExitHandler(finish().set_caching_options(False), name="run"):
-            cloned = clone_base_policy(task=task, policy=policy).outputs
-            base, demonstrations = cloned["base"], cloned["demonstrations"]
-            episodes = collected(task, collect, base, shards=settings.collect.shards)
-            dreamer = train_world_model(
-                task=task, world_model=world_model, demonstrations=demonstrations, episodes=episodes
-            )
+            base, taught = beginning(branches, settings.inputs)
+            episodes = first_episodes(branches, settings, base)
+            demonstrations = taught or episodes  # counted once, where they are the same
+            dreamer = dreaming(branches, settings.inputs, demonstrations, episodes)
             with dsl.If(dreamer.outputs["Output"] == True, name="trustworthy"):  # noqa: E712
                 dreams, cotrains = dreamer.outputs["fitted"], settings.grpo.cotrain_steps > 0
-                seen = train_reward(
-                    task=task, reward=reward, demonstrations=demonstrations, episodes=episodes, world_model=dreams
-                ).outputs
-                with dsl.If(seen["Output"] == True, name="ends-as-reality"):  # noqa: E712
+                judge = seeing(branches, settings.inputs, demonstrations, episodes, dreams).outputs
+                with dsl.If(judge["Output"] == True, name="ends-as-reality"):  # noqa: E712
                     first = first_learning(
-                        branches, base, demonstrations, episodes, dreams, seen["fitted"], cotrains=cotrains
+                        branches, base, demonstrations, episodes, dreams, judge["fitted"], cotrains=cotrains
                     )
                     go_on(branches, first, first.policy, first.begins, {}, round=1, rounds=rounds)
 
@@ -93,14 +100,64 @@ class First(NamedTuple):
     policy: Any
 
 
-def collected(task: Any, collect: Any, base: Any, *, shards: int) -> Any:
-    """Real episodes of the base policy, by one pod or by several side by side."""
+def brought(component: Any, branches: dict[str, Any], address: str, **beside: Any) -> Any:
+    """The task that brings an artifact; it looks again each time, where another may lie there by then."""
+    task = component(task=branches["task"], inputs=branches["inputs"], **beside)
+    return task if is_fixed(address) else task.set_caching_options(False)
+
+
+def beginning(branches: dict[str, Any], inputs: InputsSettings) -> tuple[Any, Any]:
+    """The base policy, and the demonstrations that there are; None: there are none."""
+    if inputs.policy is None:
+        cloned = clone_base_policy(task=branches["task"], policy=branches["policy"]).outputs
+        return cloned["base"], cloned["demonstrations"]
+    base = brought(bring_policy, branches, inputs.policy).outputs["base"]
+    if inputs.demonstrations is None:
+        return base, None
+    return base, brought(bring_demonstrations, branches, inputs.demonstrations).outputs["demonstrations"]
+
+
+def first_episodes(branches: dict[str, Any], settings: Settings, base: Any) -> Any:
+    """Real episodes of the base policy: those that are brought; or collected, by one pod or several side by side."""
+    if address := settings.inputs.episodes:
+        return brought(bring_episodes, branches, address, policy=base).outputs["episodes"]
+    task, collect, shards = branches["task"], branches["collect"], settings.collect.shards
     if shards == 1:
         return collect_episodes(task=task, collect=collect, policy=base).outputs["episodes"]
     with dsl.ParallelFor(list(range(shards)), name="shards") as shard:
         made = collect_episodes(task=task, collect=collect, shard=shard, sharded=True, policy=base)
     part = dsl.Collected(made.outputs["episodes"])
     return merge_episodes(collect=collect, policy=base, parts=part).outputs["episodes"]
+
+
+def dreaming(branches: dict[str, Any], inputs: InputsSettings, demonstrations: Any, episodes: Any) -> Any:
+    """The task that puts out a world model, and whether it is trusted."""
+    if inputs.world_model:
+        return brought(bring_world_model, branches, inputs.world_model)
+    return train_world_model(
+        task=branches["task"], world_model=branches["world_model"], demonstrations=demonstrations, episodes=episodes
+    )
+
+
+def seeing(branches: dict[str, Any], inputs: InputsSettings, demonstrations: Any, episodes: Any, dreams: Any) -> Any:
+    """The task that puts out a reward model, and whether it is trusted.
+
+    One that is brought sees as it was calibrated to only in the dreams that it was calibrated with. In others it goes
+    on learning, as in a PACE round.
+    """
+    before = {}
+    if inputs.reward and inputs.world_model:
+        return brought(bring_calibrated_reward, branches, inputs.reward, episodes=episodes, world_model=dreams)
+    if inputs.reward:
+        before = {"previous": brought(bring_reward, branches, inputs.reward, episodes=episodes).outputs["fitted"]}
+    return train_reward(
+        task=branches["task"],
+        reward=branches["reward"],
+        demonstrations=demonstrations,
+        episodes=episodes,
+        world_model=dreams,
+        **before,
+    )
 
 
 def first_learning(
@@ -203,6 +260,7 @@ def end(branches: dict[str, Any], first: First, candidate: Any, since: dict[str,
             **learnt_in,
             "episodes": since.get("newest", first.episodes),
             "policy": first.policy,
+            **({"inputs": branches["inputs"]} if branches["inputs"] is not None else {}),
             **({} if candidate is first.policy else {"last": candidate}),
         },
     )

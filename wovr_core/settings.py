@@ -15,6 +15,7 @@ from wovr_core.architecture import Architecture, kind_of
 from wovr_core.chunk import CHUNK
 from wovr_core.compute import ComputeSettings as ComputeSettings
 from wovr_core.franka_settings import FrankaSettings as FrankaSettings
+from wovr_core.inputs_settings import InputsSettings as InputsSettings
 from wovr_core.section import Section
 from wovr_core.setting_errors import SettingsError, branch_of, explain, whole
 from wovr_core.setting_types import (
@@ -249,6 +250,7 @@ class Settings(Section):
 
     task: TaskSettings = TaskSettings()
     compute: ComputeSettings = ComputeSettings()
+    inputs: InputsSettings = InputsSettings()
     policy: PolicySettings = PolicySettings()
     collect: CollectSettings = CollectSettings()
     world_model: WorldModelSettings = WorldModelSettings()

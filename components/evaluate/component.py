@@ -1,3 +1,5 @@
+from typing import Optional
+
 from kfp import dsl
 from kfp.dsl import Input, Output
 
@@ -111,6 +113,7 @@ def write_report(
     report: Output[ReportArtifact],
     page: Output[dsl.HTML],
     last: Input[PolicyArtifact] | None = None,
+    inputs: Optional[dict] = None,  # noqa: UP045 (kfp reads no dict | None)
 ):
     """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last.
 
@@ -126,6 +129,7 @@ def write_report(
         report: With `report.html`.
         page: The same page as HTML, for the KFP UI.
         last: Policy that PACE ended with, which knows of all its decisions.
+        inputs: Settings branch of a run that began with artifacts of its user's.
     """
     import shutil
     from pathlib import Path
@@ -135,6 +139,7 @@ def write_report(
 
     manifest = step(
         settings.TaskSettings.model_validate(task),
+        settings.InputsSettings.model_validate(inputs or {}),
         evaluation=Path(evaluation.path),
         verdict=Path(verdict.path),
         demonstrations=Path(demonstrations.path),

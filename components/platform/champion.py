@@ -49,8 +49,10 @@ def keep_beside(client: MlflowClient, run_id: str, learnt_in: Mapping[str, Path]
     return tags
 
 
-def fetch_version(cfg: PromoteSettings, *, policy: Path, version: str = "", learnt_in: Mapping[str, Path] = {}) -> str:
-    """A registered policy, the champion unless a version is named, and what was kept beside it; says its version."""
+def fetch_version(
+    cfg: PromoteSettings, *, policy: Path | None = None, version: str = "", learnt_in: Mapping[str, Path] = {}
+) -> str:
+    """A registered policy, the champion unless a version is named, or what was kept beside it; says its version."""
     client = open_client()
     number = version or version_at(client, cfg.model, cfg.alias)
     if not number:
@@ -64,7 +66,7 @@ def fetch_version(cfg: PromoteSettings, *, policy: Path, version: str = "", lear
             f"version {number} of {cfg.model} was registered without its {', '.join(lost)}, so it cannot learn again "
             f"from the registry: run posttrain once more; what it promotes keeps them"
         )
-    places = {"policy": ("policy/artifact", Kind.POLICY, _vouched(found, cfg), policy)}
+    places = {"policy": ("policy/artifact", Kind.POLICY, _vouched(found, cfg), policy)} if policy else {}
     places |= {
         name: (f"learnt_in/{name}", LEARNT_IN[name], found.tags[f"kept.{name}"], out) for name, out in learnt_in.items()
     }
@@ -128,10 +130,7 @@ def check_champion(cfg: PromoteSettings, task: TaskSettings, uri: str = "") -> N
 def fetch_policy_to_beat(cfg: PromoteSettings, *, champion: str, baseline: Path, policy: Path) -> None:
     """The registered policy of this digest; the base where there is no champion."""
     if not champion:
-        beside = policy.with_name(f".{policy.name}.arriving")
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(baseline, beside, copy_function=_link)
-        put_in_place(beside, policy)
+        link_artifact(baseline, policy)
         return
     client = open_client()
     found = _versions_of(client, cfg, champion)
@@ -177,6 +176,15 @@ def _damaged(cfg: PromoteSettings, version: ModelVersion, source: str, why: str)
         f"the alias {cfg.alias} to another version, or to none: `wovr rollback {where} --reason WHY`, or by hand in "
         f"MLflow and then `wovr adopt {where} --reason WHY`"
     )
+
+
+def link_artifact(source: Path, out: Path) -> None:
+    """A second name for an artifact, which takes no room where the disk can."""
+    beside = out.with_name(f".{out.name}.arriving")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, beside, copy_function=_link)
+    put_in_place(beside, out)
 
 
 def _link(source: str, to: str) -> None:

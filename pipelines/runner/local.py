@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from getpass import getuser
 from hashlib import sha256
@@ -103,7 +103,9 @@ def run_pipeline(
             enable_caching=True,
         )
         environment = _environment(folder, settings.compute.device)
-        attendant = Attendant(folder, Console(file=sys.stdout), environment, storage, containers)
+        attendant = Attendant(
+            folder, Console(file=sys.stdout), environment, storage, containers, read=settings.inputs.folders().values()
+        )
         if attendant.before.tasks and not (folder / ".finished").exists():
             attendant.tell_mended(
                 "↻", f"{folder} lacks the hidden folder .finished, so all runs again: if this is a copy, copy it, too"
@@ -128,9 +130,11 @@ class Attendant:
         environment: dict[str, str],
         storage: Storage | None = None,
         containers: "Containers | None" = None,
+        read: Iterable[Path] = (),
     ) -> None:
+        """`read`: folders of this machine that tasks read beside the run's own."""
         self.run, self.console, self.environment = Run(folder), console, environment
-        self.storage, self.containers = storage, containers
+        self.storage, self.containers, self.read = storage, containers, tuple(read)
         self.before = self._recalled("run.json", Run.read) or Run(folder)
         self.stored = self._recalled("stored.json", stored_at) or {}
         self.complaint = ""  # of the first task that failed
@@ -251,7 +255,7 @@ class Attendant:
             code = self.containers.run(
                 ["python", "-c", CONTAINED, source, *arguments],
                 environment=environment | options.get("environment", {}),
-                mounts=_mounts(self.run.folder, environment),
+                mounts=dict.fromkeys(self.read, "ro") | _mounts(self.run.folder, environment),
                 log=log,
                 tell=lambda words: print(words, end="", file=self.console.file, flush=True),
                 terminal=self.console.size if self.console.is_terminal else None,

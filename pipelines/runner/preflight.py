@@ -39,6 +39,8 @@ def check_settings(settings: Settings, pipeline: str = "posttrain", *, version: 
     pipeline_named(pipeline)
     looks = [lambda: _versioned(pipeline, version)]
     if pipeline == "posttrain":
+        looks.append(lambda: _inputs(settings))
+    if pipeline == "posttrain" and settings.inputs.world_model is None:
         looks.append(lambda: _world_model(settings))
     if pipeline == "retrain":
         looks.append(lambda: _retraining(settings))
@@ -102,6 +104,14 @@ def _complaints(looks: list[Callable[[], None]], expected: tuple[type[Exception]
 def _versioned(pipeline: str, version: str | None) -> None:
     if version is not None and pipeline not in VERSIONED:
         raise SettingsError(f"--version is for {' and '.join(VERSIONED)}, not for {pipeline}. Leave it out")
+
+
+def _inputs(settings: Settings) -> None:
+    """What lies in folders here fits; what lies elsewhere is looked at by the task that brings it."""
+    if folders := settings.inputs.folders():
+        from wovr_core.store.fit import check_inputs, facts_of_settings  # which takes seconds
+
+        check_inputs(facts_of_settings(settings), folders)
 
 
 def _retraining(settings: Settings) -> None:

@@ -71,7 +71,7 @@ class Profile:
         ports = takes | makes
         if not ports & _titles_of(OPENED):
             return self.others
-        if "task" not in component.input_definitions.parameters:  # it only carries
+        if "task" not in component.input_definitions.parameters or task.startswith("bring-"):  # it only carries
             return self.opens
         if makes & _titles_of(LEARNT) and WorldModelArtifact.schema_title in ports:
             return self.learns

@@ -70,6 +70,48 @@ def test_a_policy_is_cotrained_on_the_dreams_it_learns_in_if_the_settings_say_so
     assert not [name for name in compiled(Settings(), tmp_path)["components"] if "cotrain" in name]
 
 
+BROUGHT = {
+    "policy": ("clone-base-policy", "bring-policy"),
+    "episodes": ("collect-episodes", "bring-episodes"),
+    "world_model": ("train-world-model", "bring-world-model"),
+    "reward": ("train-reward", "bring-calibrated-reward"),
+}
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_what_is_brought_is_not_made(count, tmp_path):
+    """A policy; with its episodes; with a world model; with a reward: the run begins where these end."""
+    inputs = dict.fromkeys(list(BROUGHT)[:count], "models:/tabletop-policy/1")
+    spec = compiled(Settings.parse({"inputs": inputs, "pace": {"rounds": 0}}), tmp_path)
+    tasks = {name.removeprefix("comp-") for name in spec["components"]}
+    for role, (making, bringing) in BROUGHT.items():
+        assert (making in tasks, bringing in tasks) == (role not in inputs, role in inputs)
+
+
+def test_a_reward_of_other_dreams_goes_on_learning(tmp_path):
+    spec = compiled(Settings.parse({"inputs": {"reward": "rewards/mine"}, "pace": {"rounds": 0}}), tmp_path)
+    parts = [part.get("dag", {}).get("tasks", {}) for part in spec["components"].values()]
+    (tasks,) = [tasks for tasks in parts if "train-reward" in tasks]
+    previous = tasks["train-reward"]["inputs"]["artifacts"]["previous"]
+    assert previous["taskOutputArtifact"]["producerTask"] == "bring-reward"
+
+
+def test_what_may_change_where_it_lies_is_looked_at_again(tmp_path):
+    digest = "0" * 64
+    inputs = {"policy": "mine", "demonstrations": "models:/m@champion", "episodes": "models:/m/3"}
+    spec = compiled(Settings.parse({"inputs": inputs | {"world_model": f"s3://b/w/{digest}"}}), tmp_path)
+    parts = [part.get("dag", {}).get("tasks", {}) for part in spec["components"].values()]
+    cached = {
+        name: bool(task.get("cachingOptions")) for tasks in parts for name, task in tasks.items() if "bring" in name
+    }
+    assert cached == {
+        "bring-policy": False,
+        "bring-demonstrations": False,
+        "bring-episodes": True,
+        "bring-world-model": True,
+    }
+
+
 def test_a_candidate_is_tried_beside_the_champion_of_that_moment(tmp_path):
     """Whoever that is, is asked after all learning; the answer is a parameter, by which the evaluation is cached."""
     spec = compiled(Settings(), tmp_path)
@@ -111,7 +153,7 @@ def test_what_changes_the_outside_world_is_never_cached(tmp_path):
     assert {"fetch-policy-to-beat", "clone-base-policy", "train-world-model", "improve-policy", "judge"} <= cached
 
 
-@pytest.mark.parametrize("word", sorted(set(Settings.model_fields) - {"task", "compute"}))
+@pytest.mark.parametrize("word", sorted(set(Settings.model_fields) - {"task", "compute", "inputs"}))
 def test_every_word_is_a_step_that_takes_its_branch_first(word):
     branch = type(getattr(Settings(), word))
     first = next(iter(signature(step_named(word)).parameters.values()))

@@ -90,6 +90,31 @@ def test_a_report_written_again_is_the_same(smoke, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_begins_where_the_parts_it_is_given_end(smoke, tmp_path):
+    """With all that an earlier run had made until then, it learns the same policy."""
+    brought = {
+        "policy": smoke.artifact("clone-base-policy", "base"),
+        "demonstrations": smoke.artifact("clone-base-policy", "demonstrations"),
+        "episodes": smoke.artifact("collect-episodes", "episodes"),
+        "world_model": smoke.artifact("train-world-model", "fitted"),
+        "reward": smoke.artifact("train-reward", "fitted"),
+    }
+    (tmp_path / "smoke.yaml").write_text(SMOKE.read_text())
+    inputs = [f"--set=inputs.{role}={path}" for role, path in brought.items()]
+    answer, code = wovr(tmp_path, "smoke.yaml", "--set=pace.rounds=0", *inputs)
+    assert code == 0 and ("promote:" in answer or "hold:" in answer), answer
+    entered = Run.read(tmp_path / "runs" / "smoke")
+    made = {"clone-base-policy", "collect-episodes", "train-world-model", "train-reward"}
+    assert not made & entered.tasks.keys(), "what is brought is not made"
+    policy = read_manifest(entered.artifact("improve-policy", "improved"))
+    assert policy.digest == digest_at(smoke.artifact("improve-policy", "improved"))
+    page = read_manifest(entered.artifact("write-report", "report"))
+    assert page.settings["inputs"] == {role: str(path) for role, path in brought.items()}
+    assert page.made_from["world_model"] == digest_at(brought["world_model"])
+    assert str(brought["reward"]) in (tmp_path / "runs" / "smoke" / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_a_champion_is_left_alone_or_taught_again_as_its_world_asks(smoke, tmp_path, monkeypatch):
     (tmp_path / "smoke.yaml").write_text(SMOKE.read_text())
     (tmp_path / "changed.yaml").write_text(SMOKE.read_text() + "retrain: {drift: -100}\n")  # whatever it looks like

@@ -38,11 +38,11 @@ def cotrain_policy(
     do in the dream of a demonstration's actions is what was done in the demonstration. A policy that has seen real
     pictures only may be lost in dreams, and then has nothing to learn from there.
     """
-    good = open_episodes([demonstrations], task).training
-    if not good:
+    demonstrated = [one for one in open_episodes([demonstrations], task).training if one.succeeded]
+    if not demonstrated:
         raise ArtifactError(f"no episode of {demonstrations} may be learnt from: give demonstrations")
-    won = [one for one in open_episodes(episodes, task).training if one.succeeded]
-    good = [*good, *won]
+    good = [one for one in open_episodes([demonstrations, *episodes], task).training if one.succeeded]
+    won = good[len(demonstrated) :]
     actor, dreamer = open_cloned(policy, task), open_world_model(world_model, task)
     last = 1 if isinstance(dreamer.cfg.architecture, NextFrameSettings) else MEMORY
     generator = torch.Generator().manual_seed(task.seed)

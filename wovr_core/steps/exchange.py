@@ -39,6 +39,7 @@ def import_episodes(
     out: Path,
     steps: int,
     split: Split,
+    held_out: int = 0,
     image_size: int | None = None,
     conventions: Conventions = AS_FILES_SAY,
     fps: int = 20,
@@ -46,7 +47,8 @@ def import_episodes(
     """An Episodes artifact of .hdf5 and .npy files, or of folders of them, in the order of their names.
 
     Whatever is stacked must be equally long: an episode ends after `steps` actions, a shorter one stands still until
-    then. The summary says what was counted, and by which rule. Raises `ArtifactError` for a file that is not
+    then. So many as are `held_out`, evenly among them, are never trained on, whatever the split of the others. The
+    summary says what was counted, and by which rule. Raises `ArtifactError` for a file that is not
     understood; then nothing is written.
     """
     _check_options(steps=steps, image_size=image_size, fps=fps, conventions=conventions)
@@ -63,7 +65,7 @@ def import_episodes(
         "files": names,
         "pictures": "upright",
         "conventions": vars(conventions),
-    }
+    } | ({"held_out": held_out} if held_out else {})
     with writing(out, Kind.EPISODES, settings=settings) as draft:
         imported = [one for file in files for one in _read(file, conventions)]
         _refuse_unlike(imported, image_size)
@@ -71,11 +73,20 @@ def import_episodes(
         _check_memory(len(imported) * len(cameras), steps, image_size or imported[0].episode.frames.shape[-2])
         numbered = [
             replace(at_size(lasting(one.episode, steps), image_size, len(one.cameras)), init_state=state)
-            for one, state in zip(imported, split.ids(len(imported), start=FIRST), strict=True)
+            for one, state in zip(imported, _states(split, len(imported), held_out), strict=True)
         ]
         write_episodes(draft.folder, numbered, source="imported", policy_digest="unknown", fps=fps, cameras=cameras)
         draft.summary |= _summary(imported, numbered, files=len(files), split=split, steps=steps)
     return draft.manifest
+
+
+def _states(split: Split, count: int, held_out: int) -> list[int]:
+    """Initial states for so many episodes; every so many of them are of the split that nothing is trained on."""
+    if not 0 <= held_out < count:
+        raise ArtifactError(f"--held-out {held_out} of {count} episodes leaves none to learn from: give fewer")
+    turns = [(i + 1) * held_out // count > i * held_out // count for i in range(count)]
+    splits = [Split.KEYFRAMES if turn else split for turn in turns]
+    return [one.ids(1, start=FIRST + i)[0] for i, one in enumerate(splits)]
 
 
 def _summary(

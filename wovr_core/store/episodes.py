@@ -46,12 +46,18 @@ class RealData:
 
 
 def open_episodes(paths: Sequence[Path], task: TaskSettings | None = None) -> RealData:
-    """Collections of episodes, all of the task. Their frames are read when they are asked for, into one memory."""
+    """Collections of episodes, all of the task. Their frames are read when they are asked for, into one memory.
+
+    One that is named twice counts once: a policy that was brought without demonstrations learns from its episodes only.
+    """
     every: list[Episode] = []
     sizes, digests = [], []
     store = None
     for path in paths:
-        digests.append(read_manifest(path, Kind.EPISODES).digest)
+        digest = read_manifest(path, Kind.EPISODES).digest
+        if digest in digests:
+            continue
+        digests.append(digest)
         store = store or picture_store(path)
         new = read_episodes(path, store)
         if not new:

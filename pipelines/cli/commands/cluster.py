@@ -133,6 +133,10 @@ def _job(path: Path, pipeline: str, profile: str, values: list[str] | None) -> "
     job = Job(settings, pipeline, profile)
     check_profile(profile, settings.compute)
     check_settings(settings, pipeline)
+    if pipeline == "posttrain" and settings.inputs.folders():
+        from components.platform.inputs import store_folders
+
+        return Job(settings.model_copy(update={"inputs": store_folders(settings.inputs)}), pipeline, profile)
     return job
 
 

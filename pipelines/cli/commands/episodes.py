@@ -20,6 +20,7 @@ def import_episodes(
         Literal["demonstration", "collection", "keyframes"],
         typer.Option(help="What they may serve: to learn from, or (keyframes) never trained on."),
     ] = "demonstration",
+    held_out: Annotated[int, typer.Option(help="So many, evenly among them, are never trained on.")] = 0,
     image_size: Annotated[int | None, typer.Option(help="Pixels, square; as they come by default.")] = None,
     camera: Annotated[list[str] | None, typer.Option(help="This one, and again for another; HDF5: all.")] = None,
     mask: Annotated[
@@ -63,6 +64,7 @@ def import_episodes(
             out=out,
             steps=steps,
             split=Split[split.upper()],
+            held_out=held_out,
             image_size=image_size,
             fps=fps,
             conventions=Conventions(ends=ends_well, cameras=cameras, **words),
