@@ -18,6 +18,7 @@ def conclude(
     tried_beside: dict[str, Any],
     learnt_in: dict[str, Any],
     reported: dict[str, Any],
+    inputs: Any = None,
     franka: Any = None,
 ) -> None:
     """Reality decides about a policy. To be called where a pipeline is built, with what its tasks put out.
@@ -26,11 +27,11 @@ def conclude(
     when the pipeline is compiled.
 
     `tried_beside`: the other policies of the evaluation. `learnt_in`: what the candidate learnt in, which a champion
-    keeps so as to learn again. `reported`: the further ports of the report.
+    keeps so as to learn again. `reported`: the further ports of the report. `inputs`: the branch, of a run that began
+    with artifacts of its user's.
     """
-    evaluation = evaluate_policies(task=task, evaluate=evaluate, candidate=candidate, **tried_beside).outputs[
-        "evaluation"
-    ]
+    tried = {"candidate": candidate, **tried_beside} | ({} if inputs is None else {"inputs": inputs})
+    evaluation = evaluate_policies(task=task, evaluate=evaluate, **tried).outputs["evaluation"]
     judged = judge(promote=promote, evaluation=evaluation)
 
     def settle(verdict: Any) -> None:

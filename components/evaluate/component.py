@@ -25,6 +25,7 @@ def evaluate_policies(
     evaluation: Output[EvaluationArtifact],
     last: Input[PolicyArtifact] | None = None,
     champion: Input[PolicyArtifact] | None = None,
+    inputs: Optional[dict] = None,  # noqa: UP045 (kfp reads no dict | None)
 ):
     """Try candidate, baseline and champion for real, on the same initial states that nothing else ever sees.
 
@@ -40,6 +41,7 @@ def evaluate_policies(
         evaluation: Evaluation; metadata: success of each, by task, with intervals.
         last: Policy of PACE's last learning in dreams, for the report's curve.
         champion: The registered champion; not tried again where it is one of the two.
+        inputs: Settings branch of a run that began with artifacts of its user's; written down beside the trials.
     """
     from pathlib import Path
 
@@ -49,6 +51,7 @@ def evaluate_policies(
     manifest = step(
         settings.EvaluateSettings.model_validate(evaluate),
         settings.TaskSettings.model_validate(task),
+        settings.InputsSettings.model_validate(inputs or {}),
         candidate=Path(candidate.path),
         baseline=Path(baseline.path),
         champion=Path(champion.path) if champion else None,
@@ -113,7 +116,6 @@ def write_report(
     report: Output[ReportArtifact],
     page: Output[dsl.HTML],
     last: Input[PolicyArtifact] | None = None,
-    inputs: Optional[dict] = None,  # noqa: UP045 (kfp reads no dict | None)
 ):
     """Tell people what happened, in one page: the first learning in dreams and, after PACE, the last.
 
@@ -129,7 +131,6 @@ def write_report(
         report: With `report.html`.
         page: The same page as HTML, for the KFP UI.
         last: Policy that PACE ended with, which knows of all its decisions.
-        inputs: Settings branch of a run that began with artifacts of its user's.
     """
     import shutil
     from pathlib import Path
@@ -139,7 +140,6 @@ def write_report(
 
     manifest = step(
         settings.TaskSettings.model_validate(task),
-        settings.InputsSettings.model_validate(inputs or {}),
         evaluation=Path(evaluation.path),
         verdict=Path(verdict.path),
         demonstrations=Path(demonstrations.path),

@@ -241,7 +241,7 @@ def _lineage(manifests: dict[str, Manifest]) -> dict[str, str]:
     tags = {f"dataset.{name}": digest for name, digest in _datasets(manifests).items()}
     tags |= {f"run.{name}": digest for name, digest in manifests["report"].made_from.items()}
     tags |= {f"made_from.{name}": digest for name, digest in manifests["policy"].made_from.items()}
-    tags |= {f"inputs.{role}": address for role, address in manifests["report"].settings.get("inputs", {}).items()}
+    tags |= {f"inputs.{role}": address for role, address in manifests["evaluation"].settings.get("inputs", {}).items()}
     compared = manifests["evaluation"].made_from
     return tags | {role: compared[role] for role in ("baseline", "champion") if role in compared}
 

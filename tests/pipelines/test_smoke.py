@@ -109,7 +109,8 @@ def test_a_run_begins_where_the_parts_it_is_given_end(smoke, tmp_path):
     policy = read_manifest(entered.artifact("improve-policy", "improved"))
     assert policy.digest == digest_at(smoke.artifact("improve-policy", "improved"))
     page = read_manifest(entered.artifact("write-report", "report"))
-    assert page.settings["inputs"] == {role: str(path) for role, path in brought.items()}
+    tried = read_manifest(entered.artifact("evaluate-policies", "evaluation"))
+    assert tried.settings["inputs"] == {role: str(path) for role, path in brought.items()}
     assert page.made_from["world_model"] == digest_at(brought["world_model"])
     assert str(brought["reward"]) in (tmp_path / "runs" / "smoke" / "report.html").read_text()
 
@@ -166,7 +167,7 @@ def test_success_that_rises_no_more_ends_the_learning(smoke, tmp_path):
     assert "promote:" in answer or "hold:" in answer
     assert "rises no more" in (smoke.out / "report.html").read_text()
     run = Run.read(smoke.out)
-    page = smoke.artifact("write-report", "report")
+    page = run.artifact("write-report", "report")
     assert digest_at(page) == digest_at(written_again(page, run, config, tmp_path / "again"))
 
 

@@ -24,7 +24,7 @@ from wovr_core.envs.splits import SPLIT_SIZE, Split
 from wovr_core.evaluation.success import Rate, TrialResults, policy_decides, run_trials, success_rate
 from wovr_core.evaluation.verdict import Comparison, Verdict, compare, decide
 from wovr_core.protocols import Env, Policy
-from wovr_core.settings import EvaluateSettings, PromoteSettings, TaskSettings
+from wovr_core.settings import EvaluateSettings, InputsSettings, PromoteSettings, TaskSettings
 from wovr_core.store.environments import open_environment
 from wovr_core.store.facts import (
     EvaluateFacts,
@@ -41,12 +41,14 @@ from wovr_core.store.facts import (
 from wovr_core.store.policies import open_policy
 from wovr_core.training.progress import Advance, counting
 
+NONE_BROUGHT = InputsSettings()
 SEED = 77  # of the evaluation itself: the same for every candidate, whatever the run's seed
 
 
 def evaluate_policies(
     cfg: EvaluateSettings,
     task: TaskSettings,
+    inputs: InputsSettings = NONE_BROUGHT,
     *,
     candidate: Path,
     baseline: Path,
@@ -57,22 +59,21 @@ def evaluate_policies(
     """Paired trials of two policies; and those in between, for the report's curve and for nothing else.
 
     Of three where there is a `champion` that is neither of them: all on the same initial states. `snapshots` are the
-    policies that grpo wrote, with what they were on their way: the first and the last.
+    policies that grpo wrote, with what they were on their way: the first and the last. Where the run got what it did
+    not make, `inputs`, is written down.
     """
     ids = Split.EVALUATION.ids(cfg.episodes, start=cfg.first)
     roles = {"candidate": candidate, "baseline": baseline}
     if champion is not None and digest_at(champion) not in map(digest_at, roles.values()):
         roles["champion"] = champion
     made_from = roles | {f"snapshots_{i}": path for i, path in enumerate(snapshots)}
-    settings = {"evaluate": cfg.model_dump(), "task": task.model_dump()}
+    brought = {"inputs": dict(inputs.addresses())} if inputs else {}
+    settings = {"evaluate": cfg.model_dump(), "task": task.model_dump(), **brought}
     with writing(out, Kind.EVALUATION, settings=settings, made_from=made_from) as draft:
         between = snapshots_of(snapshots) if cfg.curve_episodes else []
         few = ids[: cfg.curve_episodes]
-        policies: dict[str, Policy] = {
-            role: open_policy(path, task) for role, path in roles.items() if role != "champion"
-        }
-        if "champion" in roles:
-            policies["champion"] = _open_champion(roles["champion"], task)
+        opened = {role: _open_champion if role == "champion" else open_policy for role in roles}
+        policies = {role: opened[role](path, task) for role, path in roles.items()}
         for path, name, *_ in between:
             open_policy(path, task, weights=name)  # what cannot be opened is refused before anything is tried
         wins: dict[str, Tensor] = {}

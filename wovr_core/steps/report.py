@@ -17,7 +17,7 @@ from wovr_core.protocols import RewardModel, WorldModel
 from wovr_core.report.clips import side_by_side
 from wovr_core.report.page import LIMIT, phase_name, render
 from wovr_core.report.story import Clip, Phase, Snapshot, Story
-from wovr_core.settings import InputsSettings, PromoteSettings, TaskSettings
+from wovr_core.settings import PromoteSettings, TaskSettings
 from wovr_core.store.episodes import open_episodes
 from wovr_core.store.facts import (
     ChampionFacts,
@@ -38,13 +38,11 @@ from wovr_core.trajectory import Episode
 CLIPS = 2  # of each outcome, at most
 CLIPS_LIMIT = 3_000_000  # bytes of all videos together
 TRIES = 16  # staged grasps at each offset
-NONE_BROUGHT = InputsSettings()
 REPLAYED = 96  # held-out episodes that are dreamt again, at most
 
 
 def write_report(
     task: TaskSettings,
-    inputs: InputsSettings = NONE_BROUGHT,
     *,
     evaluation: Path,
     verdict: Path,
@@ -61,7 +59,7 @@ def write_report(
     `policy` is the one that the first learning in dreams wrote and, after PACE, `last` the one that PACE ended with:
     each says in its artifact what it learnt in, and `last` knows of all PACE's decisions. The world model, the reward
     and the episodes are the newest, which the last learning used. Every figure was measured by other steps, except that
-    held-out episodes are dreamt once more, to be looked at. `inputs` says where the run got what it did not make.
+    held-out episodes are dreamt once more, to be looked at.
     """
     judged, trials = read_manifest(verdict, Kind.VERDICT), read_manifest(evaluation, Kind.EVALUATION)
     if judged.made_from.get("evaluation") != trials.digest:
@@ -75,8 +73,7 @@ def write_report(
     outcome, phases = trials.summarised(EvaluationFacts, evaluation), [each.phase for each in learnt]
     made_from = {"evaluation": evaluation, "verdict": verdict, "demonstrations": demonstrations, "policy": policy}
     made_from |= newest if last is None else newest | {"last": last}
-    brought = {"inputs": dict(inputs.addresses())} if inputs else {}
-    with writing(out, Kind.REPORT, settings={"task": task.model_dump(), **brought}, made_from=made_from) as draft:
+    with writing(out, Kind.REPORT, settings={"task": task.model_dump()}, made_from=made_from) as draft:
         replayed = replay_held_out(task, data.held_out, model, reward_model)
         story = Story(
             verdict=judged.summarised(Verdict, verdict),
@@ -95,7 +92,7 @@ def write_report(
             demonstrations=demonstrations_of(taught, demonstrations, learnt[0]),
             evaluation_episodes=outcome.episodes,
             play=learnt[0].world_model.backbone.model_dump(exclude_unset=True),
-            settings=branches(brought, taught.settings, *settings_of(learnt), trials.settings, judged.settings),
+            settings=branches(taught.settings, *settings_of(learnt), trials.settings, judged.settings),
             origin=draft.made_from | origin_of(learnt),
             code_version=trials.code_version,
         )
