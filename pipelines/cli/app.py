@@ -111,7 +111,9 @@ def compile_(
     config: Config = "tabletop",
     pipeline: PipelineName = "posttrain",
     values: Values = None,
-    profile: Annotated[str | None, typer.Option(help="What tasks ask of the cluster: cpu; nothing by default.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="What tasks ask of the cluster: cpu, gpu, gpu8, or a file; nothing by default.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", parser=path, help="The file to write; build/PIPELINE.yaml by default.")
     ] = None,
@@ -126,7 +128,8 @@ def compile_(
 
         from pipelines.catalogue import pipeline_named
         from pipelines.runner.preflight import check_settings
-        from pipelines.runner.resources import check_profile, equip, stamp
+        from pipelines.runner.profiles import check_profile
+        from pipelines.runner.resources import equip, stamp
 
         check_settings(settings, pipeline)
         if profile:

@@ -25,7 +25,8 @@ from components.platform.cluster import ClusterError
 from components.platform.deadline import DeadlineError, within
 from components.platform.mlflow_client import discreet
 from pipelines.catalogue import arguments_of, pipeline_named
-from pipelines.runner.resources import equip, profile_named, stamp
+from pipelines.runner.profiles import profile_named
+from pipelines.runner.resources import equip, stamp
 from wovr_core.settings import Settings
 
 EXPERIMENT = "wovr"

@@ -18,13 +18,14 @@ from components.platform.cluster import TrainJobs
 from components.platform.services_env import SERVICES, names_of
 from pipelines.catalogue import PIPELINES
 from pipelines.cli.app import app
-from pipelines.runner.resources import PROFILES, USER, equip
+from pipelines.runner.profiles import profile_named, profile_names
+from pipelines.runner.resources import USER, equip
 from pipelines.runner.submit import Job
 from wovr_core.setting_errors import SettingsError
 from wovr_core.settings import CollectSettings, FrankaSettings, Settings
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = [(pipeline, profile) for pipeline in PIPELINES for profile in PROFILES]
+CASES = [(pipeline, profile) for pipeline in PIPELINES for profile in profile_names()]
 
 
 def compile_for(
@@ -130,7 +131,7 @@ def test_a_task_that_waits_for_people_outlives_their_patience(hours):
     assert int(pods["exec-try-on-robot"]["activeDeadlineSeconds"]) == (hours + 1) * 3600
     _, pods = compiled("posttrain", "gpu8")
     waits = int(pods["exec-train-world-model"]["activeDeadlineSeconds"])
-    assert waits > PROFILES["gpu8"].train_jobs.hours * 3600, "and one that waits for a TrainJob outlives that"
+    assert waits > profile_named("gpu8").train_jobs.hours * 3600, "and one that waits for a TrainJob outlives that"
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -171,7 +172,7 @@ def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job():
     handed = {name for name, value in told.items() if value}
     assert {name.rstrip("0123456789").rstrip("-") for name in handed} == {"train-world-model", "refit-world-model"}
     for name in handed:
-        assert TrainJobs.model_validate_json(told[name][0]) == PROFILES["gpu8"].train_jobs
+        assert TrainJobs.model_validate_json(told[name][0]) == profile_named("gpu8").train_jobs
         assert "accelerator" not in executors[f"exec-{name}"]["container"]["resources"], "the pod that waits needs none"
 
 
@@ -208,3 +209,62 @@ def test_gpus_that_nothing_would_use_and_those_that_are_not_there_are_refused(
     assert answer.exit_code == 2
     assert complaint in " ".join(answer.stderr.split())
     assert list(tmp_path.iterdir()) == [config]
+
+
+def profile_file(folder: Path, text: str) -> str:
+    file = folder / "mine.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_profile_of_ones_own_is_like_another_but_for_what_it_says(tmp_path):
+    mine = profile_file(
+        tmp_path,
+        "like: gpu\n"
+        "learns: {cpu: 2.5, labels: {kueue.x-k8s.io/queue-name: robots}}\n"
+        "tries: {tolerations: [{key: spot, effect: NoSchedule}]}\n"
+        "retries: 5\nparallel: 3\n",
+    )
+    spec, pods = compile_for("posttrain", mine, Settings(collect=CollectSettings(shards=4)))
+    learns = spec["deploymentSpec"]["executors"]["exec-improve-policy"]["container"]["resources"]
+    assert (learns["resourceCpuRequest"], learns["resourceMemoryLimit"]) == ("2.5", "64Gi")
+    assert learns["accelerator"]["resourceCount"] == "1"
+    labels = pods["exec-improve-policy"]["podMetadata"]["labels"]
+    assert labels == {"app.kubernetes.io/part-of": "wovr", "kueue.x-k8s.io/queue-name": "robots"}
+    tolerations = [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pods["exec-evaluate-policies"]["tolerations"] == tolerations
+    tasks = [task for graph in [spec["root"], *spec["components"].values()] for task in tasks_of(graph)]
+    assert {task["retryPolicy"]["maxRetryCount"] for task in tasks if "retryPolicy" in task} == {5}
+    assert [task["iteratorPolicy"] for task in tasks if "iteratorPolicy" in task] == [{"parallelismLimit": 3}]
+
+
+def tasks_of(graph: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(graph.get("dag", {}).get("tasks", {}).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("like: gpu\nlearns: {memory: 4Gi}", "learns.memory is below 8Gi"),
+        ("like: gpu\nlearns: {memory: 64GB}", r"learns.memory: .*\(got '64GB'\)"),
+        ("like: gpu\nlearns: {gpu: 2}", "learns.gpu: unknown setting; did you mean gpus"),
+        ("like: gpu\ntries: {hours: 0}", "tries.hours: .*greater than 0"),
+        ("like: gpu\ntrain_jobs: {memory: lots}", "train_jobs.memory"),
+        ("like: gpu9", "there is no profile 'gpu9': choose one of cpu: two cores"),
+        ("like: [gpu]", r"is like \['gpu'\], which leads to no profile"),
+        ("learns: {cpu: 2}", "says: Field required"),
+        ("gpu", "holds no tree of a profile"),
+        ("like: gpu\nlike: cpu", "stands in line 1 already"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_before_anything_is_sent(tmp_path, text, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        profile_named(profile_file(tmp_path, text))
+
+
+def test_a_profile_like_itself_is_refused(tmp_path):
+    mine = profile_file(tmp_path, f"like: {tmp_path}/mine.yaml\n")
+    with pytest.raises(SettingsError, match="leads to no profile"):
+        profile_named(mine)
+    with pytest.raises(SettingsError, match="cannot read the profile"):
+        profile_named(str(tmp_path / "nobody.yaml"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu.")]
+Profile = Annotated[str, typer.Option(help="What tasks ask of the cluster: cpu, gpu, gpu8, or a file of your own.")]
 Host = Annotated[
     str | None,
     typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines' address; the current kubeconfig without."),
@@ -127,7 +127,7 @@ def _token(text: str, source: str) -> str:
 def _job(path: Path, pipeline: str, profile: str, values: list[str] | None) -> "Job":
     settings = Settings.load(path, values or ())
     from pipelines.runner.preflight import check_settings
-    from pipelines.runner.resources import check_profile
+    from pipelines.runner.profiles import check_profile
     from pipelines.runner.submit import Job
 
     job = Job(settings, pipeline, profile)
