@@ -43,7 +43,7 @@ def really(dreams: Rollouts, ids: list[int]) -> Bool[Tensor, " rollout"]:
     """Whether what was done in each dream, as long as it was dreamt, reaches the goal from the real initial state."""
     env = Tabletop()
     env.reset(ids, Split.KEYFRAMES)
-    actions, dreamt = from_tokens(dreams.tokens).flatten(1, 2), dreams.valid.any(-1).repeat_interleave(CHUNK, 1)
+    actions, dreamt = from_tokens(dreams.choices).flatten(1, 2), dreams.valid.any(-1).repeat_interleave(CHUNK, 1)
     won = [env.step(action) & going for action, going in zip(actions.unbind(1), dreamt.unbind(1), strict=True)]
     return torch.stack(won, 1).any(1)
 

@@ -90,7 +90,7 @@ def main() -> None:
     dreams = dream(
         policy, simulator, starts, temperature=1.0, generator=torch.Generator().manual_seed(args.seed), mask=False
     )
-    actions = from_tokens(dreams.tokens)
+    actions = from_tokens(dreams.choices)
     ids = [episode.init_state for episode in held]
     with open_environment(task) as env, counting("what was dreamt, for real", len(ids), unit="episode") as watch:
         assert isinstance(env, Libero)

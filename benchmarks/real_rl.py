@@ -97,12 +97,12 @@ def _rollouts(
     temperature: float,
     generator: torch.Generator,
 ) -> Rollouts:
-    chunks: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob")}
+    chunks: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "choices", "log_prob")}
     holds: list[Tensor] = []
     seen = first = env.reset(states, Split.COLLECTION)
     for _ in range(task.horizon // CHUNK):
         chosen = policy.act(seen, temperature=temperature, generator=generator)
-        now = {"frames": seen.frames, "pose": seen.pose, "tokens": chosen.tokens, "log_prob": chosen.log_prob}
+        now = {"frames": seen.frames, "pose": seen.pose, "choices": chosen.choices, "log_prob": chosen.log_prob}
         for name, values in now.items():
             chunks[name].append(values)
         holds += [env.step(action) for action in chosen.actions.unbind(1)]

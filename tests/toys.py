@@ -128,7 +128,7 @@ class ToyPolicy:
         name, progress = seen.frames[:, 0, 0, 0].long(), seen.frames[:, 1, 0, 0].long()
         assert [f"task {n}" for n in name.tolist()] == list(seen.instructions), "the words of another dream"
         tokens = torch.stack([name, progress, progress], -1)[:, None].expand(-1, 8, -1)
-        return ActionChunk(actions=torch.zeros(len(seen), 8, 3), tokens=tokens, log_prob=-tokens.float())
+        return ActionChunk(actions=torch.zeros(len(seen), 8, 3), choices=tokens, log_prob=-tokens.float())
 
     def log_prob(self, seen: Observation, tokens: Tensor, *, temperature: float) -> Tensor:
         return -tokens.float()

@@ -44,10 +44,12 @@ class Policy(Protocol):
 
     def act(self, seen: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk: ...
 
-    def log_prob(self, seen: Observation, tokens: Tensor, *, temperature: float) -> Float[Tensor, "b chunk a"]: ...
+    def log_prob(self, seen: Observation, choices: Tensor, *, temperature: float) -> Float[Tensor, "b chunk a"]:
+        """Of the choices of an `ActionChunk`, with gradients; each number's given those that its draw depended on."""
+        ...
 
-    def mirrored(self, tokens: Tensor, signs: Float[Tensor, " a"]) -> Tensor:
-        """The tokens of the same actions in a mirror, which multiplies their numbers by `signs`: 1 or -1."""
+    def mirrored(self, choices: Tensor, signs: Float[Tensor, " a"]) -> Tensor:
+        """The choices of the same actions in a mirror, which multiplies their numbers by `signs`: 1 or -1."""
         ...
 
 

@@ -45,6 +45,7 @@ from wovr_core.task import TaskSettings as TaskSettings
 class PolicySettings(Section):
     """The base policy: behaviour-cloned from scripted demonstrations."""
 
+    kind: Literal["tiny_vla", "tiny_flow"] = "tiny_vla"  # decides by bins, or by flow matching: docs/extending.md
     demonstrations: EpisodesOfARound = 10
     action_noise: Share = 0.1  # added to the demonstrator's motions, in actions
     demonstration_stride: Count = CHUNK  # steps between two decisions to learn from: as many as were decided at once
@@ -54,6 +55,15 @@ class PolicySettings(Section):
     exploration: Literal["step", "chunk"] = "step"  # draws: each step anew, or a chunk alike without turns
     steps: Count = 1000
     learning_rate: LearningRate = 2e-3
+
+    @model_validator(mode="after")
+    def _explores_as_its_kind_can(self) -> Self:
+        if self.kind == "tiny_flow" and self.exploration == "chunk":
+            raise ValueError(
+                "policy.exploration is chunk, but a policy of the kind tiny_flow draws noise for each step, and its "
+                "network makes them go together: leave policy.exploration at step"
+            )
+        return self
 
 
 class CollectSettings(Section):
@@ -120,19 +130,11 @@ class RewardSettings(Section):
     learning_rate: LearningRate = 3e-3
     target_precision: Share = 0.85  # of imagined successes, the share that is to be real: sets the threshold
     minimum_auc: Share = 0.7  # gate: chance that a dream of a real success scores above one of a failure; 0.5 is blind
-    stride: Count = 2  # every so many frames of a dream one is judged; 1, 2, 4 or 8
+    stride: Literal[1, 2, 4, 8] = 2  # every so many frames of a dream one is judged: the last of a chunk always
     hysteresis: Count = 2  # judged frames in a row that must show success
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the arithmetic of classifier and detector, on frames
     detector_steps: CountOrZero = 2400  # of the hallucination detector, made anew in every PACE round; 0: none
     keep_recall: Share = 0.6  # of right successes in dreams of the newest held-out episodes: the detector keeps so many
-
-    @model_validator(mode="after")
-    def _reads_the_last_frame(self) -> Self:
-        if CHUNK % self.stride:
-            raise ValueError(
-                f"reward.stride is {self.stride}, which does not divide the chunk of {CHUNK}: use 1, 2, 4 or 8"
-            )
-        return self
 
 
 class KeyframesSettings(Section):

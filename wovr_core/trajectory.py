@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from wovr_core.frames import StoredFrames
@@ -47,7 +47,7 @@ class ActionChunk:
     """A few actions decided at once, and how likely the policy was to decide them."""
 
     actions: Float[Tensor, "b chunk a"]  # commands, each in [-1, 1]
-    tokens: Int[Tensor, "b chunk a"]  # the discrete choices behind them
+    choices: Shaped[Tensor, "b chunk a *drawn"]  # behind them, as the policy draws: a token each, or a path from noise
     log_prob: Float[Tensor, "b chunk a"]  # of each choice, at the temperature it was drawn with
 
 

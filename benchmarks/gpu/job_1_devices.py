@@ -92,8 +92,8 @@ def policy_and_reward(job: Job, policy: TinyVLA, episodes: list[Episode]) -> Non
     there = deepcopy(policy).to(job.device)
     with job.section("policy") as facts:
         one, other = (p.act(seen, temperature=1.0, generator=torch.Generator().manual_seed(3)) for p in (policy, there))
-        facts["choices_alike"] = (one.tokens == other.tokens).float().mean().item()
-        facts["apart"] = apart(one.log_prob, there.log_prob(seen, one.tokens, temperature=1.0))
+        facts["choices_alike"] = (one.choices == other.choices).float().mean().item()
+        facts["apart"] = apart(one.log_prob, there.log_prob(seen, one.choices, temperature=1.0))
     reward, detector = SuccessClassifier(policy.shape, success_rule=GREEDY_RULE), FrameErrorClassifier(threshold=0.5)
     with job.section("reward model and detector") as facts:
         moved = deepcopy(reward).to(job.device), deepcopy(detector).to(job.device)

@@ -170,7 +170,7 @@ def test_a_real_rollout_is_recorded_as_an_update_reads_it(policy, ledger):
     for chunk in range(6):
         seen = ledger().reset(Split.COLLECTION.ids(4), Split.COLLECTION)
         seen = type(seen)(frames=tried.frames[:, chunk], pose=tried.pose[:, chunk], instructions=seen.instructions)
-        again = actor.log_prob(seen, tried.tokens[:, chunk], temperature=1.3)
+        again = actor.log_prob(seen, tried.choices[:, chunk], temperature=1.3)
         assert torch.allclose(again, tried.log_prob[:, chunk], atol=1e-5)
     assert [start.instruction for start in tried.starts] == list(seen.instructions)
 

@@ -49,7 +49,7 @@ from wovr_core.world_model.statistics import ActionStatistics
 
 CHECKOUT = Path(__file__).parents[2]
 ONE = ServeSettings(instances=1)
-COLUMNS = ("frames", "pose", "tokens", "log_prob", "valid", "success", "hallucinated", "broken")
+COLUMNS = ("frames", "pose", "choices", "log_prob", "valid", "success", "hallucinated", "broken")
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ def test_a_policy_answers_where_it_was_asked(temperature, exploration):
     # what is chosen has no numbers on the meta device, so it is not brought home here
     at_work = replace(seen(), frames=seen().frames.to(META))
     decided = policy.act(at_work, temperature=temperature, generator=torch.Generator())
-    assert {decided.actions.device, decided.tokens.device, decided.log_prob.device} == {META}
+    assert {decided.actions.device, decided.choices.device, decided.log_prob.device} == {META}
     log_prob = policy.log_prob(at_work, torch.zeros(2, 8, 3, dtype=torch.long), temperature=1.0)
     log_prob.sum().backward()
     assert {p.grad.device for p in policy.parameters() if p.grad is not None} == {META}

@@ -65,9 +65,9 @@ def test_rows_are_never_mixed_up_when_others_leave(batch):
                 name, progress = dreams.frames[row, chunk, :2, 0, 0].tolist()
                 assert (name, progress) == (start.episode, 8 * chunk)
                 assert dreams.pose[row, chunk].tolist() == [start.episode] * 2
-                assert dreams.tokens[row, chunk, :, 0].eq(start.episode).all()
-                assert dreams.tokens[row, chunk, :, 1].eq(8 * chunk).all()
-                assert torch.equal(dreams.log_prob[row, chunk], -dreams.tokens[row, chunk].float())
+                assert dreams.choices[row, chunk, :, 0].eq(start.episode).all()
+                assert dreams.choices[row, chunk, :, 1].eq(8 * chunk).all()
+                assert torch.equal(dreams.log_prob[row, chunk], -dreams.choices[row, chunk].float())
 
 
 def test_dreams_are_the_same_whatever_the_number_of_threads():
@@ -82,7 +82,7 @@ def test_dreams_are_the_same_whatever_the_number_of_threads():
         torch.set_num_threads(before)
     assert len(told[0].length.unique()) > 1, "chance has a say"
     for other in told[1:]:
-        assert torch.equal(told[0].tokens, other.tokens) and torch.equal(told[0].valid, other.valid)
+        assert torch.equal(told[0].choices, other.choices) and torch.equal(told[0].valid, other.valid)
 
 
 def test_whoever_watches_is_shown_each_dream_under_its_own_row():

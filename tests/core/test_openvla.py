@@ -94,10 +94,10 @@ def test_log_probability_and_entropy_are_of_the_last_256_tokens_alone(policy):
     chunk = policy.act(seen, temperature=TEMPERATURE, generator=generator)
     logits = torch.full((3, CHUNK, ACTIONS, VOCABULARY + 64), -math.inf)
     logits[..., VOCABULARY - 256 : VOCABULARY] = expected_logits(seen).flip(-1)
-    ids = VOCABULARY - 1 - chunk.tokens
+    ids = VOCABULARY - 1 - chunk.choices
     wanted = -torch.nn.functional.cross_entropy((logits / TEMPERATURE).flatten(0, 2), ids.flatten(), reduction="none")
     torch.testing.assert_close(chunk.log_prob.flatten(), wanted, atol=1e-4, rtol=1e-4)
-    again = policy.log_prob(seen, chunk.tokens, temperature=TEMPERATURE)
+    again = policy.log_prob(seen, chunk.choices, temperature=TEMPERATURE)
     assert torch.equal(again.detach(), chunk.log_prob), "the ratio of a policy that has not changed is 1"
 
     answer = policy.logits(seen).detach()
@@ -120,7 +120,7 @@ def test_tokens_are_drawn_as_likely_as_they_are(policy):
     )
     policy.logits = lambda _: (logits * TEMPERATURE).expand(50, CHUNK, ACTIONS, 256)  # the same for every number
     generator = torch.Generator().manual_seed(2)
-    drawn = torch.cat([policy.act(many, temperature=TEMPERATURE, generator=generator).tokens for _ in range(4)])
+    drawn = torch.cat([policy.act(many, temperature=TEMPERATURE, generator=generator).choices for _ in range(4)])
     n, p = drawn.numel(), logits.softmax(-1)
     often = p * n > 10  # where chi-square holds
     found = torch.bincount(drawn.flatten(), minlength=256)
@@ -131,7 +131,7 @@ def test_tokens_are_drawn_as_likely_as_they_are(policy):
 def test_temperature_nought_takes_the_likeliest(policy):
     seen = observation(*INSTRUCTIONS)
     chunk = policy.act(seen, temperature=0, generator=torch.Generator())
-    assert torch.equal(chunk.tokens, expected_logits(seen).argmax(-1))
+    assert torch.equal(chunk.choices, expected_logits(seen).argmax(-1))
 
 
 def test_a_batch_of_mixed_prompts_is_each_by_itself(policy):

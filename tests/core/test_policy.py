@@ -34,10 +34,10 @@ def seen(b: int = 6, instructions: tuple[str, ...] | None = None) -> Observation
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
 def test_the_log_probability_of_an_act_is_the_one_recomputed(policy, generator, temperature):
     decided = policy.act(seen(), temperature=temperature, generator=generator)
-    again = policy.log_prob(seen(), decided.tokens, temperature=temperature)
+    again = policy.log_prob(seen(), decided.choices, temperature=temperature)
     assert torch.allclose(decided.log_prob, again, atol=1e-5)
     assert again.requires_grad
-    assert not torch.allclose(again, policy.log_prob(seen(), decided.tokens, temperature=2 * temperature), atol=1e-2)
+    assert not torch.allclose(again, policy.log_prob(seen(), decided.choices, temperature=2 * temperature), atol=1e-2)
 
 
 def test_a_policy_may_read_the_arm_or_go_by_the_picture_alone(policy, generator):
@@ -90,7 +90,7 @@ def test_choices_are_drawn_as_often_as_they_are_likely(policy, generator):
     many = Observation(
         frames=one.frames.expand(4000, -1, -1, -1), instructions=one.instructions * 4000, pose=one.pose.expand(4000, 2)
     )
-    drawn = policy.act(many, temperature=1.0, generator=generator).tokens
+    drawn = policy.act(many, temperature=1.0, generator=generator).choices
     for dim, choices in ((0, BINS), (2, 2)):
         for choice in range(choices):
             tokens = torch.full((1, 8, 3), choice if choice < 2 or dim < 2 else 0)
@@ -102,10 +102,10 @@ def test_choices_are_drawn_as_often_as_they_are_likely(policy, generator):
 
 def test_at_temperature_zero_it_takes_the_likeliest_choice_every_time(policy):
     first, second = (policy.act(seen(), temperature=0, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
-    assert torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.choices, second.choices)
     drawn = policy.act(seen(), temperature=1.0, generator=torch.Generator().manual_seed(1))
     assert (first.log_prob >= drawn.log_prob - 1e-6).all()
-    assert not torch.equal(first.tokens, drawn.tokens)
+    assert not torch.equal(first.choices, drawn.choices)
 
 
 def test_the_same_generator_decides_the_same(policy):
@@ -118,7 +118,7 @@ def test_actions_are_commands_within_reach(policy, generator):
     assert decided.actions.shape == (6, 8, 3)
     assert decided.actions.abs().max() <= 1
     assert set(decided.actions[..., 2].unique().tolist()) <= {-1.0, 1.0}
-    assert torch.equal(decided.actions, from_tokens(decided.tokens))
+    assert torch.equal(decided.actions, from_tokens(decided.choices))
 
 
 def test_tokens_are_the_nearest_bins():
@@ -223,13 +223,13 @@ def test_drawn_alike_the_hand_turns_as_is_likeliest_and_learns_nothing_of_it(pol
     turning = TinyVLA(policy.shape.model_copy(update={"exploration": "chunk", "turns": (1,)}))
     likeliest = turning.act(one, temperature=0, generator=generator)
     drawn = turning.act(one, temperature=5.0, generator=generator)
-    assert (drawn.tokens[..., 1] == likeliest.tokens[..., 1]).all()
-    assert (drawn.tokens[..., 0] != likeliest.tokens[..., 0]).any()
-    log_prob = turning.log_prob(one, drawn.tokens, temperature=5.0)
+    assert (drawn.choices[..., 1] == likeliest.choices[..., 1]).all()
+    assert (drawn.choices[..., 0] != likeliest.choices[..., 0]).any()
+    log_prob = turning.log_prob(one, drawn.choices, temperature=5.0)
     assert (log_prob[..., 1] == 0).all()
     assert (log_prob[..., 0] < 0).all()
     assert torch.allclose(log_prob, drawn.log_prob)
-    turning.log_prob(one, drawn.tokens, temperature=5.0)[..., 1].sum().backward()
+    turning.log_prob(one, drawn.choices, temperature=5.0)[..., 1].sum().backward()
     assert all((p.grad is None or not p.grad.any()) for p in turning.parameters())
 
 

@@ -57,7 +57,7 @@ def test_there_are_shipped_configs():
             ["task.options.siute", "did you mean suite?"],
         ),
         ({"task": {"environment": "libero", "options": 3}}, ["task.options: this is a branch"]),
-        ({"reward": {"stride": 3}}, ["reward.stride is 3", "use 1, 2, 4 or 8"]),
+        ({"reward": {"stride": 3}}, ["reward.stride: Input should be 1, 2, 4 or 8 (got 3)"]),
         ({"keyframes": {"min_steps_left": 7}}, ["keyframes.min_steps_left is 7", "chunk of 8"]),
         (
             {"world_model": {"pretrained": "none", "architecture": {"network": "next-frame"}}},

@@ -56,7 +56,7 @@ def likelihood(policy: TinyVLA, dreams: Rollouts) -> torch.Tensor:
     seen = Observation(
         frames=dreams.frames[:, 0], pose=dreams.pose[:, 0], instructions=tuple(s.instruction for s in dreams.starts)
     )
-    return policy.log_prob(seen, dreams.tokens[:, 0], temperature=1.0).detach()
+    return policy.log_prob(seen, dreams.choices[:, 0], temperature=1.0).detach()
 
 
 def test_what_did_better_becomes_likelier_and_what_did_worse_less_likely(policy):
@@ -82,9 +82,9 @@ def test_what_was_dreamt_after_success_changes_nothing(policy):
     start = {name: value.clone() for name, value in start.items()}
     ends = []
     for nonsense in (0, 1):
-        tokens = torch.where(dreams.valid[..., None], dreams.tokens, nonsense)
+        tokens = torch.where(dreams.valid[..., None], dreams.choices, nonsense)
         policy.load_state_dict(start)
-        update(policy, Rollouts(**{**vars(dreams), "tokens": tokens}), torch.tensor([1.0, -1.0] * 6))
+        update(policy, Rollouts(**{**vars(dreams), "choices": tokens}), torch.tensor([1.0, -1.0] * 6))
         ends.append(weights(policy))
     assert same(*ends)
 
@@ -144,7 +144,7 @@ def test_only_what_earned_an_advantage_is_mirrored_and_its_motions_with_it(polic
     dreams, advantages = lopsided(policy)
     more, values = with_mirrored(policy, dreams, advantages, TABLETOP.mirrors, temperature=1.0)
     assert len(more) == len(values) == 12 + 3 * 4
-    assert torch.equal(more.tokens[:12], dreams.tokens)
+    assert torch.equal(more.choices[:12], dreams.choices)
     assert torch.equal(values, torch.cat([advantages, torch.ones(12)]))
     good = advantages > 0
     for way, (axes, signs) in enumerate((([-1], (-1, 1)), ([-2], (1, -1)), ([-1, -2], (-1, -1)))):
@@ -152,9 +152,9 @@ def test_only_what_earned_an_advantage_is_mirrored_and_its_motions_with_it(polic
         assert torch.equal(image.frames, dreams.frames[good].flip(axes))
         assert torch.equal(image.valid, dreams.valid[good])
         assert torch.allclose(image.pose - 0.5, (dreams.pose[good] - 0.5) * torch.tensor(signs)), "about the middle"
-        motion, was = (from_tokens(tokens)[..., :2] for tokens in (image.tokens, dreams.tokens[good]))
+        motion, was = (from_tokens(tokens)[..., :2] for tokens in (image.choices, dreams.choices[good]))
         assert torch.allclose(motion, was * torch.tensor(signs), atol=1e-6)
-        assert torch.equal(image.tokens[..., 2], dreams.tokens[good][..., 2]), "the gripper has no left or right"
+        assert torch.equal(image.choices[..., 2], dreams.choices[good][..., 2]), "the gripper has no left or right"
         assert torch.allclose(image.log_prob[:, 0], likelihood(policy, image), atol=1e-5), "ratios begin at one"
 
 

@@ -69,11 +69,11 @@ def test_a_policy_of_ones_own_acts_for_real_and_hears_its_gradient(example):
         seen = env.observe()
     assert len(tried.episodes) == 2
     chunk = policy.act(seen, temperature=1.0, generator=generator)
-    assert torch.equal(chunk.log_prob, policy.log_prob(seen, chunk.tokens, temperature=1.0))
+    assert torch.equal(chunk.log_prob, policy.log_prob(seen, chunk.choices, temperature=1.0))
     chunk.log_prob.sum().backward()
     assert policy.logits.grad.abs().sum() > 0
     signs = torch.tensor([-1.0, 1.0, 1.0])
-    assert torch.equal(policy.mirrored(policy.mirrored(chunk.tokens, signs), signs), chunk.tokens)
+    assert torch.equal(policy.mirrored(policy.mirrored(chunk.choices, signs), signs), chunk.choices)
 
 
 def test_a_rule_of_ones_own_marks_keyframes(example, monkeypatch):

@@ -172,5 +172,5 @@ def test_scenes_that_look_the_same_are_dreamt_the_same(minds):
                 generator=torch.Generator().manual_seed(0),
             )
         )
-    for name in ("frames", "pose", "tokens", "log_prob", "valid", "success"):
+    for name in ("frames", "pose", "choices", "log_prob", "valid", "success"):
         assert torch.equal(getattr(dreams[0], name), getattr(dreams[1], name)), name

@@ -13,7 +13,7 @@ from tests.toys import an_episode
 from wovr_core.artifacts import ArtifactError, Kind, read_episodes, read_manifest, write_episodes, writing
 from wovr_core.artifacts.conventions import DOWN, Conventions
 from wovr_core.artifacts.episodes import cameras_of
-from wovr_core.envs.splits import Split
+from wovr_core.envs.splits import Split, split_of
 from wovr_core.steps.exchange import FIRST, export_episodes, import_episodes, lasting
 from wovr_core.trajectory import Episode
 
@@ -62,6 +62,18 @@ def test_what_is_exported_and_imported_again_is_the_same(tmp_path):
     assert all(same(one, other) for one, other in zip(sent, came, strict=True))
     assert [e.init_state for e in came] == list(Split.DEMONSTRATION.ids(3, start=FIRST))
     assert (made.summary["episodes"], made.summary["successes"]) == (3, 3)
+
+
+def test_episodes_are_held_out_evenly_among_them(tmp_path):
+    pytest.importorskip("h5py")
+    a_libero_file(tmp_path / "a_demo.hdf5")
+    a_libero_file(tmp_path / "b_demo.hdf5")
+    files, common = [tmp_path / "a_demo.hdf5", tmp_path / "b_demo.hdf5"], {"steps": 16, "split": Split.COLLECTION}
+    import_episodes(files, out=tmp_path / "made", held_out=2, **common)
+    splits = [split_of(episode.init_state) for episode in read_episodes(tmp_path / "made")]
+    assert splits == [Split.COLLECTION, Split.KEYFRAMES] * 2
+    with pytest.raises(ArtifactError, match="--held-out 4 of 4 episodes leaves none to learn from"):
+        import_episodes(files, out=tmp_path / "none", held_out=4, **common)
 
 
 def test_two_cameras_go_and_come_back_and_one_of_them_can_be_chosen(tmp_path):

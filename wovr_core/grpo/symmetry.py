@@ -38,12 +38,12 @@ def with_mirrored(
 
 def _mirrored(policy: Policy, dreams: Rollouts, mirror: Mirror, temperature: float) -> Rollouts:
     frames = mirror_frames(dreams.frames.flatten(0, 1), mirror)
-    tokens = policy.mirrored(dreams.tokens, torch.tensor(mirror.action))
+    choices = policy.mirrored(dreams.choices, torch.tensor(mirror.action))
     pose = mirror_pose(dreams.pose, mirror)
     instructions = [start.instruction for start in dreams.starts for _ in range(dreams.frames.shape[1])]
     batches = zip(
         frames.split(BATCH),
-        tokens.flatten(0, 1).split(BATCH),
+        choices.flatten(0, 1).split(BATCH),
         pose.flatten(0, 1).split(BATCH),
         range(0, len(instructions), BATCH),
         strict=True,
@@ -61,6 +61,6 @@ def _mirrored(policy: Policy, dreams: Rollouts, mirror: Mirror, temperature: flo
         dreams,
         frames=frames.view_as(dreams.frames),
         pose=pose,
-        tokens=tokens,
+        choices=choices,
         log_prob=torch.cat(log_prob).view_as(dreams.log_prob),
     )

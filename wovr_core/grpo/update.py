@@ -107,13 +107,13 @@ def minibatch_loss(
         pose=rollouts.pose[rows, at],
         instructions=tuple(rollouts.starts[row].instruction for row in rows.tolist()),
     )
-    tokens, old, valid = rollouts.tokens[rows, at], rollouts.log_prob[rows, at], rollouts.valid[rows, at]
+    choices, old, valid = rollouts.choices[rows, at], rollouts.log_prob[rows, at], rollouts.valid[rows, at]
     chosen = valid & (rows < drawn)[:, None]
     length, learning = rollouts.length.clamp(min=1).float()[rows], int((advantages != 0).sum())
-    new = policy.log_prob(observation, tokens, temperature=cfg.temperature)
+    new = policy.log_prob(observation, choices, temperature=cfg.temperature)
     loss = policy_loss(new, old, advantages[rows], valid, length, rollouts=learning, clip=cfg.clip_ratio)
     if reference is not None and cfg.kl:
         with torch.no_grad():
-            base = reference.log_prob(observation, tokens, temperature=cfg.temperature)
+            base = reference.log_prob(observation, choices, temperature=cfg.temperature)
         loss = loss + cfg.kl * kl_penalty(new, base, chosen, length, rollouts=learning)
     return loss, (new - old)[chosen].detach()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from wovr_core.chunk import CHUNK
@@ -26,7 +26,7 @@ class Rollouts:
     starts: tuple[InitState, ...]  # one per rollout
     frames: UInt8[Tensor, "rollout chunk c h w"]  # what the policy saw when it decided
     pose: Float[Tensor, "rollout chunk p"]
-    tokens: Int[Tensor, "rollout chunk step a"]
+    choices: Shaped[Tensor, "rollout chunk step a *drawn"]  # opaque: only the policy reads them
     log_prob: Float[Tensor, "rollout chunk step a"]
     valid: Bool[Tensor, "rollout chunk step"]
     success: Bool[Tensor, " rollout"]
@@ -99,7 +99,7 @@ def together(parts: Sequence[Rollouts]) -> Rollouts:
         starts=tuple(start for part in parts for start in part.starts),
         frames=column("frames"),
         pose=column("pose"),
-        tokens=column("tokens"),
+        choices=column("choices"),
         log_prob=column("log_prob"),
         valid=column("valid"),
         success=torch.cat([part.success for part in parts]),
@@ -126,7 +126,7 @@ def _dream(
     alive = torch.arange(n)
     streak, success = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
     hallucinated, broken = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "tokens", "log_prob", "valid")}
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("frames", "pose", "choices", "log_prob", "valid")}
 
     for chunk in range(int(chunks.max())):
         going = (chunks[alive] > chunk).nonzero()[:, 0]
@@ -150,7 +150,7 @@ def _dream(
             ends = torch.zeros(len(alive), CHUNK, dtype=torch.bool)
             ends[:, judged] = (holds | lost) if mask else lost
             counted = valid_steps(ends) & whole[:, None]
-        decision = (seen.frames, seen.pose, decided.tokens, decided.log_prob, counted)
+        decision = (seen.frames, seen.pose, decided.choices, decided.log_prob, counted)
         for column, values in zip(columns.values(), decision, strict=True):
             column.append(_scattered(values, alive, n))
         if readout is None or not whole.any():

@@ -6,7 +6,7 @@ has them. All else is left out: norms, activations, pictures' formats.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.chunk import CHUNK, MEMORY, WINDOW
-from wovr_core.policy.tiny_vla import Shape, TinyVLA
+from wovr_core.policy.tiny_vla import Shape
 from wovr_core.reward.classifier import SuccessClassifier
 from wovr_core.settings import Settings
+from wovr_core.store.policies import new_cloned
 from wovr_core.store.world_models import LearnedWorldModel, architecture_of, new_world_model
 from wovr_core.success_rule import SuccessRule
 from wovr_core.trajectory import Observation
@@ -70,16 +71,11 @@ def count(settings: Settings) -> Counts:
     """
     task, body = settings.task, settings.task.embodiment
     rule = SuccessRule(threshold=0.5, stride=settings.reward.stride, hysteresis=settings.reward.hysteresis)
-    shape = Shape(
-        vocabulary=tuple(f"word{i}" for i in range(32)),
-        words=12,
-        image_size=task.image_size,
-        cameras=len(task.cameras),
-        action_dim=body.action_dim,
-    )
+    sizes: dict[str, Any] = {"vocabulary": tuple(f"word{i}" for i in range(32)), "words": 12}
+    sizes |= {"image_size": task.image_size, "cameras": len(task.cameras), "action_dim": body.action_dim}
     with without_numbers():
-        model, policy = empty_world_model(settings), TinyVLA(shape)
-        reward = SuccessClassifier(shape, success_rule=rule)
+        model, policy = empty_world_model(settings), new_cloned(settings.policy.kind, sizes)
+        reward = SuccessClassifier(Shape(**sizes), success_rule=rule)
         frames = torch.zeros(1, 1 + MEMORY, *task.frame, dtype=torch.uint8)
         zeros = {n: torch.zeros(1, n, body.action_dim) for n in (MEMORY, CHUNK)}
         with torch.no_grad():
@@ -90,8 +86,7 @@ def count(settings: Settings) -> Counts:
             look, pictures = operations(lambda: model.look(after, list(rule.frames)))
             judge, _ = operations(lambda: reward.probability(pictures.flatten(0, 1), ["word0"] * len(rule.frames)))
             seen = Observation(frames=frames[:, -1], instructions=("word0",), pose=torch.zeros(1, body.pose_dim))
-            tokens = torch.zeros(1, CHUNK, body.action_dim, dtype=torch.long)
-            decide, _ = operations(lambda: policy.log_prob(seen, tokens, temperature=1.0))
+            decide, _ = operations(lambda: policy.act(seen, temperature=1.0, generator=torch.Generator()))
         model.trained.requires_grad_(True)
         lesson, _ = operations(lambda: learn(model, task.frame).backward())
         frame = torch.zeros(1, *task.frame)

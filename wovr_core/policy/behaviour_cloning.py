@@ -8,13 +8,11 @@ from typing import Self
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Mirror
 from wovr_core.frames import StoredFrames, concatenate, part
-from wovr_core.policy.action_chunks import to_tokens
-from wovr_core.policy.tiny_vla import TinyVLA
+from wovr_core.policy.tiny_vla import TinyPolicy
 from wovr_core.settings import PolicySettings
 from wovr_core.training.augmentation import in_turn, jitter, mirror_actions, mirror_frames, mirror_pose
 from wovr_core.training.loop import train
@@ -84,7 +82,7 @@ def cloning_data(episodes: Sequence[Episode], cfg: PolicySettings) -> CloningDat
 
 
 def clone(
-    policy: TinyVLA,
+    policy: TinyPolicy,
     data: Sequence[CloningData],
     cfg: PolicySettings,
     *,
@@ -94,7 +92,7 @@ def clone(
     name: str = "base policy",
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Maximise the likelihood of what was done next, an equal share of every batch of `BATCH` from each of `data`.
+    """Do what was done next (`cloning_loss`), an equal share of every batch of `BATCH` from each of `data`.
 
     Returns the losses. With a `checkpoint`, these are of the steps since it: none where all steps were done already.
     Frames are shifted a little, and each mirror image has its turn, to learn more from few demonstrations.
@@ -110,10 +108,8 @@ def clone(
         instructions = [each.instructions[i] for each, row in drawn for i in row.tolist()]
         mirror = in_turn(mirrors, step)
         frames = mirror_frames(jitter(to_unit(frames), generator=generator), mirror)
-        motion, gripper = policy(frames, instructions, mirror_pose(pose, mirror))
-        target = to_tokens(mirror_actions(actions, mirror)).to(policy.device)
-        motion_loss = F.cross_entropy(motion.flatten(0, 2), target[..., :-1].flatten())
-        return 2 * motion_loss + F.cross_entropy(gripper.flatten(0, 1), target[..., -1].flatten())
+        pose, actions = mirror_pose(pose, mirror), mirror_actions(actions, mirror)
+        return policy.cloning_loss(frames, instructions, pose, actions, generator=generator)
 
     return train(
         policy,

@@ -60,7 +60,7 @@ class ScriptedPick(nn.Module):
         poses = observation.pose.double().numpy()
         chunks = np.stack([self.decide(*seen) for seen in zip(pictures, poses, strict=True)])
         actions = torch.from_numpy(chunks).float()
-        return ActionChunk(actions=actions, tokens=to_tokens(actions), log_prob=torch.zeros_like(actions))
+        return ActionChunk(actions=actions, choices=to_tokens(actions), log_prob=torch.zeros_like(actions))
 
     def log_prob(self, observation: Observation, tokens: Tensor, *, temperature: float) -> Tensor:
         raise TypeError("a scripted policy cannot learn, it has no probabilities: begin with one that was cloned")

@@ -109,26 +109,21 @@ def _eye(shape: Shape) -> nn.Sequential:
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
 
 
-class TinyVLA(nn.Module):
-    """The embedded policy (`Policy` protocol)."""
+class TinyPolicy(nn.Module):
+    """Eyes, words and pose, which the heads of the embedded policies share (`LearningPolicy` protocol)."""
+
+    shape: Shape
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.trunk = LanguageKeypoints(shape)
-        motions = shape.action_dim - 1
+        self.width = self.trunk.width + shape.pose_dim
         if shape.pose_dim:
             self.pose_mean: Tensor
             self.pose_std: Tensor
             self.register_buffer("pose_mean", torch.zeros(shape.pose_dim))
             self.register_buffer("pose_std", torch.ones(shape.pose_dim))
-        self.head = nn.Sequential(
-            nn.Linear(self.trunk.width + shape.pose_dim, shape.hidden),
-            nn.GELU(),
-            nn.Linear(shape.hidden, shape.hidden),
-            nn.GELU(),
-            nn.Linear(shape.hidden, shape.chunk * (2 * motions + 1)),
-        )
 
     @property
     def device(self) -> torch.device:
@@ -150,19 +145,76 @@ class TinyVLA(nn.Module):
             spread = pose.std(0)
             self.pose_std.copy_(torch.where(spread > 1e-6, spread, 1.0))  # what stands still, or is seen once
 
+    def known(
+        self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str], pose: Float[Tensor, "b p"]
+    ) -> Float[Tensor, "b width"]:
+        """All that a head goes by."""
+        features: Tensor = self.trunk(frames.to(self.device), instructions)
+        if not self.shape.pose_dim:
+            return features
+        return torch.cat([features, (pose.to(self.device) - self.pose_mean) / self.pose_std], -1)
+
+    def cloning_loss(
+        self,
+        frames: Float[Tensor, "b 3 h w"],
+        instructions: Sequence[str],
+        pose: Float[Tensor, "b p"],
+        actions: Float[Tensor, "b chunk a"],
+        *,
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """How unlike its own choices these actions are, each in [-1, 1]."""
+        raise NotImplementedError
+
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
+        raise NotImplementedError
+
+    def log_prob(self, observation: Observation, choices: Tensor, *, temperature: float) -> Tensor:
+        raise NotImplementedError
+
+    def mirrored(self, choices: Tensor, signs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TinyVLA(TinyPolicy):
+    """Decides by bins, each step and motion by itself."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        motions = shape.action_dim - 1
+        self.head = nn.Sequential(
+            nn.Linear(self.width, shape.hidden),
+            nn.GELU(),
+            nn.Linear(shape.hidden, shape.hidden),
+            nn.GELU(),
+            nn.Linear(shape.hidden, shape.chunk * (2 * motions + 1)),
+        )
+
     def forward(
         self, frames: Float[Tensor, "b 3 h w"], instructions: Sequence[str], pose: Float[Tensor, "b p"]
     ) -> tuple[Float[Tensor, "b chunk motions bins"], Float[Tensor, "b chunk 2"]]:
         """Logits of every motion's bins, and of the gripper opening or closing."""
-        known = self.trunk(frames.to(self.device), instructions)
-        if self.shape.pose_dim:
-            known = torch.cat([known, (pose.to(self.device) - self.pose_mean) / self.pose_std], -1)
-        output = self.head(known).unflatten(-1, (self.shape.chunk, -1))
+        output = self.head(self.known(frames, instructions, pose)).unflatten(-1, (self.shape.chunk, -1))
         motions = self.shape.action_dim - 1
         middle, width, gripper = output.split([motions, motions, 1], -1)
         width = F.softplus(width - 0.5) + 0.08
         logits = -((CENTRES.to(self.device) - middle[..., None]) ** 2) / (2 * width[..., None] ** 2)
         return logits, torch.cat([torch.zeros_like(gripper), 2 * gripper], -1)
+
+    def cloning_loss(
+        self,
+        frames: Float[Tensor, "b 3 h w"],
+        instructions: Sequence[str],
+        pose: Float[Tensor, "b p"],
+        actions: Float[Tensor, "b chunk a"],
+        *,
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy with the nearest bins."""
+        motion, gripper = self(frames, instructions, pose)
+        target = to_tokens(actions).to(self.device)
+        motion_loss = F.cross_entropy(motion.flatten(0, 2), target[..., :-1].flatten())
+        return 2 * motion_loss + F.cross_entropy(gripper.flatten(0, 1), target[..., -1].flatten())
 
     def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
         """Draw a chunk; temperature 0 takes the likeliest choices (with log-probabilities at temperature 1)."""
@@ -180,18 +232,18 @@ class TinyVLA(nn.Module):
             log_prob = self._chosen(motion, gripper, tokens, temperature or 1.0)
         asked = observation.frames.device
         tokens = tokens.to(asked)
-        return ActionChunk(actions=from_tokens(tokens), tokens=tokens, log_prob=log_prob.to(asked))
+        return ActionChunk(actions=from_tokens(tokens), choices=tokens, log_prob=log_prob.to(asked))
 
-    def mirrored(self, tokens: Int[Tensor, "*b a"], signs: Float[Tensor, " a"]) -> Int[Tensor, "*b a"]:
+    def mirrored(self, choices: Int[Tensor, "*b a"], signs: Float[Tensor, " a"]) -> Int[Tensor, "*b a"]:
         """The tokens of the same actions in a mirror."""
-        return to_tokens(from_tokens(tokens) * signs)
+        return to_tokens(from_tokens(choices) * signs)
 
     def log_prob(
-        self, observation: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
+        self, observation: Observation, choices: Int[Tensor, "b chunk a"], *, temperature: float
     ) -> Float[Tensor, "b chunk a"]:
-        """Exact log-probability of each choice; 0 of what is never drawn."""
+        """Exact log-probability of each token; 0 of what is never drawn."""
         motion, gripper = self._look(observation)
-        return self._chosen(motion, gripper, tokens.to(self.device), temperature).to(observation.frames.device)
+        return self._chosen(motion, gripper, choices.to(self.device), temperature).to(observation.frames.device)
 
     def _look(self, observation: Observation) -> tuple[Tensor, Tensor]:
         return self(to_unit(observation.frames.to(self.device)), observation.instructions, observation.pose)

@@ -11,10 +11,10 @@ from wovr_core.artifacts.manifest import refuse_place
 from wovr_core.envs.splits import Split
 from wovr_core.evaluation.success import run_trials
 from wovr_core.policy.behaviour_cloning import clone, cloning_data
-from wovr_core.policy.tiny_vla import Shape, TinyVLA, vocabulary_of
+from wovr_core.policy.tiny_vla import vocabulary_of
 from wovr_core.settings import PolicySettings, TaskSettings
 from wovr_core.store.environments import demonstrator, open_environment
-from wovr_core.store.policies import save_policy
+from wovr_core.store.policies import new_cloned, save_policy
 from wovr_core.training.checkpoint import scratch
 from wovr_core.training.device import compute_device
 from wovr_core.training.loop import TrainingError
@@ -46,18 +46,18 @@ def clone_base_policy(cfg: PolicySettings, task: TaskSettings, *, out: Path, dem
         draft.summary |= {"episodes": len(good), "attempts": len(episodes)}
     vocabulary, words = vocabulary_of([episode.instruction for episode in good])
     torch.manual_seed(task.seed)  # initial weights
-    shape = Shape(
-        vocabulary=vocabulary,
-        words=words,
-        image_size=task.image_size,
-        cameras=len(task.cameras),
-        action_dim=embodiment.action_dim,
-        kernel=cfg.conv_kernel,
-        exploration=cfg.exploration,
-        turns=embodiment.turns,
-        pose_dim=embodiment.pose_dim if cfg.proprioception else 0,
-    )
-    policy = TinyVLA(shape).to(compute_device())
+    sizes = {
+        "vocabulary": vocabulary,
+        "words": words,
+        "image_size": task.image_size,
+        "cameras": len(task.cameras),
+        "action_dim": embodiment.action_dim,
+        "kernel": cfg.conv_kernel,
+        "exploration": cfg.exploration,
+        "turns": embodiment.turns,
+        "pose_dim": embodiment.pose_dim if cfg.proprioception else 0,
+    }
+    policy = new_cloned(cfg.kind, sizes).to(compute_device())
     with (
         writing(out, Kind.POLICY, settings=settings, made_from={"demonstrations": demonstrations}) as draft,
         scratch("base policy", json.dumps(settings), *draft.made_from.values()) as checkpoints,

@@ -19,7 +19,6 @@ from wovr_core.artifacts.lerobot import INFO
 from wovr_core.artifacts.manifest import Facts
 from wovr_core.chunk import CHUNK
 from wovr_core.policy.openvla.checkpoint import OpenVlaShape, open_base
-from wovr_core.policy.scripted_pick import PickShape
 from wovr_core.policy.tiny_vla import Shape
 from wovr_core.reward.resnet import ResNetShape
 from wovr_core.settings import Settings, TaskSettings, WorldModelSettings
@@ -227,12 +226,11 @@ def facts_of(role: str, path: Path) -> dict[str, Any]:
 
 def _policy(path: Path, manifest: Manifest) -> dict[str, Any]:
     kind = policies.kind_of(path)
-    shapes = {policies.TINY_VLA: Shape, policies.SCRIPTED_PICK: PickShape, policies.OPENVLA_OFT: OpenVlaShape}
-    shape: Any = load_json(path, "policy", shapes[kind])
+    shape: Any = load_json(path, "policy", policies.KINDS[kind].shape)
     facts = {
         "policy_digest": (manifest.digest, *_same_weights(manifest)),
         "learns": policies.KINDS[kind].learns,
-        "cloned": kind == policies.TINY_VLA,
+        "cloned": policies.KINDS[kind].cloned,
         "views": shape.cameras,
         **{name: getattr(shape, name) for name in ("action_dim", "image_size", "chunk")},
     }

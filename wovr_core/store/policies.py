@@ -4,9 +4,10 @@ A policy's kind stands in its manifest's settings or beside its shape in policy.
 What a kind needs beyond this package is imported when one is opened.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,13 +27,14 @@ from wovr_core.artifacts import (
 from wovr_core.artifacts.weights import misfit
 from wovr_core.policy.openvla.checkpoint import OpenVlaShape, open_base
 from wovr_core.policy.scripted_pick import PickShape, ScriptedPick
-from wovr_core.policy.tiny_vla import Shape, TinyVLA
+from wovr_core.policy.tiny_flow import FlowShape, TinyFlow
+from wovr_core.policy.tiny_vla import Shape, TinyPolicy, TinyVLA
 from wovr_core.protocols import LearningPolicy, Policy
 from wovr_core.settings import TaskSettings
 from wovr_core.store.checks import answers, grey, refuse_misfit
 from wovr_core.training.device import compute_device
 
-TINY_VLA, SCRIPTED_PICK, OPENVLA_OFT = "tiny_vla", "scripted_pick", "openvla_oft"
+TINY_VLA, TINY_FLOW, SCRIPTED_PICK, OPENVLA_OFT = "tiny_vla", "tiny_flow", "scripted_pick", "openvla_oft"
 NEEDS_TRANSFORMERS = (
     "a policy of the kind openvla_oft needs transformers, which is not installed here: `pip install wovr[vla]`"
 )
@@ -49,7 +51,9 @@ class PolicyKind:
     """How policies of a kind are opened. What learns and what is saved of one, it says itself (`LearningPolicy`)."""
 
     open: Callable[[Path, TaskSettings | None, str], Policy]  # by the name of its weights, a snapshot's perhaps
+    shape: type[Shape] | type[PickShape] | type[OpenVlaShape]
     learns: bool = True
+    cloned: bool = False  # from demonstrations, here
 
 
 def save_policy(folder: Path, policy: LearningPolicy) -> None:
@@ -76,10 +80,17 @@ def open_policy(path: Path, task: TaskSettings | None = None, *, weights: str = 
     return policy
 
 
-def open_cloned(path: Path, task: TaskSettings | None = None) -> TinyVLA:
+def new_cloned(kind: str, sizes: Mapping[str, Any]) -> TinyPolicy:
+    """One of a kind that is cloned, of this shape, with random weights from torch's global generator."""
+    if kind == TINY_FLOW:
+        return TinyFlow(FlowShape(**sizes))
+    return TinyVLA(Shape(**sizes))
+
+
+def open_cloned(path: Path, task: TaskSettings | None = None) -> TinyPolicy:
     """The policy of an artifact, for whoever clones it on. Raises `ArtifactError` for a kind that is not cloned."""
     policy = open_policy(path, task)
-    if not isinstance(policy, TinyVLA):
+    if not isinstance(policy, TinyPolicy):
         raise ArtifactError(
             f"the policy at {path} is of the kind {kind_of(path)}, which is not cloned here: set "
             f"grpo.cotrain_steps to 0"
@@ -111,6 +122,15 @@ def _open_tiny_vla(path: Path, task: TaskSettings | None, weights: str) -> TinyV
     policy = module_of(load_weights(path, weights), lambda: TinyVLA(shape), path).to(compute_device())
     pose = torch.zeros(1, shape.pose_dim)
     answers("policy", path, lambda: policy(grey(shape), ("",), pose)[0])
+    return policy
+
+
+def _open_tiny_flow(path: Path, task: TaskSettings | None, weights: str) -> TinyFlow:
+    shape = load_json(path, "policy", FlowShape)
+    _refuse_misfit(path, shape, task)
+    policy = module_of(load_weights(path, weights), lambda: TinyFlow(shape), path).to(compute_device())
+    nothing = torch.zeros(1, shape.chunk, shape.action_dim)
+    answers("policy", path, lambda: policy(grey(shape), ("",), torch.zeros(1, shape.pose_dim), nothing, torch.ones(1)))
     return policy
 
 
@@ -150,7 +170,8 @@ def _refuse_misfit(path: Path, shape: Shape | PickShape | OpenVlaShape, task: Ta
 
 
 KINDS: dict[str, PolicyKind] = {
-    TINY_VLA: PolicyKind(_open_tiny_vla),
-    SCRIPTED_PICK: PolicyKind(_open_scripted_pick, learns=False),
-    OPENVLA_OFT: PolicyKind(_open_openvla_oft),
+    TINY_VLA: PolicyKind(_open_tiny_vla, Shape, cloned=True),
+    TINY_FLOW: PolicyKind(_open_tiny_flow, FlowShape, cloned=True),
+    SCRIPTED_PICK: PolicyKind(_open_scripted_pick, PickShape, learns=False),
+    OPENVLA_OFT: PolicyKind(_open_openvla_oft, OpenVlaShape),
 }

@@ -111,7 +111,7 @@ class OpenVlaOft(nn.Module):
             tokens = logits.argmax(-1) if temperature == 0 else draw_each(logits / temperature, generator)
             log_prob = _chosen(logits / (temperature or 1.0), tokens)
         tokens, log_prob = (part.to(observation.frames.device) for part in (tokens, log_prob))
-        return ActionChunk(actions=self.statistics.from_tokens(tokens), tokens=tokens, log_prob=log_prob)
+        return ActionChunk(actions=self.statistics.from_tokens(tokens), choices=tokens, log_prob=log_prob)
 
     def log_prob(
         self, observation: Observation, tokens: Int[Tensor, "b chunk a"], *, temperature: float
