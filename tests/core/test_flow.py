@@ -236,7 +236,7 @@ def test_a_bandit_learns_to_go_where_it_is_paid(policy, generator):
 
 
 def test_cloning_learns_what_was_done_and_both_of_two_ways(generator):
-    """The same picture, two ways to go: drawn, both come up, and the middle, where all would go that regress, seldom."""
+    """The same picture, two ways to go: drawn, both come up, and the middle, where regression goes, seldom."""
     policy = policy_of(SHAPE.model_copy(update={"hidden": 128, "steps": 10}))
     episodes = []
     for motion in (0.8, -0.8):

@@ -48,7 +48,7 @@ from wovr_core.store.rewards import open_reward, save_reward
 from wovr_core.trajectory import InitState
 
 TASK = TaskSettings(image_size=32)
-BASE = PolicySettings(demonstrations=300, steps=600, learning_rate=3e-3)
+BASE = PolicySettings(demonstrations=200, steps=300, learning_rate=3e-3)
 LEARNING = GrpoSettings(
     num_groups=12,
     group_size=8,
@@ -60,7 +60,7 @@ LEARNING = GrpoSettings(
     learning_rate=1e-3,
     temperature=1.0,
     max_imagined_gain=1.0,
-    snapshot_every=15,
+    snapshot_every=5,
     detector=False,
 )
 REWARD = RewardSettings(batch=64)
@@ -177,7 +177,7 @@ def shelf(tmp_path_factory) -> Shelf:
     return made
 
 
-def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 30) -> dict[str, Any]:
+def learn(shelf: Shelf, out: Path, monkeypatch, *, flawed: bool, updates: int = 10) -> dict[str, Any]:
     """Learn in a dream, evaluate for real, and judge; returns what the verdict says."""
     world = shelf.dream(flawed=flawed)
     with writing(out / "world_model", Kind.WORLD_MODEL, settings={}) as draft:
@@ -245,6 +245,6 @@ def test_a_policy_that_learnt_to_exploit_its_world_model_is_held_and_the_report_
 
 @pytest.mark.slow
 def test_the_same_learning_in_an_honest_dream_is_promoted(shelf, tmp_path, monkeypatch):
-    verdict = learn(shelf, tmp_path, monkeypatch, flawed=False, updates=11)
+    verdict = learn(shelf, tmp_path, monkeypatch, flawed=False, updates=7)
     assert verdict["promote"]
     assert not verdict["exploited"]
