@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-import tests.shapes  # noqa: F401  the hook looks it up by name
+from tests.shapes import check_shapes
 
-install_import_hook("wovr_core", "tests.shapes.checked")  # before the first import of wovr_core
+check_shapes()  # before the first import of wovr_core
 
 from pipelines.stack.stack import SERVICES, Stack
 from wovr_core.architecture import ArchitectureSettings
