@@ -38,7 +38,8 @@ from wovr_core.setting_types import (
     Temperature,
     Weight,
 )
-from wovr_core.strict_yaml import YamlError, assign, read_yaml
+from wovr_core.shrinking import shrunk
+from wovr_core.strict_yaml import YamlError, assign, read_tree
 from wovr_core.task import TaskSettings as TaskSettings
 
 
@@ -367,13 +368,14 @@ class Settings(Section):
         return whole.model_copy(update=branches)
 
     @classmethod
-    def load(cls, path: Path, values: Sequence[str] = ()) -> Self:
+    def load(cls, path: Path, values: Sequence[str] = (), *, shipped: Path | None = None, shrink: bool = False) -> Self:
         """Read a YAML file; every complaint names the key, what was given and what is allowed.
 
-        Each of the `values`, such as `task.seed=1`, takes the place of what the file says.
+        The file may be `like` one beside it, or one that is `shipped`. Each of the `values`, such as `task.seed=1`,
+        takes the place of what the file says; with `shrink`, of what that is when it is small (shrinking.py).
         """
         try:
-            tree = read_yaml(path)
+            tree = read_tree(path, shipped)
         except OSError as error:
             raise SettingsError(f"cannot read settings {path}: {error.strerror}") from error
         except YamlError as error:
@@ -381,6 +383,8 @@ class Settings(Section):
         tree = {} if tree is None else tree  # an empty file
         if not isinstance(tree, dict):
             raise SettingsError(f"{path} holds a {type(tree).__name__}, not a tree of settings")
+        if shrink:
+            tree = shrunk(cls.parse(tree, source=str(path)).model_dump(mode="json"))
         try:
             tree = assign(tree, values)
         except YamlError as error:

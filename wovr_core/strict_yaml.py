@@ -5,7 +5,7 @@ first one vanishes.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 
 LIMIT = 64 * 1024  # bytes; every setting there is, with comments, takes a tenth of it
 DEPTH = 20  # of trees within trees
+LIKE = 5  # files like others, at most
 AMBIGUOUS = "tag:wovr,2026:ambiguous"
 PLAIN = (  # in this order: tag, pattern, first letters
     (AMBIGUOUS, r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)", "-+0123456789"),
@@ -52,6 +53,30 @@ def parse_yaml(text: str, *, source: str = "the text") -> Any:
         return loader.get_single_data()
     except yaml.YAMLError as error:
         raise YamlError(f"{source} is not YAML: {error}") from error
+
+
+def read_tree(path: Path, shipped: Path | None = None, *, depth: int = 0) -> Any:
+    """What a file says, over what another says that it is `like`: a file beside it, or one that is `shipped`."""
+    tree = read_yaml(path)
+    if not isinstance(tree, dict) or "like" not in tree:
+        return tree
+    name = tree.pop("like")
+    folders = [folder for folder in (path.parent, shipped) if folder is not None]
+    other = next((file for folder in folders if (file := folder / f"{name}.yaml").is_file()), None)
+    if not isinstance(name, str) or other is None or depth == LIKE:
+        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        raise YamlError(f"{path} is like {name!r}, which leads to no file. Name one of {', '.join(known)}")
+    beneath = read_tree(other, shipped, depth=depth + 1)
+    return over(beneath, tree) if isinstance(beneath, dict) else tree
+
+
+def over(beneath: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees in one: branches are joined, and where both have a value it is that of `tree`."""
+    joined = {
+        name: over(beneath[name], value) if isinstance(value, dict) and isinstance(beneath.get(name), dict) else value
+        for name, value in tree.items()
+    }
+    return {**beneath, **joined}
 
 
 def assign(tree: dict[str, Any], pairs: Sequence[str]) -> dict[str, Any]:

@@ -20,10 +20,21 @@ from pipelines.cli.commands import (
     step,
 )
 from pipelines.cli.outcome import tell_outcome
-from pipelines.cli.terminal import App, Config, PipelineName, Values, console, find_config, path, plainly, run_folder
+from pipelines.cli.terminal import (
+    App,
+    Config,
+    PipelineName,
+    Shrink,
+    Values,
+    console,
+    find_config,
+    load_settings,
+    path,
+    plainly,
+    run_folder,
+)
 from pipelines.runner.stopping import handled
 from wovr_core.setting_errors import SettingsError
-from wovr_core.settings import Settings
 
 app = App(
     no_args_is_help=True,
@@ -49,6 +60,7 @@ def run(
     out: Annotated[Path | None, typer.Option(parser=path, help="Where the run is kept; runs/NAME by default.")] = None,
     pipeline: PipelineName = "posttrain",
     values: Values = None,
+    shrink: Shrink = False,
     version: Annotated[str | None, typer.Option(help="With evaluate and franka: the version to try.")] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Reuse finished steps although the code has changed since.")
@@ -76,19 +88,19 @@ def run(
     """
     with plainly(), handled(at_once=True):
         path = find_config(config)
-        settings = Settings.load(path, values or ())
+        settings = load_settings(path, values, shrink=shrink)
         from pipelines.runner.preflight import check_machine, check_settings
 
         check_settings(settings, pipeline, version=version)
         from pipelines.runner.local import run_pipeline
 
-        folder = out or run_folder(path, pipeline)
+        folder = out or run_folder(path, pipeline, shrink=shrink)
         if stack:
             from pipelines.stack.services import use_services
 
             console.print(use_services(Path.cwd(), model=settings.promote.model), soft_wrap=True)
         check_machine(settings, folder, pipeline, contained=runner == "docker")
-        what = " ".join([path.name, *(values or ())])
+        what = " ".join([path.name, *["--shrink"] * shrink, *(values or ())])
         console.print(f"[bold]{pipeline}[/] with {escape(what)}, kept in {escape(str(folder))}")
         parameters = {"version": version} if version else {}
         done = run_pipeline(settings, folder, name=pipeline, keep=keep, stack=stack, runner=runner, **parameters)
@@ -111,6 +123,7 @@ def compile_(
     config: Config = "tabletop",
     pipeline: PipelineName = "posttrain",
     values: Values = None,
+    shrink: Shrink = False,
     profile: Annotated[
         str | None, typer.Option(help="What tasks ask of the cluster: cpu, gpu, gpu8, or a file; nothing by default.")
     ] = None,
@@ -120,7 +133,7 @@ def compile_(
 ) -> None:
     """Compile a pipeline to the YAML that Kubeflow Pipelines takes, with CONFIG as the parameters' defaults."""
     with plainly():
-        settings = Settings.load(find_config(config), values or ())
+        settings = load_settings(find_config(config), values, shrink=shrink)
         file = out or Path("build") / f"{pipeline}.yaml"
         if file.suffix not in (".yaml", ".yml") or file.is_dir():
             raise SettingsError(f"--out is {file}, and Kubeflow takes a file that ends in .yaml. Name one")

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from pipelines.runner import stopping
 from wovr_core.setting_errors import SettingsError
+from wovr_core.settings import Settings
 
 OURS = ("wovr_core", "components", "pipelines")
 # clients of services: what they raise is news from there, be it ours to mend or not
@@ -28,6 +29,7 @@ Values = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="In place of the file's: task.seed=1; and again for another."),
 ]
+Shrink = Annotated[bool, typer.Option("--shrink", help="All sizes small: the whole pipeline in minutes, to try it.")]
 PipelineName = Annotated[str, typer.Option("--pipeline", help="posttrain, retrain, evaluate or franka.")]
 
 
@@ -42,9 +44,15 @@ def find_config(config: str) -> Path:
     return named
 
 
-def run_folder(config: Path, pipeline: str) -> Path:
+def load_settings(path: Path, values: Sequence[str] | None, *, shrink: bool = False) -> Settings:
+    """Those of a file, which may be like one of pipelines/configs."""
+    return Settings.load(path, values or (), shipped=CONFIGS, shrink=shrink)
+
+
+def run_folder(config: Path, pipeline: str, *, shrink: bool = False) -> Path:
     """Where a run of this file is kept, unless --out says otherwise."""
-    return Path("runs") / (config.stem if pipeline == "posttrain" else f"{config.stem}-{pipeline}")
+    name = f"{config.stem}-shrunk" if shrink else config.stem
+    return Path("runs") / (name if pipeline == "posttrain" else f"{name}-{pipeline}")
 
 
 def path(text: str) -> Path:

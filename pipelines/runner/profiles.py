@@ -22,13 +22,12 @@ from components.platform.cluster import TrainJobs
 from wovr_core.compute import ComputeSettings
 from wovr_core.section import Section
 from wovr_core.setting_errors import SettingsError, explain
-from wovr_core.strict_yaml import YamlError, read_yaml
+from wovr_core.strict_yaml import YamlError, read_tree
 
 FOLDER = Path(__file__).parents[1] / "profiles"
 LEARNT, TRIED = {PolicyArtifact, WorldModelArtifact, RewardModelArtifact}, {EpisodesArtifact, EvaluationArtifact}
 OPENED = LEARNT | {EpisodesArtifact, dsl.Artifact}  # kinds that are large in memory; a list's kind is not known
 HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
-DEPTH = 5  # of profiles like others
 Gibibytes = Annotated[str, Field(pattern=r"^[1-9][0-9]*Gi$")]
 Labels = dict[str, Annotated[str, Field(max_length=63)]]
 
@@ -127,26 +126,16 @@ def _file(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
-def _tree(file: Path, depth: int = 0) -> dict[str, Any]:
-    """What a file says, over what the profile says that it is `like`."""
+def _tree(file: Path) -> dict[str, Any]:
     try:
-        tree = read_yaml(file)
+        tree = read_tree(file, FOLDER)
     except OSError as error:
         raise SettingsError(f"cannot read the profile {file}: {error.strerror}") from error
     except YamlError as error:
         raise SettingsError(str(error)) from error
     if not isinstance(tree, dict):
         raise SettingsError(f"{file} holds no tree of a profile: begin with one of {FOLDER}")
-    other = tree.pop("like", None)
-    if other is None:
-        return tree
-    if not isinstance(other, str) or depth == DEPTH:
-        raise SettingsError(f"{file} is like {other!r}, which leads to no profile. Name one of {profile_names()}")
-    beneath = _tree(_file(other), depth + 1)
-    return beneath | {
-        name: beneath[name] | value if isinstance(value, dict) and isinstance(beneath.get(name), dict) else value
-        for name, value in tree.items()
-    }
+    return tree
 
 
 def _titles_of(kinds: set[type[dsl.Artifact]]) -> set[str]:

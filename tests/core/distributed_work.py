@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -62,7 +63,6 @@ def main(folder: Path, steps: int) -> None:
     )
     model.statistics.fit(episodes)
     held_out = [larger(an_episode(steps=16, success_at=12, closes=[9], shade=20 * i)) for i in range(4)]
-    step.tell_loss = lambda tracker, metric: Losses(folder)
     shard = step.shard
 
     def and_say_how_much(learner, **rest) -> None:
@@ -80,11 +80,12 @@ def main(folder: Path, steps: int) -> None:
                 save_file(whole, folder / "gradients.safetensors")
         return clip(parameters, limit)
 
-    loop.nn.utils.clip_grad_norm_ = and_write_the_first
-    step.shard = and_say_how_much
-    if "WOVR_BFLOAT16" in os.environ:
-        step.computed_in = lambda *_: torch.bfloat16
-    step.fit_world_model(model, episodes, steps=steps, name="small", seed=0, data=[], held_out=held_out)
+    computed_in = (lambda *_: torch.bfloat16) if "WOVR_BFLOAT16" in os.environ else step.computed_in
+    told = patch.multiple(
+        step, tell_loss=lambda tracker, metric: Losses(folder), shard=and_say_how_much, computed_in=computed_in
+    )
+    with told, patch.object(loop.nn.utils, "clip_grad_norm_", and_write_the_first):
+        step.fit_world_model(model, episodes, steps=steps, name="small", seed=0, data=[], held_out=held_out)
     save_file(model.transformer.state_dict(), folder / "weights.safetensors")
 
 

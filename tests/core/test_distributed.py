@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.core import distributed_work
 from wovr_core.training.distributed import ProcessGroup
 
 CHECKOUT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # of a loss and of a weight: sums in another order
-WORK = Path(__file__).parent / "distributed_work.py"
+WORK = Path(distributed_work.__file__)
 
 
 def train(folder: Path, *, processes: int, steps: int = 8, wait: bool = True, **env: str) -> subprocess.Popen:
@@ -34,6 +35,13 @@ def train(folder: Path, *, processes: int, steps: int = 8, wait: bool = True, **
         said, _ = run.communicate(timeout=180)
         assert run.returncode == 0, said
     return run
+
+
+def train_here(folder: Path) -> None:
+    """What one process learns, in this one: another would take as long to import as ten to learn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WOVR_SCRATCH", str(folder / "scratch"))
+        distributed_work.main(folder, 8)
 
 
 def wait_for(run: subprocess.Popen, folder: Path, checkpoint: str) -> None:
@@ -56,7 +64,7 @@ def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    train(folder, processes=1)
+    train_here(folder)
     return folder
 
 
@@ -86,7 +94,7 @@ def test_a_killed_rank_ends_the_others_and_any_number_of_processes_goes_on(alone
     assert run.returncode != 0 and "SIGKILL" in said and time.monotonic() - killed < 45
     assert not (tmp_path / "weights.safetensors").exists()
 
-    train(tmp_path, processes=1)  # goes on alone from what two have saved
+    train_here(tmp_path)  # goes on alone from what two have saved
     ours, our_weights = left(tmp_path)
     losses, weights = left(alone)
     assert len(ours) < 16 and close(weights, our_weights) < TOLERANCE

@@ -250,8 +250,8 @@ def tasks_of(graph: dict[str, Any]) -> list[dict[str, Any]]:
         ("like: gpu\nlearns: {gpu: 2}", "learns.gpu: unknown setting; did you mean gpus"),
         ("like: gpu\ntries: {hours: 0}", "tries.hours: .*greater than 0"),
         ("like: gpu\ntrain_jobs: {memory: lots}", "train_jobs.memory"),
-        ("like: gpu9", "there is no profile 'gpu9': choose one of cpu: two cores"),
-        ("like: [gpu]", r"is like \['gpu'\], which leads to no profile"),
+        ("like: gpu9", "is like 'gpu9', which leads to no file. Name one of cpu, gpu, gpu8, mine"),
+        ("like: [gpu]", r"is like \['gpu'\], which leads to no file"),
         ("learns: {cpu: 2}", "says: Field required"),
         ("gpu", "holds no tree of a profile"),
         ("like: gpu\nlike: cpu", "stands in line 1 already"),
@@ -263,8 +263,8 @@ def test_a_profile_that_cannot_be_is_refused_before_anything_is_sent(tmp_path, t
 
 
 def test_a_profile_like_itself_is_refused(tmp_path):
-    mine = profile_file(tmp_path, f"like: {tmp_path}/mine.yaml\n")
-    with pytest.raises(SettingsError, match="leads to no profile"):
+    mine = profile_file(tmp_path, "like: mine")
+    with pytest.raises(SettingsError, match="leads to no file"):
         profile_named(mine)
     with pytest.raises(SettingsError, match="cannot read the profile"):
         profile_named(str(tmp_path / "nobody.yaml"))

@@ -8,9 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli.terminal import Config, PipelineName, Values, console, find_config, path, plainly
+from pipelines.cli.terminal import Config, PipelineName, Values, console, find_config, load_settings, path, plainly
 from wovr_core.setting_errors import SettingsError
-from wovr_core.settings import Settings
 
 if TYPE_CHECKING:
     from pipelines.runner.submit import Job, Kubeflow, Listed
@@ -125,7 +124,7 @@ def _token(text: str, source: str) -> str:
 
 
 def _job(path: Path, pipeline: str, profile: str, values: list[str] | None) -> "Job":
-    settings = Settings.load(path, values or ())
+    settings = load_settings(path, values)
     from pipelines.runner.preflight import check_settings
     from pipelines.runner.profiles import check_profile
     from pipelines.runner.submit import Job

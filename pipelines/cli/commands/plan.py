@@ -6,9 +6,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli.terminal import Config, Values, console, find_config, plainly, waiting
+from pipelines.cli.terminal import Config, Values, console, find_config, load_settings, plainly, waiting
 from wovr_core.setting_errors import SettingsError
-from wovr_core.settings import Settings
 
 if TYPE_CHECKING:
     from wovr_core.planning.plan import Chip, Plan
@@ -33,8 +32,7 @@ def plan(
         wovr plan paper-scale --gpus 8 --set world_model.recompute=true
     """
     with plainly():
-        path = find_config(config)
-        settings = Settings.load(path, values or ())
+        settings = load_settings(find_config(config), values)
         from wovr_core.planning.counting import count
         from wovr_core.planning.plan import CHIPS, Plan
 

@@ -8,7 +8,7 @@ import typer
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from pipelines.cli.terminal import Config, console, find_config, path, plainly
+from pipelines.cli.terminal import Config, console, find_config, load_settings, path, plainly
 from pipelines.cli.words import STEPS
 from wovr_core.settings import Settings
 
@@ -37,7 +37,7 @@ def step(
         if config == "-":
             settings = Settings.of_branches(os.environ.get("WOVR_SETTINGS", "{}"), source="$WOVR_SETTINGS")
         else:
-            settings = Settings.load(find_config(config))
+            settings = load_settings(find_config(config), None)
         from pipelines.cli.steps import run_step
 
         done = run_step(word, settings, ports)
