@@ -33,19 +33,19 @@ WAYS = {
     "libero-long-flow": ["policy", "demonstrations", "reward"],
 }
 # the demonstrator, who stands in for the policy that those configs bring, knows no drawers and no stoves
-SET = {"libero-goal": ["task.options.tasks=[1]"]}
+VALUES = {"libero-goal": ["task.options.tasks=[1]"]}
 
 
 def run(config: str, out: Path, values: list[str]) -> tuple[str, float]:
     """How it ended, in its last line but one; and minutes."""
-    sets = [f"--set={value}" for value in [*SET.get(config, []), *values]]
-    begun = time.monotonic()
+    sets = [f"--set={value}" for value in [*VALUES.get(config, []), *values]]
+    start = time.monotonic()
     command = [sys.executable, "-m", "pipelines", "run", str(CONFIGS / f"{config}.yaml"), "--shrink", f"--out={out}"]
     done = subprocess.run([*command, *sets], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     verdicts = [line for line in done.stdout.splitlines() if line.startswith(("promote:", "hold:"))]
     if done.returncode or not verdicts:
-        return f"failed: {done.stdout[-300:]}", (time.monotonic() - begun) / 60
-    return verdicts[-1].partition(":")[0], (time.monotonic() - begun) / 60
+        return f"failed: {done.stdout[-300:]}", (time.monotonic() - start) / 60
+    return verdicts[-1].partition(":")[0], (time.monotonic() - start) / 60
 
 
 def main() -> int:
