@@ -1,6 +1,6 @@
 """Do the paper's configs go through? Each runs `--shrink` to its verdict, then again from parts of that first run.
 
-    python -m benchmarks.shrunk --out runs/shrunk            # needs `make libero`; an hour or two of two cores
+    python -m benchmarks.shrunk --out runs/shrunk            # needs `make libero`; not run yet, hours of two cores
     python -m benchmarks.shrunk --only libero-goal libero-goal-flow
 
 What the second run of each begins with differs from config to config, so that every way in is gone once.

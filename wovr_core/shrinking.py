@@ -1,4 +1,4 @@
-"""The same settings, so small that the whole pipeline of a config runs on two cores in minutes: `--shrink`.
+"""The same settings, so small that the whole pipeline of a config can be tried on two cores: `--shrink`.
 
 Sizes become small and gates let everything pass, for so little learns nothing. What needs weights that cannot be made
 here begins untrained. Every choice of a method stays: what is masked, clipped, mined, refitted and judged, and how.

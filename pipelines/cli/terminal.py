@@ -29,7 +29,7 @@ Values = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="In place of the file's: task.seed=1; and again for another."),
 ]
-Shrink = Annotated[bool, typer.Option("--shrink", help="All sizes small: the whole pipeline in minutes, to try it.")]
+Shrink = Annotated[bool, typer.Option("--shrink", help="All sizes small, to try the whole pipeline.")]
 PipelineName = Annotated[str, typer.Option("--pipeline", help="posttrain, retrain, evaluate or franka.")]
 
 

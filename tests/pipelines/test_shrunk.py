@@ -66,7 +66,7 @@ def test_a_file_that_is_like_nothing_is_refused_with_those_there_are(tmp_path, n
 
 @pytest.mark.slow
 def test_a_shrunken_config_runs_to_its_verdict_from_a_policy_of_ones_own(tmp_path, monkeypatch):
-    """Of the paper's experiment, at the tabletop: in LIBERO all eight do, in benchmarks/shrunk.py."""
+    """Of the paper's experiment, at the tabletop; benchmarks/shrunk.py is for LIBERO."""
     monkeypatch.setenv("WOVR_SCRATCH", str(tmp_path / "scratch"))
     at_the_table = "task={environment: tabletop, image_size: 32, horizon: 48}"
     settings = load_settings(CONFIGS / "libero-spatial-flow.yaml", [at_the_table], shrink=True)
