@@ -34,8 +34,17 @@ GATES: dict[str, dict[str, Any]] = {
     "reward": {"minimum_auc": 0},
     "grpo": {"informative": [0, 1], "base_success": [0, 1]},
 }
-DIFFUSION = {"codec": "convolutional", "latent_channels": 8, "patch": 1, "heads": 2, "head_dim": 12, "layers": 1}
-DIFFUSION_TOO = {"ffn_dim": 32, "freq_dim": 16, "pose_map": False}
+DIFFUSION: dict[str, Any] = {
+    "codec": "convolutional",
+    "latent_channels": 8,
+    "patch": 1,
+    "heads": 2,
+    "head_dim": 12,
+    "layers": 1,
+    "ffn_dim": 32,
+    "freq_dim": 16,
+    "pose_map": False,
+}
 NEXT_FRAME = {"width": 8, "layers": 1, "condition": 32}
 
 
@@ -44,7 +53,7 @@ def shrunk(tree: dict[str, Any]) -> dict[str, Any]:
     limits = {branch: smaller(tree[branch], sizes) for branch, sizes in AT_MOST.items()}
     small = over(over(tree, limits), GATES)
     before = small["world_model"]["architecture"] or {"prediction": "sample", "keep_gates": False}
-    sizes = NEXT_FRAME if "network" in before else DIFFUSION | DIFFUSION_TOO
+    sizes = NEXT_FRAME if "network" in before else DIFFUSION
     small["world_model"] |= {"pretrained": "none", "codec_from": "", "architecture": before | sizes}
     small["inputs"] = {}
     if tasks := small["task"]["options"].get("tasks"):

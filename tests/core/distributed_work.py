@@ -81,10 +81,10 @@ def main(folder: Path, steps: int) -> None:
         return clip(parameters, limit)
 
     computed_in = (lambda *_: torch.bfloat16) if "WOVR_BFLOAT16" in os.environ else step.computed_in
-    told = patch.multiple(
+    in_step = patch.multiple(
         step, tell_loss=lambda tracker, metric: Losses(folder), shard=and_say_how_much, computed_in=computed_in
     )
-    with told, patch.object(loop.nn.utils, "clip_grad_norm_", and_write_the_first):
+    with in_step, patch.object(loop.nn.utils, "clip_grad_norm_", and_write_the_first):
         step.fit_world_model(model, episodes, steps=steps, name="small", seed=0, data=[], held_out=held_out)
     save_file(model.transformer.state_dict(), folder / "weights.safetensors")
 

@@ -1,9 +1,10 @@
 """A flow-matching policy on the tiny VLA's eyes: a chunk of continuous actions is denoised from Gaussian noise.
 
-As pi0.5 and SmolVLA do it, small: a velocity network is conditioned on picture, words and pose, and a few steps lead
-from noise to a chunk. They are drawn from an SDE (flow_sde.py), whose noise the temperature scales; so what a policy
-has chosen is the whole path, and its log-probability is exact. At temperature 0 there is no chance in it: the ODE,
-from the middle of the noise.
+As pi0.5 and SmolVLA do it, small: a network is conditioned on picture, words and pose, and a few steps lead from noise
+to a chunk. It names the actions that it expects at the path's end, and the velocity follows from them: one that names
+the velocity has to take its own input back first, and steps of GRPO disturb that before they teach the eyes. Paths are
+drawn from an SDE (flow_sde.py), whose noise the temperature scales; so what a policy has chosen is the whole path, and
+its log-probability is exact. At temperature 0 there is no chance in it: the ODE, from the middle of the noise.
 """
 
 from collections.abc import Sequence
@@ -72,11 +73,11 @@ class TinyFlow(TinyPolicy):
         x: Float[Tensor, "*draw b chunk a"],
         level: Float[Tensor, "*draw b"],
     ) -> Float[Tensor, "*draw b chunk a"]:
-        """As `forward`, where picture, words and pose have been read already."""
+        """As `forward`, where picture, words and pose have been read already. Levels are above 0."""
         waves = level[..., None] * torch.pi * torch.arange(1, FREQUENCIES + 1, device=level.device)
         of_level = self.level(torch.cat([waves.sin(), waves.cos()], -1))
-        output: Tensor = self.head(condition + self.point(x.flatten(-2)) + of_level)
-        return output.view_as(x)
+        actions: Tensor = self.head(condition + self.point(x.flatten(-2)) + of_level)
+        return (x - actions.view_as(x)) / level[..., None, None]
 
     def cloning_loss(
         self,
@@ -89,7 +90,8 @@ class TinyFlow(TinyPolicy):
     ) -> Float[Tensor, ""]:
         """Flow matching: the squared error of the velocity on straight paths between noise and these actions."""
         noise = torch.randn(DRAWS, *actions.shape, generator=generator).to(self.device)
-        level = torch.rand(noise.shape[:2], generator=generator).to(self.device)
+        lowest = 1 / self.shape.steps  # no step begins below
+        level = (lowest + (1 - lowest) * torch.rand(noise.shape[:2], generator=generator)).to(self.device)
         data, s = actions.to(self.device), level[..., None, None]
         return F.mse_loss(self(frames, instructions, pose, (1 - s) * data + s * noise, level), noise - data)
 

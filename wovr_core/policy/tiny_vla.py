@@ -11,6 +11,7 @@ The hand then turns as is likeliest: turned off for a whole chunk, it can no lon
 log-probability 0, so reinforcement learning leaves it alone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -109,7 +110,7 @@ def _eye(shape: Shape) -> nn.Sequential:
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
 
 
-class TinyPolicy(nn.Module):
+class TinyPolicy(nn.Module, ABC):
     """Eyes, words and pose, which the heads of the embedded policies share (`LearningPolicy` protocol)."""
 
     shape: Shape
@@ -154,6 +155,7 @@ class TinyPolicy(nn.Module):
             return features
         return torch.cat([features, (pose.to(self.device) - self.pose_mean) / self.pose_std], -1)
 
+    @abstractmethod
     def cloning_loss(
         self,
         frames: Float[Tensor, "b 3 h w"],
@@ -164,16 +166,15 @@ class TinyPolicy(nn.Module):
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         """How unlike its own choices these actions are, each in [-1, 1]."""
-        raise NotImplementedError
 
-    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk:
-        raise NotImplementedError
+    @abstractmethod
+    def act(self, observation: Observation, *, temperature: float, generator: torch.Generator) -> ActionChunk: ...
 
-    def log_prob(self, observation: Observation, choices: Tensor, *, temperature: float) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def log_prob(self, observation: Observation, choices: Tensor, *, temperature: float) -> Tensor: ...
 
-    def mirrored(self, choices: Tensor, signs: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def mirrored(self, choices: Tensor, signs: Tensor) -> Tensor: ...
 
 
 class TinyVLA(TinyPolicy):
