@@ -7,7 +7,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from components.collect.component import collect_episodes, merge_episodes
 from components.finish.component import finish
-from components.grpo.component import improve_policy
+from components.grpo.component import check_base_policy, improve_policy
 from components.inputs.component import (
     bring_calibrated_reward,
     bring_demonstrations,
@@ -75,7 +75,8 @@ def posttrain(settings: Settings) -> BaseComponent:
             base, taught = beginning(branches, settings.inputs)
             episodes = first_episodes(branches, settings, base)
             demonstrations = taught or episodes  # counted once, where they are the same
-            dreamer = dreaming(branches, settings.inputs, demonstrations, episodes)
+            fit_to_learn = check_base_policy(task=task, grpo=grpo, episodes=episodes)
+            dreamer = dreaming(branches, settings.inputs, demonstrations, episodes).after(fit_to_learn)
             with dsl.If(dreamer.outputs["Output"] == True, name="trustworthy"):  # noqa: E712
                 dreams, cotrains = dreamer.outputs["fitted"], settings.grpo.cotrain_steps > 0
                 judge = seeing(branches, settings.inputs, demonstrations, episodes, dreams).outputs

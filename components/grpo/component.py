@@ -66,3 +66,21 @@ def improve_policy(
             **dreams,
         )
     improved.metadata.update(manifest.summary)
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def check_base_policy(task: dict, grpo: dict, episodes: Input[EpisodesArtifact]):
+    """Refuse a base policy that has nothing to learn, before world model and reward are trained for it.
+
+    Args:
+        task: Settings branch.
+        grpo: Settings branch.
+        episodes: The first collection, of the base policy.
+    """
+    from pathlib import Path
+
+    from wovr_core import settings
+    from wovr_core.steps.grpo import check_base_policy as step
+
+    cfg, shared = settings.GrpoSettings.model_validate(grpo), settings.TaskSettings.model_validate(task)
+    print("\n".join(step(cfg, shared, episodes=Path(episodes.path))))

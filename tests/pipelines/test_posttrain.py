@@ -86,6 +86,12 @@ def test_what_is_brought_is_not_made(count, tmp_path):
     tasks = {name.removeprefix("comp-") for name in spec["components"]}
     for role, (making, bringing) in BROUGHT.items():
         assert (making in tasks, bringing in tasks) == (role not in inputs, role in inputs)
+    parts = [part.get("dag", {}).get("tasks", {}) for part in spec["components"].values()]
+    (tasks,) = [tasks for tasks in parts if "check-base-policy" in tasks]
+    (dreams,) = [task for name, task in tasks.items() if name in BROUGHT["world_model"]]
+    assert "check-base-policy" in dreams["dependentTasks"], "nothing is trained for a policy with nothing to learn"
+    (asked,) = tasks["check-base-policy"]["inputs"]["artifacts"].values()
+    assert asked["taskOutputArtifact"]["producerTask"] in BROUGHT["episodes"], "and of no later collection"
 
 
 def test_a_reward_of_other_dreams_goes_on_learning(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.steps.conftest import REWARD, SHAPE, TASK, WORLD_MODEL, collection
-from tests.toys import RULE
+from tests.toys import RULE, an_episode
 from wovr_core.artifacts import ArtifactError, Kind, Manifest, load_weights, read_manifest, save_weights, writing
 from wovr_core.envs.splits import Split
 from wovr_core.grpo.update import UpdateError
@@ -29,12 +30,13 @@ from wovr_core.settings import (
 from wovr_core.steps import grpo
 from wovr_core.steps.collect import collect_episodes
 from wovr_core.steps.evaluate import evaluate_policies, judge
-from wovr_core.steps.grpo import improve_policy
+from wovr_core.steps.grpo import check_base_policy, improve_policy
 from wovr_core.steps.keyframes import mine_keyframes
 from wovr_core.steps.pace import choose_policy, refit_world_model
 from wovr_core.steps.policy import clone_base_policy
 from wovr_core.steps.reward import train_reward
 from wovr_core.steps.world_model import train_world_model
+from wovr_core.store.episodes import RealData
 from wovr_core.store.learning import load_learning
 from wovr_core.store.rewards import save_reward
 from wovr_core.training.loop import TrainingError
@@ -152,11 +154,38 @@ def test_a_policy_that_never_or_always_succeeds_is_refused_before_it_dreams(
     successes, failures, advice, shelf, tmp_path
 ):
     episodes = collection(tmp_path / "episodes", [True] * successes + [False] * failures)
-    with pytest.raises(TrainingError, match=advice):
+    with pytest.raises(TrainingError, match=advice) as early:
+        check_base_policy(GRPO, TASK, episodes=episodes)
+    with pytest.raises(TrainingError, match=advice) as late:
         run("grpo", shelf, tmp_path / "out", episodes=episodes)
+    assert str(early.value) == str(late.value)
     with pytest.raises(TrainingError, match="success cannot be told from failure; collect more episodes"):
         run("reward", shelf, tmp_path / "out", episodes=episodes)
     assert nothing_is_left(tmp_path, but=("episodes",))
+
+
+def test_a_later_policy_may_always_succeed(shelf, tmp_path):
+    """Beside the first collection lies PACE's, and the two come to more than `base_success` allows."""
+    strict = GRPO.model_copy(update={"base_success": (0.1, 0.5)})
+    newest = collection(tmp_path / "newest", [True] * 3)
+    episodes, ports = [shelf / "episodes", newest], {name: shelf / name for name in STEPS["grpo"][1]}
+    assert improve_policy(strict, TASK, out=tmp_path / "out", **ports | {"episodes": episodes})
+
+
+@pytest.mark.parametrize(("always", "never", "warned"), [(10, 10, True), (9, 10, False), (10, 0, False)])
+def test_tasks_that_are_won_always_or_never_promise_groups_that_agree(always, never, warned, monkeypatch):
+    """Unless there are too few episodes to know, or a task is won now and then."""
+    easy, hard = ([an_episode(success_at=at, instruction=str(at))] for at in (2, None))
+    middling = [] if never else [*easy * 3, *hard * 3]
+    episodes = [*easy * always, *hard * never, *(replace(one, instruction="mixed") for one in middling)]
+    data = RealData(episodes, episodes, [], [len(episodes)], ["digest"])
+    monkeypatch.setattr(grpo, "open_episodes", lambda *_: data)
+    lines = check_base_policy(GRPO, TASK, episodes=Path("episodes"))
+    assert "2: 100.0 %" in lines[0] and f"(n = {always})" in lines[0]
+    assert ("warning: of 2 tasks the policy always succeeds at 1 and never at 1" in lines[-1]) == warned
+    without = GRPO.model_copy(update={"kir_ratio": 0.0})
+    with pytest.raises(TrainingError, match=r"set grpo\.kir_ratio above 0") if warned else nullcontext():
+        check_base_policy(without, TASK, episodes=Path("episodes"))
 
 
 @pytest.mark.parametrize("missing", ["training", "held out"])

@@ -14,6 +14,7 @@ import torch
 from wovr_core.artifacts import Kind, Manifest, read_manifest, save_weights, writing
 from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Mirror
+from wovr_core.evaluation.success import Rate, success_rate
 from wovr_core.grpo.history import History, UpdateRecord
 from wovr_core.grpo.sampling import StartPool, sample_groups
 from wovr_core.grpo.update import update_policy
@@ -30,6 +31,8 @@ from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scra
 from wovr_core.training.loop import TrainingError
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import InitState
+
+ENOUGH = 10  # episodes of a task, of which all or none succeed, to take it for always or never
 
 
 def improve_policy(
@@ -55,7 +58,8 @@ def improve_policy(
     history an update. One that was killed goes on from its last snapshot.
     """
     data = open_episodes(episodes, task)
-    check_something_to_learn(data, cfg)
+    if len(episodes) == 1:  # of the base policy: PACE goes on whatever a later one does
+        check_something_to_learn(data, cfg)
     chosen = load_keyframes(keyframes, data, task)
     actor = open_policy(policy, task)
     dreams = simulator or open_simulator(world_model, reward, task, detector=cfg.detector)
@@ -225,8 +229,27 @@ def metrics_of(record: UpdateRecord, *, seconds: float) -> dict[str, float]:
     return {f"grpo/{name}": float(value) for name, value in numbers.items()}
 
 
+def check_base_policy(cfg: GrpoSettings, task: TaskSettings, *, episodes: Path) -> list[str]:
+    """What real episodes say of a base policy, a line a task; one that has nothing to learn is refused.
+
+    Asked as soon as there are episodes, before world model and reward are trained. The last line warns where groups may
+    disagree at keyframes only.
+    """
+    data = open_episodes([episodes], task)
+    check_something_to_learn(data, cfg)
+    rates = success_by_task(data)
+    lines = [f"{instruction}: {rate}" for instruction, rate in rates.items()]
+    if reason := agreement(rates):
+        lines.append(f"warning: {reason}; few groups may teach anything but those at keyframes")
+    return lines
+
+
 def check_something_to_learn(data: RealData, cfg: GrpoSettings) -> None:
-    """A policy that never or always succeeds gives groups that all agree: say so before an hour is spent."""
+    """Raise `TrainingError` where a policy never or always succeeds: members of a group all agree then.
+
+    So they do where it never succeeds at one task and always at another. Keyframes may still help there, if groups
+    begin at any.
+    """
     low, high = cfg.base_success
     if not low <= data.success_rate <= high:
         advice = (
@@ -237,6 +260,30 @@ def check_something_to_learn(data: RealData, cfg: GrpoSettings) -> None:
             f"outside grpo.base_success [{100 * low:.0f}, {100 * high:.0f}] %: there is nothing to learn from; "
             f"give it {advice}"
         )
+    if cfg.kir_ratio == 0 and (reason := agreement(success_by_task(data))):
+        raise TrainingError(
+            f"grpo: {reason}: there is nothing to learn from; set grpo.kir_ratio above 0, or give it tasks at which it "
+            f"succeeds now and then"
+        )
+
+
+def success_by_task(data: RealData) -> dict[str, Rate]:
+    """By instruction, in the order of the alphabet."""
+    won: dict[str, list[bool]] = {}
+    for episode in data.episodes:
+        won.setdefault(episode.instruction, []).append(episode.succeeded)
+    return {instruction: success_rate(sum(wins), len(wins)) for instruction, wins in sorted(won.items())}
+
+
+def agreement(rates: dict[str, Rate]) -> str:
+    """Why groups from the starts of episodes will agree; empty where a task is won now and then, or seldom tried."""
+    if any(rate.n < ENOUGH or 0 < rate.successes < rate.n for rate in rates.values()):
+        return ""
+    never = sum(rate.successes == 0 for rate in rates.values())
+    return (
+        f"of {len(rates)} tasks the policy always succeeds at {len(rates) - never} and never at {never}, each tried "
+        f"{ENOUGH} times or more"
+    )
 
 
 def start_pool(data: RealData, keyframes: Sequence[Keyframe], cfg: GrpoSettings, task: TaskSettings) -> StartPool:
