@@ -39,6 +39,18 @@ def interval(cell: str, kind: str, scale: float = 1, unit: str = "") -> Interval
     return Interval(float(value) / scale, float(low) / scale, float(high) / scale, kind, f"{value}{unit}")
 
 
+def forecast(rows: list[Row]) -> str:
+    subjects = []
+    for name, after_8, _, long_after_8, _ in rows:
+        marks = []
+        for cell, kind, words in ((after_8, "soft", "all"), (long_after_8, "real", "long")):
+            mean, greatest = (float(number) for number in re.findall(r"[\d.]+", cell))
+            marks.append(Interval(mean, 0, greatest, kind, f"{mean:g}, {words}"))
+        subjects.append((name, marks))
+    axis = Axis(0, 20, (0, 5, 10, 15, 20), "points off after 8 updates; line: to the greatest")
+    return alone(intervals(subjects, axis, "How far off forecasts of imagined success are"))
+
+
 def libero(rows: list[Row]) -> str:
     subjects = [(name.replace("`", ""), [interval(cell, "real", 100, " %")]) for name, cell, _ in rows]
     title = "Real success in LIBERO, before and after learning in dreams"
@@ -75,6 +87,7 @@ def rollout(rows: list[Row]) -> str:
 
 
 PICTURES: dict[str, Callable[[list[Row]], str]] = {
+    "forecast": forecast,
     "libero": libero,
     "performance": performance,
     "retrain": retrain,

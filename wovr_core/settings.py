@@ -179,6 +179,7 @@ class GrpoSettings(Section):
     warmup: Count = 4  # updates over which the learning rate rises to it
     kl: Annotated[float, Field(ge=0, le=1000)] = 0.0  # weight of the divergence from the base policy
     max_imagined_gain: Share = 0.5  # stop when imagined success has risen by more: the next thing is to look at reality
+    patience: Annotated[int, Field(ge=8, le=1000)] | None = None  # updates without a rise of it, after which to stop
     snapshot_every: Count = 8  # updates between two snapshots, for the curve of real success drawn afterwards
     base_success: Bounds = (0.03, 0.97)  # outside, there is nothing to learn from
 
@@ -274,8 +275,7 @@ class Settings(Section):
                 f"pace.rounds is {self.pace.rounds}, but a seed's initial states are shared out for a first collection "
                 f"and 4 rounds: use 4 or fewer; `wovr run --pipeline retrain` goes on from there"
             )
-        few = min(self.collect.episodes, self.collect.held_out)
-        if self.collect.shards > few:
+        if self.collect.shards > (few := min(self.collect.episodes, self.collect.held_out)):
             raise ValueError(
                 f"collect.shards is {self.collect.shards}, but of collect.episodes {self.collect.episodes} and "
                 f"collect.held_out {self.collect.held_out} each shard takes one at least: use {few} shards or fewer"

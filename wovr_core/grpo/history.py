@@ -47,11 +47,14 @@ class History:
             lines.write(record.model_dump_json() + "\n")
 
     @property
+    def rates(self) -> list[float | None]:
+        """Imagined success before each update; None where it was not measured."""
+        return [record.imagined_success for record in self.records]
+
+    @property
     def imagined_success(self) -> tuple[float | None, float | None]:
         """Before the first update, and before the last one; None where there was none."""
-        if not self.records:
-            return None, None
-        return self.records[0].imagined_success, self.records[-1].imagined_success
+        return (self.rates[0], self.rates[-1]) if self.records else (None, None)
 
     @property
     def imagined_frames(self) -> int:

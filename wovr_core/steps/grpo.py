@@ -15,6 +15,7 @@ from wovr_core.artifacts import Kind, Manifest, read_manifest, save_weights, wri
 from wovr_core.chunk import CHUNK
 from wovr_core.embodiment import Mirror
 from wovr_core.evaluation.success import Rate, success_rate
+from wovr_core.grpo.forecast import forecast, rises
 from wovr_core.grpo.history import History, UpdateRecord
 from wovr_core.grpo.sampling import StartPool, sample_groups
 from wovr_core.grpo.update import update_policy
@@ -54,14 +55,13 @@ def improve_policy(
     A `simulator` serves `world_model` and `reward` from elsewhere; without one they are opened here.
 
     Stops early when imagined success has risen by more than `max_imagined_gain`: beyond that a dream is likelier to
-    be exploited than to teach. Learns nothing where dreams do not end as reality did (`refusal`). Writes one line of
-    history an update. One that was killed goes on from its last snapshot.
+    be exploited than to teach; or not at all for `patience` updates. Learns nothing where dreams do not end as reality
+    did (`refusal`). Writes one line of history an update. One that was killed goes on from its last snapshot.
     """
     data = open_episodes(episodes, task)
     if len(episodes) == 1:  # of the base policy: PACE goes on whatever a later one does
         check_something_to_learn(data, cfg)
-    chosen = load_keyframes(keyframes, data, task)
-    actor = open_policy(policy, task)
+    chosen, actor = load_keyframes(keyframes, data, task), open_policy(policy, task)
     dreams = simulator or open_simulator(world_model, reward, task, detector=cfg.detector)
     reference = open_policy(policy, task) if cfg.kl else None
     learner = learner_of(cfg, task, actor, dreams, start_pool(data, chosen, cfg, task), reference)
@@ -171,12 +171,9 @@ class Learner:
                 history.append(record)
                 if tracker is not None:  # alone knows the clock: what is written down is hashed
                     tracker.log(metrics_of(record, seconds=time.monotonic() - start), step=update)
-                success = record.imagined_success
-                rate = "unknown, all began at keyframes" if success is None else f"{100 * success:.0f} %"
-                advance(note=f"imagined success {rate}")
-                if history.gain > self.cfg.max_imagined_gain:
-                    points = f"{100 * history.gain:.0f} points"
-                    return history, f"imagined success rose by {points}: time to look at reality"
+                advance(note=outlook(history, count))
+                if stopped := enough(self.cfg, history):
+                    return history, stopped
         return history, ""
 
     def update(self, number: int) -> UpdateRecord | None:
@@ -220,6 +217,24 @@ class Learner:
             valid_steps=batch.rollouts.length.float().mean().item(),
             **vars(outcome),
         )
+
+
+def enough(cfg: GrpoSettings, history: History) -> str:
+    """Why no further update is made; empty where learning goes on."""
+    if history.gain > cfg.max_imagined_gain:
+        return f"imagined success rose by {100 * history.gain:.0f} points: time to look at reality"
+    if cfg.patience is not None and not rises(history.rates, cfg.patience):
+        return f"imagined success has not surely risen over {cfg.patience} updates: grpo.patience asks for no more"
+    return ""
+
+
+def outlook(history: History, updates: int) -> str:
+    """How imagined success stands after the newest update, and where it is going."""
+    now, at_the_end = history.rates[-1], forecast(history.rates, updates)
+    rate = "unknown, all began at keyframes" if now is None else f"{100 * now:.0f} %"
+    if at_the_end is None or len(history.rates) == updates:
+        return f"imagined success {rate}"
+    return f"imagined success {rate}, forecast {100 * at_the_end:.0f} % at update {updates}"
 
 
 def metrics_of(record: UpdateRecord, *, seconds: float) -> dict[str, float]:
