@@ -169,7 +169,7 @@ def test_the_gradient_of_grpo_is_that_of_its_equation_written_out(policy):
     dreams = replace(dreams, log_prob=dreams.log_prob + 0.3 * torch.randn(dreams.log_prob.shape))  # so that some clip
     advantages = torch.tensor([1.0, -0.5] * 4)
     rows, at = dreams.valid.any(-1).nonzero().unbind(1)
-    loss, _ = minibatch_loss(policy, None, dreams, advantages, rows, at, cfg=cfg, drawn=8)
+    loss, _ = minibatch_loss(policy, None, dreams, advantages, rows, at, cfg=cfg, drawn=8, learning=8)
     found = torch.autograd.grad(loss, policy.learns())
 
     total = torch.zeros(())

@@ -25,13 +25,14 @@ def policy() -> TinyVLA:
     return TinyVLA(Shape(vocabulary=("task",), words=1, image_size=SIDE, features=4, keypoints=2, hidden=16))
 
 
-def dreams_by(policy: TinyVLA, n: int = 12) -> Rollouts:
+def dreams_by(policy: TinyVLA, n: int = 12, **ports) -> Rollouts:
     return dream(
         policy,
         LearnedSimulator(ToyWorld(), ToyReward()),
         [a_start(i, goal=5 + 2 * i) for i in range(n)],
         temperature=1.0,
         generator=torch.Generator().manual_seed(0),
+        **ports,
     )
 
 
@@ -68,6 +69,16 @@ def test_what_did_better_becomes_likelier_and_what_did_worse_less_likely(policy)
     moved = ((likelihood(policy, dreams) - before) * counted).sum((1, 2)) / counted.sum((1, 2))
     assert moved[advantages > 0].mean() > 0 > moved[advantages < 0].mean()
     assert outcome.gradient_norm > 0
+
+
+def test_how_far_dreams_and_an_update_have_come_is_said_while_they_come(policy):
+    heard: list[str] = []
+    dreams = dreams_by(policy, batch=5, note=heard.append)
+    assert heard == ["dreams: batch 1 of 3", "dreams: batch 2 of 3", "dreams: batch 3 of 3"]
+    update(policy, dreams, torch.tensor([1.0, -1.0] * 6), note=heard.append)
+    steps = int(heard[-1].rpartition(" ")[2])
+    assert heard[3] == f"learning: epoch 1 of 2, step 1 of {steps}"
+    assert heard[-1] == f"learning: epoch 2 of 2, step {steps} of {steps}" and len(heard) == 3 + 2 * steps
 
 
 def test_dreams_that_all_agree_change_nothing(policy):

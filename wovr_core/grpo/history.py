@@ -1,5 +1,6 @@
 """What every update of GRPO has done: a line of history.jsonl each."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -33,18 +34,23 @@ class History:
 
     file: Path
     records: list[UpdateRecord]
+    writes: bool = True  # the main process of a group does
 
     @classmethod
-    def resume(cls, file: Path, updates: int) -> Self:
+    def resume(cls, file: Path, updates: int, *, writes: bool = True) -> Self:
         """The first `updates` lines. What a killed run wrote after its last checkpoint is dropped: it is done again."""
         lines = file.read_text().splitlines(keepends=True)[:updates] if updates else []
-        file.write_text("".join(lines))
-        return cls(file, [checked(UpdateRecord, line, file) for line in lines])
+        if writes:  # beside, for other processes of a group read it now
+            beside = file.with_suffix(".writing")
+            beside.write_text("".join(lines))
+            os.replace(beside, file)
+        return cls(file, [checked(UpdateRecord, line, file) for line in lines], writes)
 
     def append(self, record: UpdateRecord) -> None:
         self.records.append(record)
-        with self.file.open("a") as lines:
-            lines.write(record.model_dump_json() + "\n")
+        if self.writes:
+            with self.file.open("a") as lines:
+                lines.write(record.model_dump_json() + "\n")
 
     @property
     def rates(self) -> list[float | None]:

@@ -16,7 +16,10 @@ from torch import Tensor
 from wovr_core.chunk import CHUNK
 from wovr_core.imagination.masking import valid_steps
 from wovr_core.protocols import BrokenDreamError, DreamState, Policy, Readout, Simulator
+from wovr_core.training.distributed import SINGLE_PROCESS, ProcessGroup
 from wovr_core.trajectory import InitState, Observation
+
+BATCH = 64  # rollouts at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +58,22 @@ def dream(
     temperature: float,
     generator: torch.Generator,
     mask: bool = True,
-    batch: int = 64,
+    batch: int = BATCH,
     watch: Callable[[Tensor, UInt8[Tensor, "b frames c h w"]], None] | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+    note: Callable[[str], None] | None = None,
 ) -> Rollouts:
     """One imagined rollout from each start, until success (if masked) or until its steps are used up.
 
     Masked or not, a rollout ends at the first judged frame that the hallucination detector does not believe, and is no
     success. It also ends where the simulator's answer is not finite or is no dream at all: then it is broken. Finished
-    rollouts leave the batch. `watch` is called with the rows and the judged frames of every dreamt chunk.
+    rollouts leave the batch. `watch` is called with the rows and the judged frames of every dreamt chunk, `note` with
+    how far this has come. A process of a `group` dreams its own batches (`own_rows`), as a single process would.
     """
     firsts = range(0, len(starts), batch)
     seeds = torch.randint(2**62, (len(firsts),), generator=generator).tolist()  # so the order of batches is no matter
+    own = slice(group.rank, None, group.world_size)
+    parts: list[Rollouts] = []
 
     def part(first: int, seed: int) -> Rollouts:
         own = torch.Generator().manual_seed(seed)
@@ -73,7 +81,17 @@ def dream(
             return _dream(policy, simulator, starts[first : first + batch], temperature, own, mask, first, watch)
 
     with side_by_side() as pool:
-        return together(list(pool.map(part, firsts, seeds)))
+        for made in pool.map(part, firsts[own], seeds[own]):
+            parts.append(made)
+            if note is not None:
+                note(f"dreams: batch {len(parts)} of {len(firsts[own])}")
+    return together(parts) if parts else no_rollouts(starts[0])
+
+
+def own_rows(rollouts: int, group: ProcessGroup, *, batch: int = BATCH) -> Int[Tensor, " own"]:
+    """Those of so many rollouts that this process dreams: as many batches as every other, give or take one."""
+    rows = torch.arange(rollouts)
+    return rows[rows // batch % group.world_size == group.rank]
 
 
 @contextmanager
@@ -105,6 +123,23 @@ def together(parts: Sequence[Rollouts]) -> Rollouts:
         success=torch.cat([part.success for part in parts]),
         hallucinated=torch.cat([part.hallucinated for part in parts]),
         broken=torch.cat([part.broken for part in parts]),
+    )
+
+
+def no_rollouts(start: InitState) -> Rollouts:
+    """Those of a process that has no batch: none, with pictures, poses and actions like those of `start`."""
+    nobody = torch.zeros(0, dtype=torch.bool)
+    steps = torch.zeros(0, 0, CHUNK, start.actions.shape[-1])
+    return Rollouts(
+        starts=(),
+        frames=start.reference.new_zeros(0, 0, *start.reference.shape),
+        pose=start.pose.new_zeros(0, 0, start.pose.shape[-1]),
+        choices=steps,
+        log_prob=steps,
+        valid=steps[..., 0].bool(),
+        success=nobody,
+        hallucinated=nobody,
+        broken=nobody,
     )
 
 

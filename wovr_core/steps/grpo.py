@@ -4,8 +4,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from wovr_core.store.learning import save_learning
 from wovr_core.store.policies import open_policy, save_policy
 from wovr_core.store.world_models import open_simulator
 from wovr_core.training.checkpoint import load_checkpoint, save_checkpoint, scratch
+from wovr_core.training.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from wovr_core.training.loop import TrainingError
 from wovr_core.training.progress import counting
 from wovr_core.trajectory import InitState
 
 ENOUGH = 10  # episodes of a task, of which all or none succeed, to take it for always or never
+PATIENCE = timedelta(hours=12)  # with which a process of a group waits for the dreams of the others
 
 
 def improve_policy(
@@ -52,19 +55,20 @@ def improve_policy(
 ) -> Manifest:
     """GRPO in dreams that begin at the starts of real episodes and at keyframes.
 
-    A `simulator` serves `world_model` and `reward` from elsewhere; without one they are opened here.
-
-    Stops early when imagined success has risen by more than `max_imagined_gain`: beyond that a dream is likelier to
-    be exploited than to teach; or not at all for `patience` updates. Learns nothing where dreams do not end as reality
-    did (`refusal`). Writes one line of history an update. One that was killed goes on from its last snapshot.
+    A `simulator` serves `world_model` and `reward` from elsewhere; without one they are opened here. Stops early when
+    imagined success has risen by more than `max_imagined_gain`: beyond that a dream is likelier to be exploited than to
+    teach; or when it has not risen for `patience` updates. Learns nothing where dreams do not end as reality did
+    (`refusal`). Writes one line of history an update. One that was killed goes on from its last snapshot. Under
+    torchrun the processes share the work, and only the first of them returns.
     """
     data = open_episodes(episodes, task)
     if len(episodes) == 1:  # of the base policy: PACE goes on whatever a later one does
         check_something_to_learn(data, cfg)
-    chosen, actor = load_keyframes(keyframes, data, task), open_policy(policy, task)
+    chosen = load_keyframes(keyframes, data, task)
+    actor = open_policy(policy, task)
     dreams = simulator or open_simulator(world_model, reward, task, detector=cfg.detector)
     reference = open_policy(policy, task) if cfg.kl else None
-    learner = learner_of(cfg, task, actor, dreams, start_pool(data, chosen, cfg, task), reference)
+    pool = start_pool(data, chosen, cfg, task)
     past = read_manifest(policy, Kind.POLICY).summarised(PolicyFacts, policy)
     learnt_in = {"world_model": world_model, "reward": reward, "keyframes": keyframes}
     made_from = {"policy": policy, **learnt_in, **named(episodes)}
@@ -75,14 +79,13 @@ def improve_policy(
         writing(out, Kind.POLICY, settings=settings, made_from=made_from) as draft,
         scratch("grpo", json.dumps(settings), *draft.made_from.values()) as folder,
     ):
-        history, stopped = learner.learn(count, folder, tracker, refused=refusal(reward))
+        with process_group(PATIENCE) as group:
+            learner = learner_of(cfg, task, actor, dreams, pool, reference, group)
+            history, stopped = learner.learn(count, folder, tracker, refused=refusal(reward))
         save_policy(draft.folder, actor)
         for file in (history.file, *folder.glob("snapshot-*")):
             shutil.copy(file, draft.folder)
-        draft.summary |= summary_of(history, learner.pool, data) | {
-            "stopped": stopped,
-            "decisions": [decision.model_dump(mode="json") for decision in past.decisions],
-        }
+        draft.summary |= summary_of(history, stopped, pool, data, past)
         save_learning(
             draft.folder,
             settings=settings,
@@ -111,6 +114,7 @@ def learner_of(
     simulator: Simulator,
     pool: StartPool,
     reference: Policy | None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> "Learner":
     return Learner(
         cfg=cfg,
@@ -121,10 +125,11 @@ def learner_of(
         generator=torch.Generator().manual_seed(task.seed),
         mirrors=task.embodiment.mirrors,
         reference=reference,
+        group=group,
     )
 
 
-def summary_of(history: History, pool: StartPool, data: RealData) -> dict[str, Any]:
+def summary_of(history: History, stopped: str, pool: StartPool, data: RealData, before: PolicyFacts) -> dict[str, Any]:
     return {
         "updates": len(history.records),
         "imagined_frames": history.imagined_frames,
@@ -133,6 +138,8 @@ def summary_of(history: History, pool: StartPool, data: RealData) -> dict[str, A
         "real_success_before": data.success_rate,
         "starts": len(pool.initial),
         "keyframes": len(pool.keyframes),
+        "stopped": stopped,
+        "decisions": [decision.model_dump(mode="json") for decision in before.decisions],
     }
 
 
@@ -148,42 +155,62 @@ class Learner:
     generator: torch.Generator
     mirrors: tuple[Mirror, ...]
     reference: Policy | None  # of the KL penalty
+    group: ProcessGroup = SINGLE_PROCESS
 
     def learn(self, count: int, folder: Path, tracker: Tracker | None, *, refused: str = "") -> tuple[History, str]:
         """Up to `count` updates, and why there were fewer; none where it is `refused`.
 
         Goes on from the checkpoint in `folder`, if there is one.
         """
+        writes = self.group.is_main
         if refused:
-            return History.resume(folder / "history.jsonl", 0), refused
+            return History.resume(folder / "history.jsonl", 0, writes=writes), refused
         checkpoint, weights = folder / "checkpoint.safetensors", self.policy.learns()
         done = load_checkpoint(checkpoint, weights, (), self.optimiser, self.generator)
-        history = History.resume(folder / "history.jsonl", done)
+        self.check_alike(done, folder)
+        history = History.resume(folder / "history.jsonl", done, writes=writes)
+        standing = outlook(history, count) if done else ""
+
+        def within(note: str) -> None:
+            advance(0, ", ".join(filter(None, (standing, note))))
+
         with counting("grpo in dreams", count, unit="update", done=done) as advance:
             for update in range(done, count):
-                if update % self.cfg.snapshot_every == 0:
+                if update % self.cfg.snapshot_every == 0 and writes:
                     save_weights(folder, f"snapshot-{update:04d}", self.policy.saved())
                     save_checkpoint(checkpoint, weights, (), self.optimiser, self.generator, update)
                 start = time.monotonic()
-                record = self.update(update)
+                record = self.update(update, note=within)
                 if record is None:
                     return history, f"no group of dreams was informative at update {update}: all members agree"
                 history.append(record)
-                if tracker is not None:  # alone knows the clock: what is written down is hashed
+                if tracker is not None and writes:  # alone knows the clock: what is written down is hashed
                     tracker.log(metrics_of(record, seconds=time.monotonic() - start), step=update)
-                advance(note=outlook(history, count))
+                standing = outlook(history, count)
+                advance(note=standing)
                 if stopped := enough(self.cfg, history):
                     return history, stopped
         return history, ""
 
-    def update(self, number: int) -> UpdateRecord | None:
+    def check_alike(self, done: int, folder: Path) -> None:
+        """Raise `TrainingError` where the processes of the group would not go on from the same update."""
+        found = sorted(set(self.group.all_gather(torch.tensor([done])).tolist()))
+        if len(found) > 1:
+            raise TrainingError(
+                f"grpo: the processes have checkpoints of updates {', '.join(map(str, found))} in {folder}: let all of "
+                f"them see the same folder $WOVR_SCRATCH"
+            )
+
+    def update(self, number: int, note: Callable[[str], None] | None = None) -> UpdateRecord | None:
         """Sample groups and learn from them. None when no group was informative; the very first update must find one.
 
         Raises `TrainingError` when the simulator's answers were broken, or when there was nothing to begin with.
         """
         cfg = self.cfg
         try:
-            batch = sample_groups(self.policy, self.simulator, self.pool, cfg, generator=self.generator)
+            batch = sample_groups(
+                self.policy, self.simulator, self.pool, cfg, generator=self.generator, group=self.group, note=note
+            )
         except BrokenDreamError as error:
             raise TrainingError(f"grpo: at update {number} {error}; nothing was learnt from them") from error
         if batch is None and number == 0:
@@ -205,6 +232,9 @@ class Learner:
             generator=self.generator,
             mirrors=self.mirrors,
             reference=self.reference,
+            rows=batch.rows,
+            group=self.group,
+            note=note,
         )
         return UpdateRecord(
             update=number,
@@ -214,7 +244,7 @@ class Learner:
             groups_broken=batch.groups_broken,
             group_rates=tuple(batch.group_rates),
             imagined_frames=batch.imagined_frames,
-            valid_steps=batch.rollouts.length.float().mean().item(),
+            valid_steps=batch.valid_steps,
             **vars(outcome),
         )
 

@@ -1,8 +1,9 @@
-"""One training on several processes: FSDP2, started by torchrun, equal to one process up to the order of sums.
+"""One training on several processes, started by torchrun, equal to one process up to the order of sums.
 
-Every process draws the random numbers of one process, and learns from its own rows of each batch. Weights at rest,
-gradients, optimiser state and EMA are sharded (Rajbhandari et al. 2020; fully sharded data parallel); a step gathers
-the weights of one block at a time. Only the main process, of rank 0, logs and writes.
+Every process draws the random numbers of one process, and learns from its own rows of each batch. Of a world model
+weights at rest, gradients, optimiser state and EMA are sharded (Rajbhandari et al. 2020; fully sharded data parallel,
+FSDP2); a step gathers the weights of one block at a time. What learns of a policy is small: it lies whole on every
+process, and its gradients are added up. Only the main process, of rank 0, logs and writes.
 
 What a single process does not need is imported where it is used: it takes a second, and every task would pay.
 """
@@ -66,30 +67,50 @@ class ProcessGroup:
         size = here // accumulate
         return [slice(rows.start + i * size, rows.start + (i + 1) * size) for i in range(accumulate)]
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a number over all processes; each of them gets it."""
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes; each of them gets it."""
         if self.world_size > 1:
             value = value.detach().clone()
             dist.all_reduce(value)
-            value = value / self.world_size
         return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes; each of them gets it."""
+        return self.sum(value) / self.world_size if self.world_size > 1 else value
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, those of rank 0 first; each gets all. They may differ in number, and are small."""
+        if self.world_size == 1:
+            return rows
+        parts = [rows] * self.world_size
+        dist.all_gather_object(parts, rows)
+        return torch.cat(parts)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up the gradients of all processes, in one buffer as large as all of them; who has none adds zeros."""
+        if self.world_size > 1:
+            own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            whole = self.sum(torch.cat([gradient.flatten() for gradient in own]))
+            for parameter, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+                parameter.grad = part.view_as(parameter)
 
 
 SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def process_group() -> Iterator[ProcessGroup]:
+def process_group(patience: timedelta = PATIENCE) -> Iterator[ProcessGroup]:
     """The group that torchrun has started, or a single process. When the work is done, all but the main process end.
 
-    What follows a training (measuring, writing) is done by the main process.
+    What follows a training (measuring, writing) is done by the main process. A process waits for the others for as long
+    as its `patience`; where one ends with an error, torchrun ends the others within seconds.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield SINGLE_PROCESS
         return
     backend = "cpu:gloo,cuda:nccl" if compute_device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=patience)
     try:
         group = ProcessGroup(dist.get_rank(), size)
         yield group
