@@ -44,28 +44,24 @@ def improve_policy(
     """
     from pathlib import Path
 
-    from components.platform.endpoint import simulator_at
+    from components.platform.cluster import run_or_submit
+    from components.platform.endpoint import improve_policy as step
     from components.platform.tracking import following
     from wovr_core import settings
-    from wovr_core.steps.grpo import improve_policy as step
 
-    cfg = settings.GrpoSettings.model_validate(grpo)
-    dreams = {"world_model": Path(world_model.path), "reward": Path(reward.path)}
-    branches = {"task": task, "grpo": grpo, "pace": pace}
-    with following("grpo", {name: branch for name, branch in branches.items() if branch}) as tracker:
-        manifest = step(
-            cfg,
-            settings.TaskSettings.model_validate(task),
-            policy=Path(policy.path),
-            keyframes=Path(keyframes.path),
-            episodes=[Path(part.path) for part in (episodes, newest) if part],
-            out=Path(improved.path),
-            updates=settings.PaceSettings.model_validate(pace).updates if pace else None,
-            simulator=simulator_at(endpoint, **dreams, detector=cfg.detector),
-            tracker=tracker,
-            **dreams,
-        )
-    improved.metadata.update(manifest.summary)
+    branches = {name: tree for name, tree in {"task": task, "grpo": grpo, "pace": pace}.items() if tree}
+    cfg, shared = settings.GrpoSettings.model_validate(grpo), settings.TaskSettings.model_validate(task)
+    ports = {name: Path(port.path) for name, port in {"policy": policy, "keyframes": keyframes}.items()}
+    ports |= {"world_model": Path(world_model.path), "reward": Path(reward.path), "out": Path(improved.path)}
+    ports |= {"episodes": [Path(part.path) for part in (episodes, newest) if part]}
+    words = {"endpoint": endpoint} if endpoint else {}
+    words |= {"updates": settings.PaceSettings.model_validate(pace).updates} if pace else {}
+
+    def here():
+        with following("grpo", branches) as tracker:
+            return step(cfg, shared, **ports, **words, tracker=tracker)
+
+    improved.metadata.update(run_or_submit("grpo", branches, here, words=words, **ports).summary)
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)

@@ -78,20 +78,30 @@ class TrainJobs(Section):
 
 
 def run_or_submit(
-    word: str, settings: Mapping[str, Any], here: Callable[[], Manifest], *, out: Path, **ports: Path | Sequence[Path]
+    word: str,
+    settings: Mapping[str, Any],
+    here: Callable[[], Manifest],
+    *,
+    out: Path,
+    words: Mapping[str, str | int] = {},
+    **ports: Path | Sequence[Path],
 ) -> Manifest:
-    """Do a step here, or on the machines that $WOVR_TRAINJOB names; either way the artifact lies at `out`."""
+    """Do a step here, or on the machines that $WOVR_TRAINJOB names; either way the artifact lies at `out`.
+
+    `words` are the step's ports that are no artifacts.
+    """
     jobs = TrainJobs.from_env()
     if jobs is None:
         return here()
     storage = Storage.from_env()
     digests = {name: [read_manifest(path).digest for path in _many(paths)] for name, paths in sorted(ports.items())}
-    key = sha256(json.dumps([word, dict(settings), digests, images.code()], sort_keys=True).encode()).hexdigest()[:16]
+    asked = [word, dict(settings), digests, dict(words), images.code()]
+    key = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     place = f"trainjobs/{word}-{key}"
     if not storage.history(place):
         uris = {name: [storage.put(path, f"inputs/{name}") for path in _many(paths)] for name, paths in ports.items()}
         uri = f"s3://{storage.bucket.name}/{place}"
-        job = train_job(jobs, f"wovr-{word}-{key}".replace("_", "-"), command_of(word, uris, uri), settings)
+        job = train_job(jobs, f"wovr-{word}-{key}".replace("_", "-"), command_of(word, uris, uri, words), settings)
         cluster = Cluster(jobs.namespace)
         cluster.submit(job)
         cluster.follow(job["metadata"]["name"], hours=jobs.hours)
@@ -102,9 +112,14 @@ def run_or_submit(
         raise ClusterError(f"the job of {word} ended well, but left nothing at {place}: {error}") from error
 
 
-def command_of(word: str, uris: Mapping[str, Sequence[str]], out: str) -> list[str]:
+def command_of(
+    word: str, uris: Mapping[str, Sequence[str]], out: str, words: Mapping[str, str | int] = {}
+) -> list[str]:
     """What every node runs; torchrun reads from its environment, which the runtime sets, who the others are."""
-    ports = [part for name, several in uris.items() for uri in several for part in (f"--{name.replace('_', '-')}", uri)]
+    values = {**uris, **{name: [str(value)] for name, value in words.items()}}
+    ports = [
+        part for name, several in values.items() for one in several for part in (f"--{name.replace('_', '-')}", one)
+    ]
     return ["torchrun", "-m", "pipelines", "step", word, "-", *ports, "--out", out]
 
 

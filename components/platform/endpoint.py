@@ -4,10 +4,12 @@ Apart from `triton.py`, so that who dreams in process need not wait for imports 
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from wovr_core.protocols import Simulator
-from wovr_core.settings import ServeSettings
+from wovr_core.artifacts import Manifest
+from wovr_core.protocols import Simulator, Tracker
+from wovr_core.settings import GrpoSettings, ServeSettings, TaskSettings
 
 URL, REPOSITORY = "WOVR_TRITON_URL", "WOVR_TRITON_REPOSITORY"  # host:port of gRPC; the folder Triton loads models from
 
@@ -24,6 +26,41 @@ def serve_dreams(cfg: ServeSettings, *, world_model: Path, reward: Path) -> str:
             f"${URL} names a Triton server, but ${REPOSITORY} does not say which folder it loads models from"
         )
     return deploy(cfg, url=url, repository=Path(repository), world_model=world_model, reward=reward)
+
+
+def improve_policy(
+    cfg: GrpoSettings,
+    task: TaskSettings,
+    *,
+    policy: Path,
+    world_model: Path,
+    reward: Path,
+    keyframes: Path,
+    episodes: Sequence[Path],
+    out: Path,
+    updates: int | None = None,
+    endpoint: str = "",
+    tracker: Tracker | None = None,
+) -> Manifest:
+    """GRPO in dreams of this process, or in those that Triton serves at an `endpoint`.
+
+    Every process of a group asks Triton for its own dreams.
+    """
+    from wovr_core.steps.grpo import improve_policy as step
+
+    dreams = {"world_model": world_model, "reward": reward}
+    return step(
+        cfg,
+        task,
+        policy=policy,
+        keyframes=keyframes,
+        episodes=episodes,
+        out=out,
+        updates=updates,
+        simulator=simulator_at(endpoint, **dreams, detector=cfg.detector),
+        tracker=tracker,
+        **dreams,
+    )
 
 
 def simulator_at(endpoint: str, *, world_model: Path, reward: Path, detector: bool) -> Simulator | None:

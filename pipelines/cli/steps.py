@@ -1,7 +1,8 @@
 """One step alone, outside any pipeline: from settings and the paths of artifacts to an artifact."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from importlib import import_module
 from inspect import Parameter, signature
@@ -10,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from components.platform.mlflow_client import check_tracking
 from components.platform.storage import Storage
+from components.platform.tracking import following
 from pipelines.cli.words import STEPS
 from wovr_core.artifacts import Manifest
 from wovr_core.artifacts.names import is_address
@@ -37,15 +39,24 @@ def run_step(word: str, settings: Settings, words: Sequence[str]) -> Any:
     values = {name: value if name == "out" else _fetched(value) for name, value in values.items()}
     if stored:
         values["out"] = _place(stored)
-    if (rank := os.environ.get("RANK", "0")) != "0":  # of torchrun's processes the first one writes
+    if rank := int(os.environ.get("RANK", 0)):  # of torchrun's processes the first one writes
         values["out"], stored = values["out"].with_name(f".{values['out'].name}.rank-{rank}"), ""
-    branches = {type(branch): branch for _, branch in settings}
     hints = get_type_hints(function)
-    sections = [branches[hints[name]] for name in signature(function).parameters if _is_branch(hints[name])]
-    done = function(*sections, **values)
+    wanted = [hints[name] for name in signature(function).parameters if _is_branch(hints[name])]
+    branches = {name: branch for kind in wanted for name, branch in settings if type(branch) is kind}
+    with _followed(word, branches) if "tracker" in hints and not rank else nullcontext({}) as beside:
+        done = function(*branches.values(), **values, **beside)
     if stored:
         Storage.from_env().put(values["out"], name)
     return done
+
+
+@contextmanager
+def _followed(word: str, branches: Mapping[str, Section]) -> Iterator[dict[str, Any]]:
+    """The tracker that a step asks for: None where no server of MLflow is named."""
+    settings = {name: branch.model_dump(mode="json") for name, branch in branches.items()}
+    with following("world_model refit" if word == "pace" else word, settings) as tracker:
+        yield {"tracker": tracker}
 
 
 def check_step(word: str, settings: Settings) -> None:
@@ -89,9 +100,13 @@ def usage(word: str, function: Callable[..., Any]) -> str:
     ports = []
     for name, kind, required in _ports(function):
         several = " (several)" if _by_name(kind) else " (several: oldest first)" if _many(kind) else ""
-        one = f"--{name} {'N' if _integer(kind) else 'NAME=PATH' if _by_name(kind) else 'PATH'}{several}"
+        one = f"--{name} {_form(kind)}{several}"
         ports.append(one if required else f"[{one}]")
     return f"wovr step {word} CONFIG {' '.join(ports)}"
+
+
+def _form(kind: Any) -> str:
+    return "N" if _integer(kind) else "NAME" if kind is str else "NAME=PATH" if _by_name(kind) else "PATH"
 
 
 def _ports(function: Callable[..., Any]) -> list[tuple[str, Any, bool]]:
@@ -128,6 +143,8 @@ def _value(name: str, kind: Any, texts: list[str]) -> Any:
         if not texts[0].isascii() or not texts[0].isdigit():
             raise PortsError(f"--{name} is {texts[0]!r}, and takes a whole number. Write it in digits")
         return int(texts[0])
+    if kind is str:
+        return texts[0]
     if _by_name(kind):
         pairs = [text.partition("=") for text in texts]
         if wrong := [text for text, (word, _, path) in zip(texts, pairs, strict=True) if not word or not path]:
@@ -160,7 +177,7 @@ def _many(kind: Any) -> bool:
 
 def _is_port(kind: Any) -> bool:
     """A path, several, or a number; what a step is handed as an object, a tracker say, cannot be typed."""
-    return bool({Path, int} & {kind, *get_args(kind)})
+    return bool({Path, int, str} & {kind, *get_args(kind)})
 
 
 def _is_branch(kind: Any) -> bool:

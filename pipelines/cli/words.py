@@ -8,7 +8,7 @@ STEPS = {
     "cotrain": "wovr_core.steps.cotrain:cotrain_policy",
     "serve": "components.platform.endpoint:serve_dreams",
     "keyframes": "wovr_core.steps.keyframes:mine_keyframes",
-    "grpo": "wovr_core.steps.grpo:improve_policy",
+    "grpo": "components.platform.endpoint:improve_policy",
     "pace": "wovr_core.steps.pace:refit_world_model",
     "choose": "wovr_core.steps.pace:choose_policy",
     "retrain": "wovr_core.steps.retrain:look_for_change",

@@ -27,7 +27,7 @@ from wovr_core.strict_yaml import YamlError, read_tree
 FOLDER = Path(__file__).parents[1] / "profiles"
 LEARNT, TRIED = {PolicyArtifact, WorldModelArtifact, RewardModelArtifact}, {EpisodesArtifact, EvaluationArtifact}
 OPENED = LEARNT | {EpisodesArtifact, dsl.Artifact}  # kinds that are large in memory; a list's kind is not known
-HANDED_OVER = ("train-world-model", "refit-world-model")  # that carriers can hand to a TrainJob
+HANDED_OVER = ("train-world-model", "refit-world-model", "improve-policy")  # that carriers can hand to a TrainJob
 Gibibytes = Annotated[str, Field(pattern=r"^[1-9][0-9]*Gi$")]
 Labels = dict[str, Annotated[str, Field(max_length=63)]]
 
@@ -65,7 +65,7 @@ class Profile(Section):
     accelerator: str = "nvidia.com/gpu"
     retries: int = Field(default=2, ge=0)  # of a task whose pod was lost
     parallel: PositiveInt | None = None  # pods that collect side by side, at most; none: all shards at once
-    train_jobs: TrainJobs | None = None  # that world models learn on, instead of in the task's own pod
+    train_jobs: TrainJobs | None = None  # that world models and policies learn on, instead of in the task's own pod
 
     @model_validator(mode="after")
     def _has_memory_for_episodes(self) -> "Profile":

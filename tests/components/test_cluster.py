@@ -1,18 +1,22 @@
 """A step handed over to TrainJobs: the real kubernetes client, a real S3, the very command really run by torchrun."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kubeflow_trainer_api import models
 from kubernetes.client import ApiClient, Configuration
 
+from components.grpo.component import improve_policy
 from components.platform import cluster
 from components.platform.cluster import Cluster, ClusterError, TrainJobs, command_of, run_or_submit, train_job
+from pipelines.cli.steps import _read, step_named
 from pipelines.stack.stack import Stack
 from tests.components.trainer_double import Double, trainer
 from tests.steps.conftest import TASK, WORLD_MODEL, collection
 from wovr_core.artifacts import load_weights, read_manifest
+from wovr_core.settings import GrpoSettings, PaceSettings
 from wovr_core.steps.world_model import train_world_model
 
 TOLERANCE = 2e-5  # as in tests/core/test_distributed.py
@@ -85,6 +89,29 @@ def test_a_training_on_two_processes_elsewhere_comes_back_as_if_it_were_made_her
     assert torch.equal(
         *(load_weights(tmp_path / name, "world_model")[next(iter(ours))] for name in ("again", "fitted"))
     )
+
+
+def test_what_improves_a_policy_is_handed_over_with_its_updates_and_its_endpoint(monkeypatch, tmp_path):
+    asked = {}
+
+    def hand_over(word, settings, here, *, out, words, **ports):
+        asked.update(word=word, settings=settings, words=words, ports=ports)
+        return SimpleNamespace(summary={"updates": 5})
+
+    monkeypatch.setattr(cluster, "run_or_submit", hand_over)
+    names = ("policy", "world_model", "reward", "keyframes", "episodes", "newest", "improved")
+    ports = {name: SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in names}
+    branches = {"task": TASK, "grpo": GrpoSettings(), "pace": PaceSettings(updates=5)}
+    trees = {name: branch.model_dump(mode="json") for name, branch in branches.items()}
+    improve_policy.python_func(**trees, **ports, endpoint="wovr-1")
+    assert asked["settings"] == trees and ports["improved"].metadata == {"updates": 5}
+    uris = {
+        name: [f"s3://wovr/{name}"] * (2 if isinstance(paths, list) else 1) for name, paths in asked["ports"].items()
+    }
+    command = command_of(asked["word"], uris, "s3://wovr/out", asked["words"])
+    assert command[:6] == ["torchrun", "-m", "pipelines", "step", "grpo", "-"]
+    read = dict(_read("grpo", step_named("grpo"), command[6:]))
+    assert (read["endpoint"], read["updates"], len(read["episodes"])) == ("wovr-1", 5, 2)
 
 
 def test_without_a_wish_for_machines_the_step_is_done_here(monkeypatch, tmp_path):

@@ -81,6 +81,13 @@ def test_several_gpus_share_what_they_can():
     assert four.blocks > 0 == one.blocks
 
 
+@pytest.mark.parametrize(("groups", "gpus", "dream"), [(64, 1, 1), (64, 8, 4), (80, 4, 2), (1024, 8, 8)])
+def test_gpus_share_dreams_in_batches_of_64(groups, gpus, dream):
+    settings = Settings.parse({"grpo": {"num_groups": groups, "group_size": 4}})
+    made = Plan(settings, Counts(**dict.fromkeys(Counts.__annotations__, 1)), gpus)
+    assert {work.gpus for work in made.work if work.name.startswith("GRPO")} == {dream}
+
+
 def test_what_does_not_fit_has_a_knob_that_makes_it_fit():
     whole, spared = plan().learning.total, plan(recompute=True).learning.total
     chip = CHIPS["h100"]._replace(memory=(whole + spared) / 2 / 0.9)

@@ -1,19 +1,22 @@
 """What a user types, and what a mistake is answered with."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pipelines.cli import steps
 from pipelines.cli.app import app
-from pipelines.cli.steps import _read, step_named
+from pipelines.cli.steps import _read, run_step, step_named
 from pipelines.cli.terminal import CONFIGS
 from pipelines.cli.words import STEPS
 from pipelines.runner.preflight import check_settings
 from wovr_core.artifacts import Kind, writing
+from wovr_core.protocols import Tracker
 from wovr_core.setting_errors import SettingsError
-from wovr_core.settings import Settings
+from wovr_core.settings import GrpoSettings, Settings, TaskSettings
 
 
 def wovr(*words: str):
@@ -93,6 +96,27 @@ def test_a_step_given_an_artifact_of_the_wrong_kind_says_so_and_writes_nothing(t
     assert answer.exit_code == 1
     assert "expected Policy" in answer.stderr and "got Verdict" in answer.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_step_alone_is_followed_as_a_task_is_and_by_one_process_of_a_group(monkeypatch, tmp_path):
+    followed = []
+
+    @contextmanager
+    def following(word, settings):
+        followed.append((word, settings))
+        yield "a tracker"
+
+    def learn(cfg: GrpoSettings, task: TaskSettings, *, out: Path, tracker: Tracker | None = None):
+        return tracker, out.name
+
+    monkeypatch.setattr(steps, "following", following)
+    monkeypatch.setattr(steps, "step_named", lambda word: learn)
+    ports = ["--out", str(tmp_path / "out")]
+    assert run_step("grpo", Settings(), ports) == ("a tracker", "out")
+    monkeypatch.setenv("RANK", "1")
+    assert run_step("grpo", Settings(), ports) == (None, ".out.rank-1")
+    branches = {name: branch.model_dump(mode="json") for name, branch in Settings() if name in ("task", "grpo")}
+    assert followed == [("grpo", branches)]
 
 
 def test_a_report_of_a_run_that_never_was_says_so(tmp_path):

@@ -162,7 +162,7 @@ def test_pull_secrets_that_are_named_reach_every_pod(monkeypatch):
     assert all([one["secretName"] for one in pod["imagePullSecret"]] == ["one", "two"] for pod in pods.values())
 
 
-def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job():
+def test_with_eight_gpus_what_learns_long_is_handed_to_a_train_job():
     spec, _ = compiled("posttrain", "gpu8")
     executors = spec["deploymentSpec"]["executors"]
     told = {
@@ -170,7 +170,8 @@ def test_with_eight_gpus_a_world_model_is_handed_to_a_train_job():
         for label, executor in executors.items()
     }
     handed = {name for name, value in told.items() if value}
-    assert {name.rstrip("0123456789").rstrip("-") for name in handed} == {"train-world-model", "refit-world-model"}
+    long = {"train-world-model", "refit-world-model", "improve-policy"}
+    assert {name.rstrip("0123456789").rstrip("-") for name in handed} == long
     for name in handed:
         assert TrainJobs.model_validate_json(told[name][0]) == profile_named("gpu8").train_jobs
         assert "accelerator" not in executors[f"exec-{name}"]["container"]["resources"], "the pod that waits needs none"

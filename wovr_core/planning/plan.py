@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import NamedTuple
 
 from wovr_core.architecture import ArchitectureSettings
 from wovr_core.chunk import CHUNK
+from wovr_core.imagination.rollout import BATCH
 from wovr_core.planning.counting import Counts
 from wovr_core.planning.memory import Saved, saved_in_step
 from wovr_core.settings import Settings, WorldModelSettings
@@ -14,7 +16,6 @@ from wovr_core.store.world_models import architecture_of
 
 GB = 1e9
 SUSTAINED = 0.4  # of a chip's peak: an assumption, until a GPU has been measured (benchmarks/gpu)
-BATCH = 64  # dreams at once
 SPARE = 0.1  # of a chip's memory: its allocator, collectives, and CUDA itself
 
 
@@ -64,7 +65,7 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What settings cost with so many GPUs for the world model's training; all else runs on one."""
+    """What settings cost with so many GPUs for what learns long, world model and policy; all else runs on one."""
 
     settings: Settings
     counts: Counts
@@ -76,6 +77,12 @@ class Plan:
     def rollouts(self) -> int:
         """Of an update."""
         return self.settings.grpo.num_groups * self.settings.grpo.group_size
+
+    @property
+    def dreaming_gpus(self) -> int:
+        """Those that GRPO can use: they share an update's dreams in batches, and each learns from its own."""
+        batches = ceil(self.rollouts / BATCH)
+        return batches // ceil(batches / self.gpus)
 
     @property
     def chunks(self) -> float:
@@ -98,7 +105,7 @@ class Plan:
     def work(self) -> list[Effort]:
         """Of a whole run; what the simulator and the tiny rest compute is left out."""
         cfg, pace, counts = self.settings, self.settings.pace, self.counts
-        model, rounds = cfg.world_model, 1 + pace.rounds
+        model, rounds, gpus = cfg.world_model, 1 + pace.rounds, self.dreaming_gpus
         lessons = model.batch * (model.steps + pace.rounds * pace.steps)
         frames = cfg.reward.batch * (cfg.reward.steps + cfg.reward.imagined_steps) * rounds
         replayed = (cfg.collect.episodes + pace.rounds * pace.episodes) * cfg.task.horizon / CHUNK
@@ -106,9 +113,9 @@ class Plan:
             Effort("world model: windows", lessons, counts.lesson, self.gpus),
             Effort("reward model: frames", frames, counts.frame_lesson, 1),
             Effort("reward model: chunks of real episodes, dreamt", replayed, counts.imagine + counts.look, 1),
-            Effort("GRPO: starts, encoded", self.updates * self.rollouts, counts.begin, 1),
-            Effort("GRPO: chunks, dreamt and judged", self.updates * self.chunks, self.chunk, 1),
-            Effort("GRPO: chunks, learnt from", self.updates * self.chunks * cfg.grpo.epochs, 3 * counts.decide, 1),
+            Effort("GRPO: starts, encoded", self.updates * self.rollouts, counts.begin, gpus),
+            Effort("GRPO: chunks, dreamt and judged", self.updates * self.chunks, self.chunk, gpus),
+            Effort("GRPO: chunks, learnt from", self.updates * self.chunks * cfg.grpo.epochs, 3 * counts.decide, gpus),
         ]
 
     def frames_per_second(self, chip: Chip) -> float:

@@ -20,7 +20,9 @@ GB, T = 1e9, 1e12
 def plan(
     config: Config = "tabletop",
     values: Values = None,
-    gpus: Annotated[int, typer.Option(min=1, max=1024, help="On which the world model learns; the rest has one.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=1024, help="On which world model and policy learn; the rest has one.")
+    ] = 1,
     chip: Annotated[str, typer.Option(help="a100, h100, h200, l40s or rtx4090.")] = "h200",
 ) -> None:
     """Say what a run of CONFIG costs: weights, operations, hours, memory, episodes and bytes.
@@ -84,7 +86,8 @@ def _work(plan: "Plan", name: str, chip: "Chip") -> Table:
 
 
 def _memory(plan: "Plan", name: str, chip: "Chip") -> Table:
-    from wovr_core.planning.plan import BATCH, SPARE
+    from wovr_core.imagination.rollout import BATCH
+    from wovr_core.planning.plan import SPARE
 
     table, learning = _table(f"Memory of a GPU, of {chip.memory / GB:.0f} GB on {name}", "", "GB"), plan.learning
     for part, size in learning._asdict().items():
