@@ -132,6 +132,25 @@ def test_a_frame_is_wrong_where_a_neighbourhood_is_off_and_not_when_a_pixel_is(g
     assert torch.equal(frame_errors(imagined, real, tolerance=0.05), expected)
 
 
+def test_the_detector_sees_the_same_share_of_a_large_picture(generator):
+    small = torch.randint(256, (2, 3, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    other = (small.float() + 60 * torch.rand(small.shape, generator=generator)).clamp(max=255).to(torch.uint8)
+    large, larger_other = (pictures.repeat_interleave(4, -1).repeat_interleave(4, -2) for pictures in (small, other))
+    middle = (small.float() - other.float()).abs().mean(-3).unfold(-1, 6, 3).unfold(-3, 6, 3).mean((-1, -2)) / 255
+    tolerance = middle.flatten(-2).amax(-1).median().item()
+
+    wrong = frame_errors(small, other, tolerance=tolerance)
+
+    assert (
+        wrong.any() and not wrong.all() and torch.equal(wrong, frame_errors(large, larger_other, tolerance=tolerance))
+    )
+    detector = FrameErrorClassifier(threshold=0.5)
+    torch.testing.assert_close(
+        detector.score(large.flatten(0, 1), larger_other.flatten(0, 1)),
+        detector.score(small.flatten(0, 1), other.flatten(0, 1)),
+    )
+
+
 def test_the_detector_keeps_the_share_of_right_dreams_that_it_is_set_to_and_no_more():
     score = torch.arange(100) / 100
     assert (score < threshold_for_recall(score, 0.95)).sum() == 95

@@ -20,7 +20,8 @@ from wovr_core.training.precision import autocast
 from wovr_core.trajectory import to_unit
 
 TOLERANCE = 0.12  # of a neighbourhood's mean absolute error, a share of the pixel range
-CELL = 6  # pixels: the side of the neighbourhood in which an error is averaged
+CELL = 6  # pixels: the side of the neighbourhood in which an error is averaged, in a picture of at most 127
+SIDE = 64  # pixels across: a larger picture is averaged down to as many or some more
 
 
 class FrameErrorClassifier(nn.Module):
@@ -45,9 +46,12 @@ class FrameErrorClassifier(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, frames: Float[Tensor, "b 3 h w"], references: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        """Logits: the strongest evidence anywhere in the frame."""
+        """Logits: the strongest evidence anywhere in the frame.
+
+        What it looks at is the same share of a picture of any size, for large ones are averaged down first.
+        """
         with autocast(self.dtype, frames.device):
-            evidence = self.local(torch.cat([frames, references], 1)).float()
+            evidence = self.local(averaged_down(torch.cat([frames, references], 1))).float()
         return evidence.flatten(1).logsumexp(-1) - 3
 
     def score(self, frames: UInt8[Tensor, "b 3 h w"], references: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
@@ -64,14 +68,23 @@ class FrameErrorClassifier(nn.Module):
         return torch.stack([self.score(sequence, reference.expand_as(sequence)) for sequence, reference in pairs])
 
 
+def averaged_down(pictures: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b y x"]:
+    """Pictures at least twice as wide as `SIDE`, smaller by a whole factor; any other as it is."""
+    factor = pictures.shape[-1] // SIDE
+    return F.avg_pool2d(pictures, factor) if factor > 1 else pictures
+
+
 def frame_errors(
     imagined: UInt8[Tensor, "b t 3 h w"] | StoredFrames,
     real: UInt8[Tensor, "b t 3 h w"] | StoredFrames,
     *,
     tolerance: float = TOLERANCE,
 ) -> Bool[Tensor, "b t"]:
-    """Frames with a neighbourhood whose mean absolute error exceeds `tolerance`, a share of the pixel range."""
-    off = ((a.float() - b.float()).abs().mean(-3) / 255 for a, b in zip(imagined, real, strict=True))
+    """Frames with a neighbourhood whose mean absolute error exceeds `tolerance`, a share of the pixel range.
+
+    Neighbourhoods are the same share of a picture of any size.
+    """
+    off = (averaged_down((a.float() - b.float()).abs().mean(-3) / 255) for a, b in zip(imagined, real, strict=True))
     return torch.stack([F.avg_pool2d(each, CELL, CELL // 2).flatten(-2).amax(-1) for each in off]) > tolerance
 
 
