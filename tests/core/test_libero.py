@@ -13,6 +13,7 @@ pytest.importorskip("libero", reason="LIBERO is not installed: make libero")
 from wovr_core.artifacts.episodes import cameras_of, read_episodes
 from wovr_core.cameras import apart
 from wovr_core.embodiment import LiberoOptions
+from wovr_core.envs import libero
 from wovr_core.envs.experts.libero import unknown
 from wovr_core.envs.libero import STATES, SUITES, Libero, LiberoError, place
 from wovr_core.envs.splits import Split
@@ -41,7 +42,7 @@ AS_OTHERS = ("libero_spatial", "libero_goal", "libero_10")  # other things, and 
 @pytest.mark.parametrize(
     "suite", [pytest.param(suite, marks=[pytest.mark.long] * (suite in AS_OTHERS)) for suite in SUITES]
 )
-def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
+def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite, monkeypatch):
     tasks = [0, 1] if suite in AS_OTHERS else [0]  # to change between tasks takes ten seconds a time
     with Libero(suite, tasks) as env:
         frames, states = replay(env, COLLECTION, 6)
@@ -56,10 +57,15 @@ def test_every_suite_is_laid_out_stepped_drawn_and_replayed_bit_for_bit(suite):
 
         if suite == "libero_object":
             os.kill(env._workers[1].process.pid, signal.SIGKILL)
-            with pytest.raises(EnvironmentLostError, match="died"):
+            with pytest.raises(EnvironmentLostError, match=r"process 1 died \(exit code -9\)"):
                 replay(env, COLLECTION, 6)
             again, _ = replay(env, COLLECTION, 6)  # in a process that knows nothing of the one before
             assert torch.equal(frames, again)
+
+            os.kill(env._workers[1].process.pid, signal.SIGSTOP)
+            with monkeypatch.context() as hasty, pytest.raises(EnvironmentLostError, match="gave no answer within 2 s"):
+                hasty.setattr(libero, "PATIENCE", 2.0)
+                env.observe()
 
 
 @pytest.mark.slow

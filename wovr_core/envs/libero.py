@@ -169,9 +169,9 @@ class Libero:
         answers = [worker.answer() for worker in self._active]
         lost = [worker for worker in self._active if not worker.alive]
         if lost:
-            codes = ", ".join(str(worker.process.exitcode) for worker in lost)
+            end = f"{lost[0].end} (exit code {lost[0].process.exitcode})"
             self._workers = [_Worker(self._arguments, w.slot) if w in lost else w for w in self._workers]
-            raise EnvironmentLostError(f"LIBERO's process {lost[0].slot} died (exit code {codes}) and was replaced")
+            raise EnvironmentLostError(f"LIBERO's process {lost[0].slot} {end} and was replaced")
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -202,7 +202,7 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(far, slot, *arguments), daemon=True, name=f"libero-{slot}")
         self.process.start()
         far.close()
-        self.alive = True
+        self.alive, self.end = True, "died"
 
     def ask(self, word: str, *arguments: Any) -> None:
         try:
@@ -212,7 +212,9 @@ class _Worker:
 
     def answer(self) -> Any:
         try:
-            if self.alive and self._pipe.poll(PATIENCE):
+            if self.alive and not self._pipe.poll(PATIENCE):
+                self.end = f"gave no answer within {PATIENCE:g} s, perhaps for want of processor time,"
+            elif self.alive:
                 return self._pipe.recv()
         except (EOFError, OSError):
             pass
