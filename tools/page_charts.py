@@ -86,12 +86,22 @@ def rollout(rows: list[Row]) -> str:
     return alone(intervals(subjects, axis, "Rollouts beside RLinf's loop, by dreams at once"))
 
 
+def tabletop_flow(rows: list[Row]) -> str:
+    title = "Real success of a flow policy, before and after learning in dreams"
+    subjects = []
+    for seed, base, improved, _ in rows:
+        marks = [interval(base, "soft", 100, " %, base"), interval(improved, "real", 100, " %")]
+        subjects.append((f"seed {seed}", marks))
+    return alone(intervals(subjects, Axis.share("success; line: 95 % interval"), title))
+
+
 PICTURES: dict[str, Callable[[list[Row]], str]] = {
     "forecast": forecast,
     "libero": libero,
     "performance": performance,
     "retrain": retrain,
     "rollout": rollout,
+    "tabletop-flow": tabletop_flow,
     "training-scale": training_scale,
 }
 
